@@ -1,0 +1,239 @@
+//! Desired and observed state.
+
+use crate::policy::NetPolicy;
+use crate::{AddressPair, Egress, Endpoint, InstanceId, Limits, LinkName, NativeRuntime, NetworkId, Secret, ServiceId, ServiceKind, Slug, ZoneId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// Counts the desired states; an older one is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Generation(pub u64);
+
+/// All that should run, with every choice made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DesiredState {
+    /// Its number.
+    pub generation: Generation,
+    /// Services by slug (unique in the workspace).
+    pub services: BTreeMap<Slug, Service>,
+}
+
+/// An environment of a project.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EnvironmentRef {
+    /// Project name as written.
+    pub project: String,
+    /// Environment name as written.
+    pub name: String,
+    /// `networking.isolation: enabled`.
+    pub isolated: bool,
+}
+
+/// One service, resolved: references replaced by values, addresses chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Stable id.
+    pub id: ServiceId,
+    /// Name as written.
+    pub name: String,
+    /// Internal host name and sub-domain.
+    pub slug: Slug,
+    /// Type.
+    pub kind: ServiceKind,
+    /// The blueprint file it came from (absolute path).
+    pub blueprint: PathBuf,
+    /// Region word, `oregon` unless said.
+    pub region: String,
+    /// Its private network.
+    pub network: NetworkId,
+    /// Its environment, if any.
+    pub environment: Option<EnvironmentRef>,
+    /// Its policy zone.
+    pub zone: ZoneId,
+    /// Service address; `None` for what receives nothing.
+    pub vip: Option<AddressPair>,
+    /// The expected main port: `PORT` or 10000 for web and private services, 6379 for a Key Value.
+    pub port: Option<u16>,
+    /// `x-moat.allowFrom`: slugs that may reach it; `None` is the open default.
+    pub allow_from: Option<BTreeSet<Slug>>,
+    /// `x-moat.egress`.
+    pub egress: Egress,
+    /// How many instances should be ready (cron jobs: 0, their runs are started by schedule).
+    pub instances: u32,
+    /// Limits of each instance.
+    pub limits: Limits,
+    /// What runs.
+    pub workload: Workload,
+    /// Environment of the run time, references resolved, defaults included.
+    pub env: BTreeMap<String, Secret>,
+    /// Environment of the build (no `NODE_ENV`, no `WEB_CONCURRENCY`).
+    pub build_env: BTreeMap<String, Secret>,
+    /// Keys of `env` written in the blueprint (the others are defaults).
+    pub written_keys: BTreeSet<String>,
+    /// File name to content, shown at `/etc/secrets/NAME` and in the service's root folder.
+    pub secret_files: BTreeMap<String, Secret>,
+    /// Path that must answer 2xx or 3xx before an instance is ready.
+    pub health_check_path: Option<String>,
+    /// Seconds between SIGTERM and SIGKILL, 1–300.
+    pub max_shutdown_delay_seconds: u32,
+    /// Fingerprint of everything an instance is made of; a changed one means a new instance.
+    pub fingerprint: String,
+    /// Fingerprint of everything the build is made of, but the source text.
+    pub build_fingerprint: String,
+}
+
+/// What a service's instances run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "type")]
+pub enum Workload {
+    /// A program over a toolchain of this machine.
+    Native(NativeWorkload),
+    /// A Redis-compatible server.
+    KeyValue(KeyValueWorkload),
+}
+
+/// A program over a toolchain of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NativeWorkload {
+    /// Language.
+    pub runtime: NativeRuntime,
+    /// Version asked for by `PYTHON_VERSION` and the like.
+    pub version: Option<String>,
+    /// Folder of the source (the repository's root).
+    pub source: PathBuf,
+    /// Working folder below it, relative and clean (no `..`), empty for the root.
+    pub root_dir: PathBuf,
+    /// Build command, if any.
+    pub build_command: Option<String>,
+    /// Run before each deploy in a sandbox of its own.
+    pub pre_deploy_command: Option<String>,
+    /// Run once after the first successful deploy.
+    pub initial_deploy_hook: Option<String>,
+    /// Start command (a cron job's command).
+    pub start_command: String,
+    /// Cron expression, UTC.
+    pub schedule: Option<String>,
+    /// A disk: (name, mount path, size in bytes).
+    pub disk: Option<Disk>,
+}
+
+/// A persistent folder of one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Name.
+    pub name: String,
+    /// Absolute path in the instance.
+    pub mount_path: PathBuf,
+    /// Size in bytes.
+    pub size_bytes: u64,
+}
+
+/// A Redis-compatible server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyValueWorkload {
+    /// `maxmemory-policy` of the server.
+    pub maxmemory_policy: String,
+    /// How data is kept.
+    pub persistence: Persistence,
+}
+
+/// How a Key Value keeps its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Persistence {
+    /// Append-only file, synced every second, plus snapshots.
+    JournalSnapshot,
+    /// Snapshots.
+    Snapshot,
+    /// Nothing is kept.
+    Off,
+}
+
+/// What an instance runs for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// Serves (or works) until stopped.
+    Serve,
+    /// Runs the build command.
+    Build,
+    /// Runs the pre-deploy command.
+    PreDeploy,
+    /// One run of a cron job.
+    Cron,
+    /// A one-off job.
+    Job,
+}
+
+/// What an engine found of one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedInstance {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its service.
+    pub service: ServiceId,
+    /// The service's slug when it was started.
+    pub slug: Slug,
+    /// What it runs for.
+    pub purpose: Purpose,
+    /// The fingerprint it was made of.
+    pub fingerprint: String,
+    /// Its addresses.
+    pub address: AddressPair,
+    /// Its link in the router namespace.
+    pub link: LinkName,
+    /// Whether it runs.
+    pub phase: InstancePhase,
+    /// The host's pid of its monitor, while that lives.
+    pub monitor_pid: Option<u32>,
+    /// The host's pid of its first process, while that lives.
+    pub pid: Option<u32>,
+}
+
+/// Where an instance is in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "phase")]
+pub enum InstancePhase {
+    /// The monitor lives, the program does not run yet.
+    Preparing,
+    /// The program runs.
+    Running,
+    /// It ended.
+    Exited(ExitReport),
+    /// The monitor vanished without a report (killed, reboot).
+    Lost,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// Exit code; 128 + signal for a signal, as shells say it.
+    pub code: i32,
+    /// The signal, when one ended it.
+    pub signal: Option<i32>,
+    /// Killed for memory.
+    pub oom: bool,
+    /// Why it never ran, when the sandbox could not be made.
+    pub error: Option<String>,
+}
+
+/// What an engine found running.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ObservedState {
+    /// Whether the router namespace exists and is whole.
+    pub router: bool,
+    /// Instances by id.
+    pub instances: BTreeMap<InstanceId, ObservedInstance>,
+    /// The policy last applied, as the engine remembers it.
+    pub policy: NetPolicy,
+}
+
+/// A socket that a service listens on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Listener {
+    /// Protocol and port.
+    pub endpoint: Endpoint,
+    /// Bound to loopback only, so that nobody else reaches it.
+    pub loopback_only: bool,
+}
