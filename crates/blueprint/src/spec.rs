@@ -17,6 +17,10 @@ pub struct Blueprint {
     pub env_groups: Vec<EnvGroupSpec>,
     /// Environments of projects.
     pub environments: Vec<EnvironmentSpec>,
+    /// `previews` of the root (or `previewsEnabled`, `previewsExpireAfterDays`).
+    pub previews: Option<Spanned<PreviewsSpec>>,
+    /// `buildSources` of the root, of `ungrouped` and of projects.
+    pub build_sources: Vec<BuildSourceSpec>,
 }
 
 /// Where a resource is listed: an index into [`Blueprint::environments`], or none for the root and `ungrouped`.
@@ -54,6 +58,8 @@ pub struct ServiceSpec {
     pub plan: Option<Text>,
     /// `region`.
     pub region: Option<Text>,
+    /// `buildSource`: the name of an entry of `buildSources`.
+    pub build_source: Option<Text>,
     /// `repo`.
     pub repo: Option<Text>,
     /// `branch`.
@@ -108,6 +114,8 @@ pub struct ServiceSpec {
     pub headers: Vec<HeaderSpec>,
     /// `routes` of a static site.
     pub routes: Vec<RouteSpec>,
+    /// `previews` (or `pullRequestPreviewsEnabled`, `previewPlan`).
+    pub previews: Option<Spanned<PreviewsSpec>>,
     /// `maxmemoryPolicy`.
     pub maxmemory_policy: Option<Text>,
     /// `persistenceMode`.
@@ -235,6 +243,14 @@ pub struct EnvVarSpec {
     pub span: Span,
     /// What it says.
     pub source: EnvSource,
+    /// `previewValue`: the value in a preview environment.
+    pub preview_value: Option<Text>,
+    /// `displayName`: the question's label where the value is asked for.
+    pub display_name: Option<Text>,
+    /// `description`: what the value is for.
+    pub description: Option<Text>,
+    /// `sensitive: true`: asked for without showing what is typed.
+    pub sensitive: bool,
 }
 
 /// Where a variable's value comes from.
@@ -364,6 +380,42 @@ pub struct DatabaseSpec {
     pub high_availability: bool,
     /// `connectionPool: pgbouncer`.
     pub connection_pool: bool,
+    /// `storageAutoscalingEnabled`.
+    pub storage_autoscaling: bool,
+    /// `previewPlan`.
+    pub preview_plan: Option<Text>,
+    /// `previewDiskSizeGB`.
+    pub preview_disk_size_gb: Option<Spanned<u32>>,
+    /// `databaseOptions`: (key, value) of server settings.
+    pub options: Vec<(Text, Text)>,
+}
+
+/// `previews`, of the root or of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PreviewsSpec {
+    /// `generation`: `off`, `manual` or `automatic`.
+    pub generation: Option<Text>,
+    /// `expireAfterDays`, root only.
+    pub expire_after_days: Option<Spanned<u32>>,
+    /// `plan` of the previews, services only.
+    pub plan: Option<Text>,
+    /// `numInstances` of the previews, services only.
+    pub num_instances: Option<Spanned<u32>>,
+}
+
+/// An entry of `buildSources`: one build that several services share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildSourceSpec {
+    /// JSON-pointer-like place.
+    pub pointer: String,
+    /// `name`.
+    pub name: Text,
+    /// `git.repo`.
+    pub repo: Option<Text>,
+    /// `git.runtime`.
+    pub runtime: Option<Spanned<RuntimeSpec>>,
+    /// `image`.
+    pub image: Option<ImageSpec>,
 }
 
 /// `x-moat` of a service: what goes beyond the format.
