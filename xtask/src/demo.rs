@@ -2,18 +2,22 @@
 
 use crate::packages;
 use crate::run::{Failure, Outcome, Program, is_root, root};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 const BLUEPRINT: &str = "examples/shop/render.yaml";
 const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 /// Settings of `moat` that reach it through `sudo`.
-const SETTINGS: [&str; 2] = ["MOAT_STATE_DIR", "MOAT_RUN_DIR"];
+const SETTINGS: [&str; 3] = ["MOAT_STATE_DIR", "MOAT_RUN_DIR", "MOAT_LISTEN"];
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     detach: bool,
-    listen: String,
+    /// Where the page is served; given to `moat up` only when the caller chose it.
+    listen: Option<String>,
+    /// What stands after `--`, for `moat up` as it is.
+    rest: Vec<String>,
 }
 
 /// Installs what is missing, builds `moat`, and runs the example in the foreground (or leaves it running).
@@ -27,41 +31,50 @@ pub fn run(arguments: &[String]) -> Outcome {
         .args(["build", "--release", "--locked", "--package", "moat-cli"])
         .run()?;
     let moat = target_folder()?.join("release/moat");
-    let up = |extra: &[&str]| {
-        Program::as_root(&moat, &SETTINGS)
-            .args(["up", "--listen", &options.listen])
-            .args(extra)
-            .args([root().join(BLUEPRINT)])
-            .run()
-    };
-    let shown = moat
-        .strip_prefix(root())
-        .unwrap_or(&moat)
-        .display()
-        .to_string();
+    let shown = moat.strip_prefix(root()).unwrap_or(&moat).display();
     let command = if is_root() {
-        shown
+        shown.to_string()
     } else {
         format!("sudo {shown}")
     };
-    if options.detach {
-        up(&["--detach"])?;
-        println!("\n{}", to_try(&command, &options.listen, "stop everything"));
-        Ok(())
-    } else {
+    let listen = options
+        .listen
+        .clone()
+        .or_else(|| std::env::var("MOAT_LISTEN").ok());
+    let hints = to_try(
+        &command,
+        listen.as_deref().unwrap_or(DEFAULT_LISTEN),
+        options.detach,
+    );
+    if !options.detach {
         println!(
-            "Once everything is ready, in another terminal (Ctrl-C here stops all):\n\n{}",
-            to_try(&command, &options.listen, "the same as Ctrl-C here")
+            "Once everything is ready, in another terminal (Ctrl-C here stops all):\n\n{hints}\n"
         );
-        up(&[])
     }
+    Program::as_root(&moat, &SETTINGS)
+        .args(["up"])
+        .args(options.detach.then_some("--detach"))
+        .args(
+            options
+                .listen
+                .iter()
+                .flat_map(|listen| ["--listen", listen]),
+        )
+        .args(&options.rest)
+        .args([root().join(BLUEPRINT)])
+        .run()?;
+    if options.detach {
+        println!("\n{hints}");
+    }
+    Ok(())
 }
 
 impl Options {
     fn parse(arguments: &[String]) -> Result<Self, Failure> {
         let mut options = Self {
             detach: false,
-            listen: DEFAULT_LISTEN.to_owned(),
+            listen: None,
+            rest: Vec::new(),
         };
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
@@ -71,11 +84,12 @@ impl Options {
                     let listen = rest
                         .next()
                         .ok_or_else(|| Failure::usage("`--listen` wants ADDRESS:PORT"))?;
-                    options.listen = listen
-                        .parse::<std::net::SocketAddr>()
-                        .map_err(|_| Failure::usage(format!("`{listen}` is not ADDRESS:PORT")))?
-                        .to_string();
+                    let address: SocketAddr = listen
+                        .parse()
+                        .map_err(|_| Failure::usage(format!("`{listen}` is not ADDRESS:PORT")))?;
+                    options.listen = Some(address.to_string());
                 }
+                "--" => options.rest = rest.by_ref().cloned().collect(),
                 other => {
                     return Err(Failure::usage(format!(
                         "`{other}` is not an option of demo"
@@ -87,7 +101,7 @@ impl Options {
     }
 }
 
-fn to_try(moat: &str, listen: &str, down: &str) -> String {
+fn to_try(moat: &str, listen: &str, detached: bool) -> String {
     let port = listen.rsplit(':').next().unwrap_or_default();
     let lines = [
         (
@@ -112,7 +126,14 @@ fn to_try(moat: &str, listen: &str, down: &str) -> String {
             format!("{moat} verify"),
             "real connection attempts from everywhere",
         ),
-        (format!("{moat} down"), down),
+        (
+            format!("{moat} down"),
+            if detached {
+                "stop everything"
+            } else {
+                "stop everything, as Ctrl-C here does"
+            },
+        ),
     ];
     let width = lines
         .iter()
@@ -150,16 +171,19 @@ mod tests {
 
     #[test]
     fn options_are_read_or_refused() {
-        let options = |detach, listen: &str| Options {
-            detach,
-            listen: listen.to_owned(),
-        };
-        assert_eq!(parse(&[]).unwrap(), options(false, DEFAULT_LISTEN));
-        assert_eq!(parse(&["--detach"]).unwrap(), options(true, DEFAULT_LISTEN));
+        let options = parse(&[]).unwrap();
         assert_eq!(
-            parse(&["--listen", "127.0.0.1:9000", "-d"]).unwrap(),
-            options(true, "127.0.0.1:9000")
+            options,
+            Options {
+                detach: false,
+                listen: None,
+                rest: Vec::new()
+            }
         );
+        let options = parse(&["--listen", "127.0.0.1:9000", "-d", "--", "--set", "A=b"]).unwrap();
+        assert!(options.detach);
+        assert_eq!(options.listen.as_deref(), Some("127.0.0.1:9000"));
+        assert_eq!(options.rest, ["--set", "A=b"]);
         for wrong in [
             &["--listen"][..],
             &["--listen", "9000"],
@@ -172,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_hints_name_the_port_that_is_listened_on() {
-        let text = to_try("target/release/moat", "127.0.0.1:9000", "stop everything");
+        let text = to_try("target/release/moat", "127.0.0.1:9000", true);
         assert!(text.contains("http://storefront.localhost:9000 "), "{text}");
         assert!(
             text.contains("target/release/moat explain mailer catalog:8080"),

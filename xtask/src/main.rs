@@ -30,7 +30,7 @@ struct Command {
 const COMMANDS: &[Command] = &[
     Command {
         name: "demo",
-        usage: "[--detach] [--listen ADDRESS:PORT]",
+        usage: "[--detach] [--listen ADDRESS:PORT] [-- OPTIONS of `moat up`]",
         about: "install what is missing, build `moat`, run examples/shop and say what to try",
         run: demo::run,
     },
@@ -49,7 +49,7 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "tidy",
         usage: "",
-        about: "dependency direction, manifests, file sizes, links, diagnostic codes",
+        about: "dependency direction, manifests, files and links, diagnostic codes, invariants",
         run: tidy::run,
     },
     Command {

@@ -141,12 +141,12 @@ impl fmt::Display for Program {
         }
         for argument in self.0.get_args() {
             let argument = shown(argument);
-            // Scripts are told by their first line.
-            let line = argument
-                .lines()
-                .find(|line| !line.is_empty())
-                .unwrap_or_default();
-            write!(f, " {line}")?;
+            let argument = if argument.contains('\n') {
+                "'…'"
+            } else {
+                &argument
+            };
+            write!(f, " {argument}")?;
         }
         Ok(())
     }

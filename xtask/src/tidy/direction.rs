@@ -98,6 +98,8 @@ const CRATES: &[Crate] = &[
             "moat-model",
             "moat-blueprint",
             "moat-planner",
+            "moat-engine",
+            "moat-probe",
             "moat-daemon",
             "moat-engine-linux",
         ],

@@ -3,6 +3,7 @@
 mod codes;
 mod direction;
 mod files;
+mod invariants;
 mod manifests;
 
 use crate::run::{Failure, Outcome, Program, root};
@@ -17,11 +18,12 @@ pub fn run(arguments: &[String]) -> Outcome {
     crate::no_arguments(arguments)?;
     let metadata = metadata()?;
     let tracked = Tracked::read()?;
-    let reports: [Report; 4] = [
+    let reports: [Report; 5] = [
         ("dependency direction", direction::problems(&metadata)),
         ("manifests", manifests::problems(&metadata)),
         ("files", files::problems(&tracked)),
         ("diagnostic codes", codes::problems(&tracked)),
+        ("invariants", invariants::problems(&tracked)),
     ];
     let mut count = 0;
     for (name, problems) in &reports {
