@@ -1,0 +1,262 @@
+//! What the fields of a service say together, and what of it is not done.
+
+use super::Context;
+use super::object::Obj;
+use crate::codes::{Code, E0203, E0205, E0209, E0210, E0211, E0220, E0227};
+use crate::judge::head;
+use crate::report::{Path, quoted};
+use crate::spec::{RuntimeSpec, ServiceSpec, TypeSpec};
+use crate::tables::RUNTIME;
+use moat_model::{NativeRuntime, ServiceKind, Spanned};
+
+/// `runtime`, by its word.
+pub(super) fn runtime(obj: Obj<'_, '_>) -> Option<Spanned<RuntimeSpec>> {
+    let word = obj.word("runtime", &RUNTIME)?;
+    let runtime = match word.as_str() {
+        "python" => RuntimeSpec::Native(NativeRuntime::Python),
+        "node" => RuntimeSpec::Native(NativeRuntime::Node),
+        "ruby" => RuntimeSpec::Native(NativeRuntime::Ruby),
+        "go" => RuntimeSpec::Native(NativeRuntime::Go),
+        "rust" => RuntimeSpec::Native(NativeRuntime::Rust),
+        "elixir" => RuntimeSpec::Native(NativeRuntime::Elixir),
+        "docker" => RuntimeSpec::Docker,
+        "image" => RuntimeSpec::Image,
+        "static" => RuntimeSpec::Static,
+        _ => return None,
+    };
+    Some(Spanned::new(runtime, word.span))
+}
+
+/// One service under the rules.
+struct Rules<'a, 'n, 't, 'c, 'r> {
+    obj: Obj<'n, 't>,
+    path: &'a Path<'a>,
+    cx: &'c mut Context<'r>,
+    unhonoured: Vec<Spanned<String>>,
+}
+
+/// Says what is contradictory or not done, and notes the fields that are honoured nowhere.
+pub(super) fn service(mut spec: ServiceSpec, obj: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) -> ServiceSpec {
+    let mut rules = Rules { obj, path, cx, unhonoured: Vec::new() };
+    let whole = rules.refused(&spec);
+    rules.contradictions(&spec);
+    if !whole {
+        rules.public(&spec);
+        rules.source(&spec);
+        rules.copies(&spec);
+    }
+    rules.previews(&spec);
+    rules.region(&spec);
+    rules.tabled();
+    spec.unhonoured = rules.unhonoured;
+    spec
+}
+
+impl Rules<'_, '_, '_, '_, '_> {
+    /// Says something at a field's key.
+    fn at(&mut self, field: &str, code: Code, message: impl Into<String>, help: Option<&str>) {
+        let Some((span, path)) = self.obj.place(field, self.path) else { return };
+        self.cx.report.say(code, span, &path, message, help.map(str::to_owned));
+        if code == E0209 || code == E0210 {
+            self.unhonoured.push(Spanned::new(field.to_owned(), span));
+        }
+    }
+
+    /// Notes the fields whose table entry says that they are not honoured; the judge said so.
+    fn tabled(&mut self) {
+        use crate::tables::Fate;
+        for field in self.obj.table.fields() {
+            if !matches!(field.fate, Fate::Honoured)
+                && let Some(entry) = self.obj.entry(field.name)
+            {
+                self.unhonoured.push(Spanned::new(field.name.to_owned(), entry.key_span));
+            }
+        }
+    }
+
+    /// What can't run at all. Its other fields need no words of their own then.
+    fn refused(&mut self, spec: &ServiceSpec) -> bool {
+        let name = quoted(&spec.name);
+        let runtime = spec.runtime.as_ref().map(|runtime| runtime.value);
+        match (spec.kind.value, runtime) {
+            (TypeSpec::StaticSite, _) => {
+                let message = format!("the static site {name} is not served yet, nor are its headers and routes");
+                self.at("runtime", E0209, message, None);
+                // `type: static` has no `runtime`: an error said so.
+                true
+            }
+            (TypeSpec::Workflow, _) => {
+                self.at("type", E0209, format!("the workflow {name} is not run yet"), None);
+                true
+            }
+            (TypeSpec::Kind(_), Some(RuntimeSpec::Docker)) => {
+                let message = format!("{name} is not run yet: Moat builds no Dockerfiles");
+                self.at("runtime", E0209, message, Some("a native runtime (`python`, `node`, …) runs"));
+                true
+            }
+            (TypeSpec::Kind(_), Some(RuntimeSpec::Image)) => {
+                let message = format!("{name} is not run yet: Moat runs no published images");
+                self.at("runtime", E0209, message, Some("a native runtime (`python`, `node`, …) runs"));
+                if self.obj.get("image").is_none() {
+                    let span = head(self.obj.node);
+                    let help = "write `image: {url: …}`".to_owned();
+                    self.cx.report.say(E0203, span, self.path, "`runtime: image` needs `image`", help);
+                }
+                true
+            }
+            (TypeSpec::Kind(kind), Some(RuntimeSpec::Static)) => {
+                let message = format!("a static site is a web service, this is a {}", kind.phrase());
+                self.at("runtime", E0205, message, Some("write `type: web`, or another runtime"));
+                true
+            }
+            (TypeSpec::Kind(_), Some(RuntimeSpec::Native(_))) => {
+                self.native(spec);
+                false
+            }
+            (TypeSpec::Kind(_), None) => false,
+        }
+    }
+
+    /// A native service: it needs a command, and what is for images does nothing.
+    fn native(&mut self, spec: &ServiceSpec) {
+        if spec.start_command.is_none() && spec.build_source.is_none() {
+            let message = format!("{} has no `startCommand`: there is nothing to run", quoted(&spec.name));
+            let help = "write `startCommand: …`".to_owned();
+            self.cx.report.say(E0227, head(self.obj.node), self.path, message, help);
+        }
+        for field in ["dockerfilePath", "dockerContext", "dockerCommand", "image", "registryCredential"] {
+            let message = format!("`{field}` has no effect here: the runtime is not `docker` or `image`");
+            self.at(field, E0211, message, Some("remove it, or write `runtime: docker`"));
+        }
+    }
+
+    fn contradictions(&mut self, spec: &ServiceSpec) {
+        if let Some(scaling) = &spec.scaling {
+            if scaling.min > scaling.max {
+                let message = format!("`minInstances` ({}) is more than `maxInstances` ({})", scaling.min, scaling.max);
+                self.at("scaling", E0220, message, Some("swap them"));
+            }
+            if spec.disk.is_some() {
+                let message = "a service with a `disk` has one instance: it can't scale";
+                self.at("scaling", E0220, message, Some("remove `scaling` or `disk`"));
+            }
+        }
+        if spec.disk.is_some() && spec.num_instances.as_ref().is_some_and(|n| n.value > 1) {
+            let message = "a service with a `disk` has one instance";
+            self.at("numInstances", E0220, message, Some("remove `numInstances` or `disk`"));
+        }
+        let disabled = spec.subdomain_disabled.as_ref().is_some_and(|disabled| disabled.value);
+        let public = self.obj.table.field("renderSubdomainPolicy").is_some_and(|f| f.fate == crate::tables::Fate::Honoured);
+        if disabled && public && spec.domains.is_empty() {
+            let message = "without a custom domain, nothing could reach the service";
+            self.at("renderSubdomainPolicy", E0220, message, Some("add `domains`, or remove it"));
+        }
+    }
+
+    /// Public addresses.
+    fn public(&mut self, spec: &ServiceSpec) {
+        match spec.kind.value {
+            TypeSpec::Kind(ServiceKind::Web) => {}
+            TypeSpec::Kind(ServiceKind::KeyValue) => {
+                if spec.ip_allow_list.as_ref().is_some_and(|list| !list.is_empty()) {
+                    let message = "`ipAllowList` has no effect here: a Key Value is reached from the private network only";
+                    self.at("ipAllowList", E0210, message, Some("write `ipAllowList: []`"));
+                }
+                return;
+            }
+            TypeSpec::Kind(_) | TypeSpec::StaticSite | TypeSpec::Workflow => return,
+        }
+        for field in ["domains", "domain"] {
+            let message = format!("`{field}` is not served yet: the service answers at its own sub-domain only");
+            self.at(field, E0210, message, None);
+        }
+        if spec.subdomain_disabled.as_ref().is_some_and(|disabled| disabled.value) && !spec.domains.is_empty() {
+            let message = "`renderSubdomainPolicy: disabled` is not supported yet: custom domains are not served";
+            self.at("renderSubdomainPolicy", E0209, message, Some("remove it to reach the service by its sub-domain"));
+        }
+        if spec.maintenance_mode.as_ref().is_some_and(|mode| mode.enabled) {
+            let message = "`maintenanceMode` is not supported yet: requests would reach the service";
+            self.at("maintenanceMode", E0209, message, Some("write `enabled: false` to run it"));
+        }
+        if let Some(list) = &spec.ip_allow_list {
+            let everyone = list.iter().any(|entry| entry.source.value == "0.0.0.0/0");
+            if !everyone {
+                let message = "`ipAllowList` of a web service is not supported yet: others would reach it too";
+                self.at("ipAllowList", E0209, message, Some("remove it, and let Moat listen on an address of your choice"));
+            }
+        }
+    }
+
+    /// Where the source comes from and what causes a deploy.
+    fn source(&mut self, spec: &ServiceSpec) {
+        if let Some(repo) = &spec.repo {
+            let own = self.cx.remotes.iter().any(|remote| same_repository(remote, repo));
+            if !own {
+                let message = "`repo` is not fetched yet: Moat runs the source in the blueprint's own folder";
+                let help = "remove it when it names the repository that this blueprint is in";
+                self.at("repo", E0209, message, Some(help));
+            }
+        }
+        let written = self.obj.word("autoDeployTrigger", &crate::tables::TRIGGER);
+        if written.is_some_and(|word| word.value != "off") {
+            let message = "`autoDeployTrigger` has no effect here: Moat deploys when it is told to";
+            self.at("autoDeployTrigger", E0210, message, None);
+        }
+    }
+
+    fn copies(&mut self, spec: &ServiceSpec) {
+        if spec.scaling.is_some() {
+            let message = "`scaling` is not done yet: the number of instances does not follow the load";
+            self.at("scaling", E0209, message, Some("write `numInstances`"));
+        }
+    }
+
+    fn previews(&mut self, spec: &ServiceSpec) {
+        let Some(previews) = &spec.previews else { return };
+        let off = previews.generation.as_ref().is_some_and(|word| word.value == "off");
+        if !off {
+            self.at("previews", E0210, "`previews` has no effect here: Moat makes no previews", None);
+        }
+    }
+
+    /// Said once per file: regions are networks of one machine.
+    fn region(&mut self, spec: &ServiceSpec) {
+        if spec.region.is_some() && !self.cx.region_said {
+            self.cx.region_said = true;
+            let message = "every region is this machine: services of one region share a private network, others are apart";
+            let Some((span, path)) = self.obj.place("region", self.path) else { return };
+            self.cx.report.say(E0210, span, &path, message, None);
+        }
+    }
+}
+
+/// Whether two URLs name one repository: `git@host:owner/name.git` is `https://host/owner/name`.
+fn same_repository(a: &str, b: &str) -> bool {
+    let clean = |url: &str| {
+        let url = url.trim().trim_end_matches('/');
+        let url = url.strip_suffix(".git").unwrap_or(url).to_ascii_lowercase();
+        let url = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).to_owned();
+        let url = url.split_once('@').map_or(url.as_str(), |(_, rest)| rest).to_owned();
+        url.replacen(':', "/", 1)
+    };
+    clean(a) == clean(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_repository_has_several_urls() {
+        for url in [
+            "https://github.com/Me/App",
+            "https://github.com/me/app.git",
+            "git@github.com:me/app.git",
+            "ssh://git@github.com/me/app/",
+            "https://token@github.com/me/app",
+        ] {
+            assert!(same_repository(url, "https://github.com/me/app"), "{url}");
+        }
+        assert!(!same_repository("https://github.com/me/other", "https://github.com/me/app"));
+    }
+}

@@ -1,0 +1,3 @@
+//! Tests of reading whole files.
+
+mod corpus;
