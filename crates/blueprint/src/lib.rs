@@ -6,7 +6,9 @@
 mod codes;
 mod extract;
 mod judge;
+mod render;
 mod report;
+mod schema;
 pub mod spec;
 mod tables;
 mod text;
@@ -14,6 +16,8 @@ mod yaml;
 
 pub use codes::{CODES, explain_code};
 pub use moat_model::{Diagnostic, Severity};
+pub use render::render;
+pub use schema::schema;
 pub use spec::Blueprint;
 
 use report::Report;

@@ -24,27 +24,40 @@ pub(super) fn group(
 ) -> Option<EnvGroupSpec> {
     let list = path.key("envVars");
     let mut env_vars = Vec::new();
+    let mut asked: Vec<Text> = Vec::new();
     for (index, variable) in obj.list("envVars", &FROM_VALUE) {
-        let path = list.item(index);
-        let Some(spec) = env_var(variable.node, &path, cx) else { continue };
-        if let EnvSource::Ask { key } = &spec.source {
-            // Another source was refused already.
-            let refused = ["fromDatabase", "fromService", "fromGroup"].iter().any(|k| variable.node.entry(k).is_some());
-            if !refused {
-                cx.report.say(
-                    E0226,
-                    key.span,
-                    &path,
-                    format!("a group can't ask for {}: it is left out", quoted(key)),
-                    "write `sync: false` under `envVars` of each service".to_owned(),
-                );
+        let Some(spec) = env_var(variable.node, &list.item(index), cx) else { continue };
+        match spec.source {
+            EnvSource::Ask { key } => {
+                // Another source was refused already.
+                let refused = ["fromDatabase", "fromService", "fromGroup"];
+                if !refused.iter().any(|k| variable.node.entry(k).is_some()) {
+                    asked.push(key);
+                }
             }
-            continue;
+            _ => env_vars.push(spec),
         }
-        env_vars.push(spec);
     }
+    asked_for(&asked, &list, cx);
     twice(&env_vars, cx);
     Some(EnvGroupSpec { pointer: path.to_string(), environment, name: obj.filled("name")?, env_vars })
+}
+
+/// Says once per group which of its variables are left out, because a group can't ask for a value.
+fn asked_for(keys: &[Text], path: &Path<'_>, cx: &mut Context<'_>) {
+    const NAMED: usize = 6;
+    let Some(first) = keys.first() else { return };
+    let mut names: Vec<String> = keys.iter().take(NAMED).map(|key| quoted(key)).collect();
+    if keys.len() > NAMED {
+        names.push(format!("{} more", keys.len() - NAMED));
+    }
+    cx.report.say(
+        E0226,
+        first.span,
+        path,
+        format!("a group can't ask for values: left out {}", names.join(", ")),
+        "write `sync: false` under `envVars` of each service that needs one".to_owned(),
+    );
 }
 
 /// Reads `envVars` of a service.

@@ -81,8 +81,13 @@ impl Rules<'_, '_, '_, '_, '_> {
         match (spec.kind.value, runtime) {
             (TypeSpec::StaticSite, _) => {
                 let message = format!("the static site {name} is not served yet, nor are its headers and routes");
+                // `type: static` has no `runtime`: an error says so.
                 self.at("runtime", E0209, message, None);
-                // `type: static` has no `runtime`: an error said so.
+                if spec.static_publish_path.is_none() {
+                    let help = "write `staticPublishPath: …`, the folder of the built files".to_owned();
+                    let message = format!("{name} names no `staticPublishPath`: there are no files to serve");
+                    self.cx.report.say(E0227, head(self.obj.node), self.path, message, help);
+                }
                 true
             }
             (TypeSpec::Workflow, _) => {
@@ -100,7 +105,7 @@ impl Rules<'_, '_, '_, '_, '_> {
                 if self.obj.get("image").is_none() {
                     let span = head(self.obj.node);
                     let help = "write `image: {url: …}`".to_owned();
-                    self.cx.report.say(E0203, span, self.path, "`runtime: image` needs `image`", help);
+                    self.cx.report.say(E0227, span, self.path, format!("{name} names no `image`"), help);
                 }
                 true
             }
@@ -120,9 +125,9 @@ impl Rules<'_, '_, '_, '_, '_> {
     /// A native service: it needs a command, and what is for images does nothing.
     fn native(&mut self, spec: &ServiceSpec) {
         if spec.start_command.is_none() && spec.build_source.is_none() {
-            let message = format!("{} has no `startCommand`: there is nothing to run", quoted(&spec.name));
+            let message = format!("{} needs `startCommand`: there is nothing to run", quoted(&spec.name));
             let help = "write `startCommand: …`".to_owned();
-            self.cx.report.say(E0227, head(self.obj.node), self.path, message, help);
+            self.cx.report.say(E0203, head(self.obj.node), self.path, message, help);
         }
         for field in ["dockerfilePath", "dockerContext", "dockerCommand", "image", "registryCredential"] {
             let message = format!("`{field}` has no effect here: the runtime is not `docker` or `image`");
@@ -204,6 +209,7 @@ impl Rules<'_, '_, '_, '_, '_> {
         }
     }
 
+    /// How many instances run.
     fn copies(&mut self, spec: &ServiceSpec) {
         if spec.scaling.is_some() {
             let message = "`scaling` is not done yet: the number of instances does not follow the load";

@@ -62,7 +62,9 @@ impl Judge<'_> {
 
     fn no_mapping(&mut self, node: &Node<'_>, table: &'static Object, path: &Path<'_>) {
         let names: Vec<String> = table.fields().filter(|f| f.required).map(|f| format!("`{}: …`", f.name)).collect();
-        let help = if names.is_empty() {
+        let help = if table.name == "serviceReference" {
+            "write `name: …`, `type: …` and `property: …` below it, indented".to_owned()
+        } else if names.is_empty() {
             "write its fields below it, indented".to_owned()
         } else {
             format!("write {} below it, indented", names.join(", "))

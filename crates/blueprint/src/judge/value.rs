@@ -21,7 +21,6 @@ impl Judge<'_> {
             Shape::Int(low, high) => self.int(node, (low, high), field, path),
             Shape::List(item) => self.list(node, item, field, path),
             Shape::Object(table) => self.object(node, table, path),
-            Shape::Choice(choice) => self.choice(node, choice, path),
             Shape::TextMap => self.text_map(node, field, path),
             Shape::WordOrTexts(words) => {
                 if node.items().is_some() {

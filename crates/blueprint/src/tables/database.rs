@@ -43,7 +43,8 @@ pub(crate) static DATABASE: Object = Object::new(
         field("ipAllowList", Shape::List(Item::Object(&ALLOW_ENTRY)), "Who may connect from outside."),
         field("readReplicas", Shape::List(Item::Object(&REPLICA)), "Copies to read from, at most five."),
         field("highAvailability", Shape::Object(&HIGH_AVAILABILITY), "A standby that takes over."),
-        field("databaseOptions", Shape::List(Item::Object(&DATABASE_OPTION)), "Settings of the server."),
+        field("databaseOptions", Shape::List(Item::Object(&DATABASE_OPTION)), "Settings of the server.")
+            .one_machine("Moat runs no PostgreSQL yet"),
         field("previewPlan", Shape::Word(&POSTGRES_PLAN), "Plan in preview environments."),
         field("previewDiskSizeGB", Shape::Int(1, 16_384), "Size of the disk in preview environments."),
     ]],

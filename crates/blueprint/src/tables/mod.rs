@@ -117,8 +117,6 @@ pub(crate) enum Shape {
     List(Item),
     /// An object.
     Object(&'static Object),
-    /// One of several objects.
-    Choice(&'static Choice),
     /// A mapping of free keys to texts.
     TextMap,
     /// A word, or a list of texts.

@@ -62,6 +62,8 @@ enum Body<'t> {
         merges: Vec<Node<'t>>,
         seen: HashMap<Cow<'t, str>, usize>,
         pending: Option<Pending<'t>>,
+        /// Keys given again: the entry that has the key, the key, its place and the value.
+        again: Vec<(usize, Cow<'t, str>, Span, Node<'t>)>,
     },
 }
 
@@ -107,6 +109,7 @@ impl<'t> Loader<'_, 't> {
                     merges: Vec::new(),
                     seen: HashMap::new(),
                     pending: None,
+                    again: Vec::new(),
                 };
                 self.open(anchor, start, end, body)
             }
@@ -188,7 +191,10 @@ impl<'t> Loader<'_, 't> {
         let span = self.trimmed(frame.start, end);
         let kind = match frame.body {
             Body::List(items) => Kind::List(items),
-            Body::Map { mut entries, merges, mut seen, .. } => {
+            Body::Map { mut entries, merges, mut seen, again, .. } => {
+                for (at, key, key_span, value) in again {
+                    self.twice(entries.get_mut(at), value, &key, key_span);
+                }
                 for merge in merges {
                     self.merge(&merge, &mut entries, &mut seen);
                 }
@@ -272,14 +278,13 @@ impl<'t> Loader<'_, 't> {
         frame.end = frame.end.max(end);
         match &mut frame.body {
             Body::List(items) => items.push(node),
-            Body::Map { entries, merges, seen, pending } => match pending.take() {
+            Body::Map { entries, merges, seen, pending, again } => match pending.take() {
                 None => *pending = Some(key(node, self.report)),
                 Some(Pending::Wrong) => {}
                 Some(Pending::Merge) => merges.push(node),
                 Some(Pending::Key(key, key_span)) => {
-                    let first = seen.get(&key).and_then(|&at| entries.get_mut(at));
-                    if let Some(first) = first {
-                        twice(first, node, &key, key_span, self.report);
+                    if let Some(&at) = seen.get(&key) {
+                        again.push((at, key, key_span, node));
                     } else {
                         seen.insert(key.clone(), entries.len());
                         entries.push(Entry { key, key_span, value: node });
@@ -317,6 +322,36 @@ impl<'t> Loader<'_, 't> {
         }
     }
 
+    /// Says that a key is given twice. Lists are joined, so that the items of both are looked at.
+    fn twice(&mut self, first: Option<&mut Entry<'t>>, node: Node<'t>, key: &str, span: Span) {
+        let Some(first) = first else { return };
+        let pointer = self.pointer(key);
+        self.report.say_at(
+            E0105,
+            span,
+            pointer,
+            format!("{} is given twice in one mapping; first at line {}", quoted(key), first.key_span.line),
+            "join the two, or remove one: only one of them would count".to_owned(),
+        );
+        if let (Kind::List(items), Kind::List(more)) = (&mut first.value.kind, node.kind) {
+            items.extend(more);
+        }
+    }
+
+    /// The pointer of a key of the mapping that is being closed.
+    fn pointer(&self, key: &str) -> String {
+        let mut parts: Vec<String> = Vec::new();
+        for frame in &self.stack {
+            match &frame.body {
+                Body::List(items) => parts.push(items.len().to_string()),
+                Body::Map { pending: Some(Pending::Key(key, _)), .. } => parts.push(key.to_string()),
+                Body::Map { .. } => {}
+            }
+        }
+        parts.push(key.to_owned());
+        parts.join("/")
+    }
+
     fn syntax(&mut self, error: &ScanError) {
         let at = error.marker().index();
         let span = self.places.span(at, at + 1);
@@ -337,7 +372,23 @@ impl<'t> Loader<'_, 't> {
             return;
         }
         let (message, help) = words(info);
+        let help = self.help_of_line(at).unwrap_or(help);
         self.report.say(E0101, span, &Path::Root, message, help.to_owned());
+    }
+
+    /// What the line of a syntax error and the one above it tell.
+    fn help_of_line(&self, at: usize) -> Option<&'static str> {
+        let before = self.places.text().get(..self.places.byte(at))?;
+        let mut lines = before.lines().rev().filter(|line| !line.trim().is_empty());
+        let (line, above) = (lines.next()?, lines.next()?);
+        if [line, above].iter().any(|line| line.trim_start().starts_with("//")) {
+            return Some("comments begin with `#`, not with `//`");
+        }
+        let indent = |line: &str| line.len() - line.trim_start_matches([' ', '-']).len();
+        let has_value = above.split_once(": ").is_some_and(|(_, value)| !value.trim().is_empty());
+        (indent(line) > indent(above) && has_value && !above.trim_end().ends_with(['|', '>'])).then_some(
+            "this line is indented deeper than the one above, which has a value already: align the two",
+        )
     }
 
     /// The tab in the indentation of the line of a syntax error, or of the line before.
@@ -373,20 +424,6 @@ fn key<'t>(node: Node<'t>, report: &mut Report) -> Pending<'t> {
             );
             Pending::Wrong
         }
-    }
-}
-
-/// Says that a key is given twice. Lists are joined, so that the items of both are looked at.
-fn twice<'t>(first: &mut Entry<'t>, node: Node<'t>, key: &str, span: Span, report: &mut Report) {
-    report.say(
-        E0105,
-        span,
-        &Path::Root,
-        format!("{} is given twice in one mapping; first at line {}", quoted(key), first.key_span.line),
-        "join the two, or remove one: only one of them would count".to_owned(),
-    );
-    if let (Kind::List(items), Kind::List(more)) = (&mut first.value.kind, node.kind) {
-        items.extend(more);
     }
 }
 
