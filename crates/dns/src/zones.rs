@@ -1,0 +1,100 @@
+//! What each asker may see: plain data that the daemon builds and swaps in as a whole.
+
+use moat_model::{AddressPair, Slug};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+/// Everything answers are made of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Zones {
+    /// Who asks, by source address; an instance has an entry for its IPv4 and one for its IPv6 address. An address
+    /// that is not here gets no answer at all.
+    pub askers: HashMap<IpAddr, Asker>,
+    /// What a group of askers sees. A missing view is an empty one.
+    pub views: HashMap<ViewId, View>,
+}
+
+/// Names a [`View`]; askers that see the same share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ViewId(pub u32);
+
+/// One instance that may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// What it sees.
+    pub view: ViewId,
+    /// Whether names of the world outside are looked up for it.
+    pub forward: Forward,
+}
+
+/// Whether names with dots are handed to the machine's resolvers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forward {
+    /// Every name that may leave.
+    All,
+    /// None: a service without egress could otherwise talk to the world through its name server.
+    None,
+}
+
+/// One service that a view shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameEntry {
+    /// The address that `NAME` resolves to.
+    pub service: AddressPair,
+    /// The ready instances that `NAME-discovery` resolves to; possibly none.
+    pub ready: Vec<AddressPair>,
+}
+
+/// The services that an asker may reach: their names, and the reverse names of their addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct View {
+    names: BTreeMap<Slug, NameEntry>,
+    reverse: BTreeMap<IpAddr, Slug>,
+}
+
+/// What a bare label means in a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found<'a> {
+    /// `NAME`.
+    Service(&'a NameEntry),
+    /// `NAME-discovery`.
+    Discovery(&'a NameEntry),
+}
+
+impl View {
+    /// A view of these names.
+    pub fn new(names: BTreeMap<Slug, NameEntry>) -> Self {
+        let mut reverse = BTreeMap::new();
+        for (slug, entry) in &names {
+            for pair in std::iter::once(&entry.service).chain(&entry.ready) {
+                reverse.insert(IpAddr::V4(pair.v4), slug.clone());
+                reverse.insert(IpAddr::V6(pair.v6), slug.clone());
+            }
+        }
+        Self { names, reverse }
+    }
+
+    /// The names it shows.
+    pub fn names(&self) -> &BTreeMap<Slug, NameEntry> {
+        &self.names
+    }
+
+    /// Looks a lower-case label up. A service whose own name ends in `-discovery` wins over the discovery name.
+    pub(crate) fn find(&self, label: &str) -> Option<Found<'_>> {
+        if let Some(entry) = self.names.get(label) {
+            return Some(Found::Service(entry));
+        }
+        self.names.get(label.strip_suffix("-discovery")?).map(Found::Discovery)
+    }
+
+    /// The service that has this address.
+    pub(crate) fn name_of(&self, address: IpAddr) -> Option<&Slug> {
+        self.reverse.get(&address)
+    }
+
+    /// Whether it shows an address of this range.
+    pub(crate) fn shows_any(&self, range: RangeInclusive<IpAddr>) -> bool {
+        self.reverse.range(range).next().is_some()
+    }
+}

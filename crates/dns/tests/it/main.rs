@@ -1,0 +1,12 @@
+//! Tests of moat-dns: rows, hostile bytes, and `serve` on real sockets.
+
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod live;
+#[cfg(test)]
+mod rows;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod upstream;
