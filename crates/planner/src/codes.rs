@@ -1,0 +1,177 @@
+//! The codes of diagnostics that planning gives, and how they are collected.
+//!
+//! The letter says the weight: `E` an error, `U` right but not run by this Moat (an error for `up` only), `W` a warning,
+//! `N` a notice. Each code has one page under `docs/errors`.
+
+use moat_model::{Diagnostic, Severity, Span};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $id:ident;)*) => {
+        /// A code.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Code { $($(#[$doc])* $id),* }
+
+        impl Code {
+            /// The text, such as `E0301`.
+            pub(crate) const fn id(self) -> &'static str {
+                match self { $(Self::$id => stringify!($id)),* }
+            }
+        }
+
+        /// Every code that planning can give, in order.
+        pub const CODES: &[&str] = &[$(stringify!($id)),*];
+
+        /// The page of a code, in Markdown: what it means, an example, and how to mend it.
+        pub fn explain_code(code: &str) -> Option<&'static str> {
+            match code {
+                $(stringify!($id) => Some(include_str!(concat!("../../../docs/errors/", stringify!($id), ".md"))),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+codes! {
+    /// A reference to something that does not exist.
+    E0301;
+    /// A reference to a database as a service, or the other way round.
+    E0302;
+    /// A property that the target does not have.
+    E0303;
+    /// The type in a reference is not the target's.
+    E0304;
+    /// A variable that the target does not have.
+    E0305;
+    /// References that go in a circle.
+    E0306;
+    /// A name of which no host name can be made.
+    E0307;
+    /// A `PORT` that is no port, or a reserved one.
+    E0308;
+    /// A plan that the type can't have, or that does not exist.
+    E0309;
+    /// A service without the command it runs.
+    E0310;
+    /// A cron job without a schedule.
+    E0311;
+    /// A schedule that can't be read.
+    E0312;
+    /// A disk and more than one instance.
+    E0313;
+    /// A disk where none can be.
+    E0314;
+    /// `allowFrom` names a service that does not exist.
+    E0315;
+    /// A `rootDir` outside the source.
+    E0316;
+    /// A secret file that was not given, or whose name is no file name.
+    E0317;
+    /// An environment group that does not exist.
+    E0318;
+    /// More networks than a router holds.
+    E0319;
+    /// Two services of one name.
+    E0320;
+    /// A health check path that is no path.
+    E0321;
+    /// Too many instances, or none.
+    E0322;
+    /// A service that this Moat does not run.
+    U0301;
+    /// A database.
+    U0302;
+    /// A reference to a database.
+    U0303;
+    /// A setting of who may reach a public service, which this Moat does not keep.
+    U0304;
+    /// `PORT` of something that receives nothing.
+    W0301;
+    /// The public address of a service that has none.
+    W0302;
+    /// A reference to something that the private network keeps out of reach.
+    W0303;
+    /// A health check path of something that is not checked.
+    W0304;
+    /// A variable that only Moat sets.
+    W0305;
+    /// `allowFrom` of something that receives nothing, or that lets nobody in.
+    W0306;
+    /// An environment that is closed in one file and open in another.
+    W0307;
+    /// A reference to something that is not in this file.
+    N0301;
+    /// An environment group that is not in this file.
+    N0302;
+    /// A variable that is no longer written stays.
+    N0303;
+    /// A value was given that nothing asks for.
+    N0304;
+    /// A service without a build command.
+    N0305;
+    /// A host name other than the name.
+    N0306;
+    /// A setting that one machine does not need.
+    N0307;
+}
+
+impl Code {
+    pub(crate) fn severity(self) -> Severity {
+        match self.id().as_bytes().first() {
+            Some(b'E') => Severity::Error,
+            Some(b'U') => Severity::Unsupported,
+            Some(b'W') => Severity::Warning,
+            _ => Severity::Notice,
+        }
+    }
+}
+
+/// Collects diagnostics with the index of the input each belongs to.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    list: Vec<(usize, Diagnostic)>,
+}
+
+impl Report {
+    pub(crate) fn say(
+        &mut self,
+        input: usize,
+        code: Code,
+        span: Span,
+        pointer: impl Into<String>,
+        message: impl Into<String>,
+        help: impl Into<Option<String>>,
+    ) {
+        self.list.push((
+            input,
+            Diagnostic {
+                code: code.id(),
+                severity: code.severity(),
+                span,
+                pointer: pointer.into(),
+                message: message.into(),
+                help: help.into(),
+            },
+        ));
+    }
+
+    /// All of it, by input and place.
+    pub(crate) fn finish(mut self) -> Vec<(usize, Diagnostic)> {
+        self.list.sort_by(|(i, a), (j, b)| (i, a.span.start, a.severity, a.code).cmp(&(j, b.span.start, b.severity, b.code)));
+        self.list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_page_that_says_more_than_its_title() {
+        for code in CODES {
+            let page = explain_code(code).unwrap();
+            assert!(page.starts_with(&format!("# {code}: ")), "{code}");
+            assert!(page.lines().count() > 5 && page.contains("```"), "{code} has no example");
+        }
+        assert_eq!(explain_code("E9999"), None);
+    }
+}

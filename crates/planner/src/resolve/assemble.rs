@@ -1,0 +1,398 @@
+//! Services of which everything is known.
+
+use super::Sight;
+use super::defaults::{When, default_port, version_key};
+use super::plans::{self, DEFAULT_PLAN, PlanProblem};
+use super::values::Values;
+use super::workspace::{Entry, Workspace};
+use crate::codes::{Code, Report};
+use crate::memory::Memory;
+use crate::names::{closest, one_of, quoted};
+use crate::zones::{isolated_zone, open_zone};
+use moat_blueprint::spec::{EnvironmentSpec, RuntimeSpec, ServiceSpec};
+use moat_model::net::RESERVED_PORTS;
+use moat_model::state::{Disk, EnvironmentRef, KeyValueWorkload, NativeWorkload, Persistence, Workload};
+use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug};
+use sha2::{Digest as _, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+/// The region of a service that names none.
+pub(crate) const DEFAULT_REGION: &str = "oregon";
+/// The most instances of one service.
+const MOST_INSTANCES: u32 = 100;
+const GIB: u64 = 1 << 30;
+
+/// Makes the service of every entry that this Moat runs.
+pub(crate) fn assemble(
+    workspace: &Workspace<'_>,
+    values: &Values<'_>,
+    memory: &mut Memory,
+    random: &mut dyn FnMut() -> [u8; 32],
+    report: &mut Report,
+) -> DesiredState {
+    let closed = closed_environments(workspace, report);
+    let mut assembly = Assembly { workspace, values, closed, memory, random, report };
+    let mut state = DesiredState::default();
+    for (index, entry) in workspace.entries.iter().enumerate() {
+        if let Some(kind) = entry.kind().filter(|_| entry.runs())
+            && let Some(service) = assembly.service(index, entry, kind)
+        {
+            state.services.insert(service.slug.clone(), service);
+        }
+    }
+    state
+}
+
+/// Whether each (project, environment) is isolated. Files that differ about one are told, and it is.
+fn closed_environments<'a>(workspace: &Workspace<'a>, report: &mut Report) -> BTreeMap<(&'a str, &'a str), bool> {
+    let mut closed: BTreeMap<(&str, &str), bool> = BTreeMap::new();
+    for (input, file) in workspace.inputs.iter().enumerate() {
+        for environment in &file.blueprint.environments {
+            let key = (environment.project.value.as_str(), environment.name.value.as_str());
+            let before = closed.insert(key, environment.isolated || closed.get(&key).copied().unwrap_or_default());
+            if before.is_some_and(|before| before != environment.isolated) {
+                let help = "it is closed; write the same `networking.isolation` in each file".to_owned();
+                let message =
+                    format!("environment {} of project {} is closed in one file and open in another", quoted(key.1), quoted(key.0));
+                report.say(input, Code::W0307, environment.name.span, "", message, help);
+            }
+        }
+    }
+    closed
+}
+
+struct Assembly<'a, 'w> {
+    workspace: &'w Workspace<'a>,
+    values: &'w Values<'a>,
+    closed: BTreeMap<(&'a str, &'a str), bool>,
+    memory: &'w mut Memory,
+    random: &'w mut dyn FnMut() -> [u8; 32],
+    report: &'w mut Report,
+}
+
+impl Assembly<'_, '_> {
+    fn service(&mut self, index: usize, entry: &Entry<'_>, kind: ServiceKind) -> Option<Service> {
+        let spec = entry.spec;
+        let input = &self.workspace.inputs[entry.input];
+        let region = spec.region.as_ref().map_or(DEFAULT_REGION, |r| r.value.as_str()).to_owned();
+        let Some(network) = self.memory.network(&region) else {
+            let help = format!("at most {} regions are told apart", moat_model::net::MAX_NETWORKS);
+            self.report.say(
+                entry.input,
+                Code::E0319,
+                spec.region.as_ref().map_or(spec.span, |r| r.span),
+                entry.pointer("region"),
+                format!("there is no network left for region {}", quoted(&region)),
+                help,
+            );
+            return None;
+        };
+        let environment = self.environment(input.blueprint.environments.get(spec.environment.unwrap_or(usize::MAX)));
+        let zone = match &environment {
+            Some(e) if e.isolated => isolated_zone(self.memory.environment(&e.project, &e.name), network),
+            Some(_) | None => open_zone(network),
+        };
+        let vip = if kind.receives() { Some(self.service_address(entry, network)?) } else { None };
+        let limits = self.limits(entry, kind);
+        let port = self.port(index, entry, kind);
+        let (env, build_env, written_keys) = self.environments(index);
+        let workload = self.workload(entry, kind, &env)?;
+        let secret_files = self.secret_files(entry);
+        let moat = spec.moat.as_ref();
+        let mut service = Service {
+            id: entry.id.clone(),
+            name: spec.name.value.clone(),
+            slug: entry.slug.clone(),
+            kind,
+            blueprint: input.path.to_owned(),
+            region,
+            network,
+            environment,
+            zone,
+            vip,
+            port,
+            allow_from: moat.and_then(|m| m.allow_from.as_ref()).map(|names| self.allowed(entry, names)),
+            egress: if kind.sends() {
+                moat.and_then(|m| m.egress.as_ref()).map(|e| e.value.clone()).unwrap_or_default()
+            } else {
+                Egress::None
+            },
+            instances: instances(spec, kind),
+            limits,
+            workload,
+            env,
+            build_env,
+            written_keys,
+            secret_files,
+            health_check_path: spec
+                .health_check_path
+                .as_ref()
+                .filter(|_| matches!(kind, ServiceKind::Web | ServiceKind::Pserv))
+                .map(|path| path.value.clone()),
+            max_shutdown_delay_seconds: spec.max_shutdown_delay_seconds.as_ref().map_or(30, |s| s.value.clamp(1, 300)),
+            fingerprint: String::new(),
+            build_fingerprint: String::new(),
+        };
+        service.fingerprint = fingerprint(&service);
+        service.build_fingerprint = build_fingerprint(&service);
+        Some(service)
+    }
+
+    fn environment(&self, spec: Option<&EnvironmentSpec>) -> Option<EnvironmentRef> {
+        let spec = spec?;
+        let isolated = self.closed.get(&(spec.project.value.as_str(), spec.name.value.as_str())).copied().unwrap_or(spec.isolated);
+        Some(EnvironmentRef { project: spec.project.value.clone(), name: spec.name.value.clone(), isolated })
+    }
+
+    /// The remembered service address, or a new one when there is none in this network.
+    fn service_address(&mut self, entry: &Entry<'_>, network: NetworkId) -> Option<AddressPair> {
+        let ula = self.memory.ula(self.random);
+        let path = self.workspace.inputs[entry.input].path;
+        let remembered = self.memory.service(path, &entry.spec.name).vip;
+        if let Some((_, offset)) = remembered.filter(|(index, _)| *index == network.index()) {
+            return Some(network.service(ula, offset));
+        }
+        let Some(offset) = self.memory.ranges.entry(network.index()).or_default().services.take() else {
+            let help = "`moat down` of services that are not needed makes room".to_owned();
+            self.report.say(
+                entry.input,
+                Code::E0319,
+                entry.spec.name.span,
+                entry.pointer("name"),
+                "no service address is left in this network",
+                help,
+            );
+            return None;
+        };
+        if let Some((index, old)) = remembered
+            && let Some(ranges) = self.memory.ranges.get_mut(&index)
+        {
+            ranges.services.give_back(old);
+        }
+        self.memory.service(path, &entry.spec.name).vip = Some((network.index(), offset));
+        Some(network.service(ula, offset))
+    }
+
+    fn limits(&mut self, entry: &Entry<'_>, kind: ServiceKind) -> Limits {
+        let fallback = Limits { memory_bytes: 512 << 20, cpu_millis: 500, pids: 512 };
+        let Some(plan) = &entry.spec.plan else { return plans::limits(DEFAULT_PLAN, kind).unwrap_or(fallback) };
+        plans::limits(plan, kind).unwrap_or_else(|problem| {
+            let message = match problem {
+                PlanProblem::Unknown => format!("there is no plan {}", quoted(plan)),
+                PlanProblem::NotForKind => format!("a {} can't have the plan {}", kind.phrase(), quoted(plan)),
+            };
+            let help = match closest(plan, plans::names(kind)) {
+                Some(near) if problem == PlanProblem::Unknown => format!("did you mean `{near}`?"),
+                Some(_) | None => format!("write {}", one_of(plans::names(kind))),
+            };
+            self.report.say(entry.input, Code::E0309, plan.span, entry.pointer("plan"), message, help);
+            fallback
+        })
+    }
+
+    fn port(&mut self, index: usize, entry: &Entry<'_>, kind: ServiceKind) -> Option<u16> {
+        let usual = default_port(Some(kind))?;
+        let Some(slot) = self.values.variable(index, "PORT").filter(|_| kind != ServiceKind::KeyValue) else { return Some(usual) };
+        // Without a value something else was said about it already.
+        let Some(value) = self.values.value(slot) else { return Some(usual) };
+        let text = value.expose().trim();
+        let (input, span, pointer) = self.values.place(slot);
+        let problem = match text.parse::<u16>() {
+            Ok(port) if RESERVED_PORTS.contains(&port) => format!("port {port} is reserved on every private network"),
+            Ok(port) if port > 0 => return Some(port),
+            Ok(_) | Err(_) => format!("{} is not a port", quoted(text)),
+        };
+        self.report.say(
+            input,
+            Code::E0308,
+            span,
+            pointer.to_owned(),
+            format!("`PORT` of {}: {problem}", quoted(&entry.spec.name)),
+            format!("write a number from 1 to 65535; {usual} is the default"),
+        );
+        Some(usual)
+    }
+
+    /// Variables at run time, variables of the build, and the keys that are not defaults.
+    fn environments(&self, index: usize) -> (BTreeMap<String, Secret>, BTreeMap<String, Secret>, BTreeSet<String>) {
+        let (mut run, mut build, mut written) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        for (key, default, when) in self.values.defaults(index) {
+            let value = Secret::new(self.values.default_text(index, default));
+            if *when != When::Build {
+                run.insert((*key).to_owned(), value.clone());
+            }
+            if *when != When::Run {
+                build.insert((*key).to_owned(), value);
+            }
+        }
+        for (key, slot) in self.values.variables(index) {
+            if let Some(value) = self.values.value(slot) {
+                written.insert(key.to_owned());
+                run.insert(key.to_owned(), value.clone());
+                build.insert(key.to_owned(), value.clone());
+            }
+        }
+        (run, build, written)
+    }
+
+    fn workload(&mut self, entry: &Entry<'_>, kind: ServiceKind, env: &BTreeMap<String, Secret>) -> Option<Workload> {
+        let spec = entry.spec;
+        let text = |field: &Option<moat_blueprint::spec::Text>| field.as_ref().map(|t| t.value.clone());
+        if kind == ServiceKind::KeyValue {
+            let persistence = match spec.persistence_mode.as_ref().map(|m| m.value.as_str()) {
+                Some("off") => Persistence::Off,
+                Some("snapshot") => Persistence::Snapshot,
+                // Free instances keep nothing.
+                _ if spec.plan.as_ref().is_some_and(|plan| plan.value == "free") => Persistence::Off,
+                _ => Persistence::JournalSnapshot,
+            };
+            let policy = text(&spec.maxmemory_policy).unwrap_or_else(|| "allkeys-lru".to_owned());
+            return Some(Workload::KeyValue(KeyValueWorkload { maxmemory_policy: policy, persistence }));
+        }
+        let Some(RuntimeSpec::Native(runtime)) = spec.runtime.as_ref().map(|r| r.value) else { return None };
+        Some(Workload::Native(NativeWorkload {
+            runtime,
+            version: version_key(runtime).and_then(|key| env.get(key)).map(|v| v.expose().trim().to_owned()).filter(|v| !v.is_empty()),
+            source: self.workspace.inputs[entry.input].source.to_owned(),
+            root_dir: self.root_dir(entry),
+            build_command: text(&spec.build_command),
+            pre_deploy_command: text(&spec.pre_deploy_command).filter(|_| kind != ServiceKind::Cron),
+            initial_deploy_hook: text(&spec.initial_deploy_hook).filter(|_| kind != ServiceKind::Cron),
+            // Its absence is said by the linter.
+            start_command: text(&spec.start_command).unwrap_or_default(),
+            schedule: text(&spec.schedule).filter(|_| kind == ServiceKind::Cron),
+            disk: spec.disk.as_ref().filter(|_| kind != ServiceKind::Cron).map(|disk| Disk {
+                name: disk.name.value.clone(),
+                mount_path: PathBuf::from(&disk.mount_path.value),
+                size_bytes: u64::from(disk.size_gb) * GIB,
+            }),
+        }))
+    }
+
+    /// The folder below the source: `.`, `./a`, `/a` and `a/` are all within it.
+    fn root_dir(&mut self, entry: &Entry<'_>) -> PathBuf {
+        let Some(written) = &entry.spec.root_dir else { return PathBuf::new() };
+        let mut clean = PathBuf::new();
+        for part in Path::new(written.value.trim()).components() {
+            match part {
+                Component::Normal(name) => clean.push(name),
+                Component::CurDir | Component::RootDir => {}
+                Component::ParentDir | Component::Prefix(_) => {
+                    let help = "write a folder below the blueprint's own, without `..`".to_owned();
+                    self.report.say(
+                        entry.input,
+                        Code::E0316,
+                        written.span,
+                        entry.pointer("rootDir"),
+                        format!("{} leads out of the source", quoted(written)),
+                        help,
+                    );
+                    return PathBuf::new();
+                }
+            }
+        }
+        clean
+    }
+
+    fn secret_files(&mut self, entry: &Entry<'_>) -> BTreeMap<String, Secret> {
+        let mut files = BTreeMap::new();
+        for (name, path) in entry.spec.moat.iter().flat_map(|m| &m.secret_files) {
+            let pointer = entry.pointer("x-moat/secretFiles");
+            if name.value.is_empty() || matches!(name.value.as_str(), "." | "..") || name.value.contains(['/', '\0']) {
+                self.report.say(
+                    entry.input,
+                    Code::E0317,
+                    name.span,
+                    pointer,
+                    format!("{} is no file name", quoted(name)),
+                    "write a name without `/`: it is shown at `/etc/secrets/NAME`".to_owned(),
+                );
+                continue;
+            }
+            match self.workspace.inputs[entry.input].files.get(&path.value) {
+                Some(content) => drop(files.insert(name.value.clone(), content.clone())),
+                None if self.workspace.sight == Sight::File => {}
+                None => self.report.say(
+                    entry.input,
+                    Code::E0317,
+                    path.span,
+                    pointer,
+                    format!("the secret file {} can't be read", quoted(path)),
+                    "the path is relative to the blueprint".to_owned(),
+                ),
+            }
+        }
+        files
+    }
+
+    fn allowed(&mut self, entry: &Entry<'_>, names: &[moat_blueprint::spec::Text]) -> BTreeSet<Slug> {
+        let mut allowed = BTreeSet::new();
+        for name in names {
+            if let Some(index) = self.workspace.service(entry.input, name) {
+                allowed.insert(self.workspace.entries[index].slug.clone());
+                continue;
+            }
+            let near = closest(name, self.workspace.service_names());
+            let code = match self.workspace.sight {
+                Sight::File if !near.is_some_and(|near| crate::names::is_typo(name, near)) => Code::N0301,
+                Sight::File | Sight::Workspace => Code::E0315,
+            };
+            let help = near
+                .map_or_else(|| "names are those of services, as they are written".to_owned(), |near| format!("did you mean `{near}`?"));
+            self.report.say(
+                entry.input,
+                code,
+                name.span,
+                entry.pointer("x-moat/allowFrom"),
+                format!("there is no service {} here", quoted(name)),
+                help,
+            );
+        }
+        allowed
+    }
+}
+
+fn instances(spec: &ServiceSpec, kind: ServiceKind) -> u32 {
+    match kind {
+        ServiceKind::Cron => 0,
+        ServiceKind::KeyValue => 1,
+        ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker if spec.disk.is_some() => 1,
+        ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker => {
+            let written = spec.scaling.as_ref().map(|s| s.value.min).or(spec.num_instances.as_ref().map(|n| n.value));
+            written.unwrap_or(1).clamp(1, MOST_INSTANCES)
+        }
+    }
+}
+
+/// Of everything an instance is made of. Not of its zone, its address, who may reach it, how many there are, or how it is looked after:
+/// those change around a running instance. Its network is part of it, since its address lies in that network's range.
+fn fingerprint(service: &Service) -> String {
+    digest(&serde_json::json!({
+        "kind": service.kind,
+        "network": service.network,
+        "workload": service.workload,
+        "env": service.env,
+        "files": service.secret_files,
+        "limits": service.limits,
+    }))
+}
+
+/// Of everything a build is made of but the source's text.
+fn build_fingerprint(service: &Service) -> String {
+    let build = match &service.workload {
+        Workload::Native(native) => serde_json::json!([native.runtime, native.version, native.root_dir, native.build_command]),
+        Workload::KeyValue(_) => serde_json::Value::Null,
+    };
+    digest(&serde_json::json!({ "build": build, "env": service.build_env, "files": service.secret_files }))
+}
+
+/// The first 32 hexadecimal digits of SHA-256.
+fn digest(value: &serde_json::Value) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::with_capacity(32);
+    for byte in &Sha256::digest(value.to_string())[..16] {
+        let _ = write!(out, "{byte:02x}");
+    }
+    out
+}

@@ -1,0 +1,114 @@
+//! Plans to limits.
+
+use moat_model::{Limits, ServiceKind};
+
+const MIB: u64 = 1 << 20;
+
+/// Plans by name: memory in MiB and thousandths of a CPU.
+const PLANS: [(&str, u64, u32); 7] = [
+    ("free", 512, 100),
+    ("starter", 512, 500),
+    ("standard", 2048, 1000),
+    ("pro", 4096, 2000),
+    ("pro plus", 8192, 4000),
+    ("pro max", 16384, 4000),
+    ("pro ultra", 32768, 8000),
+];
+
+/// The plan of a service that names none.
+pub(crate) const DEFAULT_PLAN: &str = "starter";
+
+/// Why a plan gives no limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PlanProblem {
+    /// There is no such plan.
+    Unknown,
+    /// Services of this kind can't have it.
+    NotForKind,
+}
+
+/// The limits of a plan: by name, or by what its id says (`0.5c-1g`).
+pub(crate) fn limits(plan: &str, kind: ServiceKind) -> Result<Limits, PlanProblem> {
+    let named = PLANS.iter().find(|(name, ..)| *name == plan).map(|(_, memory, cpu)| (memory * MIB, *cpu));
+    let (memory_bytes, cpu_millis) = named.or_else(|| sized(plan)).ok_or(PlanProblem::Unknown)?;
+    let allowed = match kind {
+        ServiceKind::Web | ServiceKind::KeyValue => true,
+        ServiceKind::Pserv | ServiceKind::Worker => plan != "free",
+        ServiceKind::Cron => !matches!(plan, "free" | "pro max" | "pro ultra"),
+    };
+    if !allowed {
+        return Err(PlanProblem::NotForKind);
+    }
+    // A thread per MiB is more than programs of that size start, and few enough to keep a runaway one from the others.
+    let pids = u32::try_from(memory_bytes / MIB).unwrap_or(u32::MAX).clamp(512, 8192);
+    Ok(Limits { memory_bytes, cpu_millis, pids })
+}
+
+/// The names of the plans that a kind can have.
+pub(crate) fn names(kind: ServiceKind) -> impl Iterator<Item = &'static str> {
+    PLANS.iter().map(|(name, ..)| *name).filter(move |name| limits(name, kind).is_ok())
+}
+
+/// `0.5c-1g`: half a CPU and one GiB.
+fn sized(id: &str) -> Option<(u64, u32)> {
+    let (cpu, memory) = id.strip_suffix('g')?.split_once("c-")?;
+    let (cpu, memory) = (thousandths(cpu)?, thousandths(memory)?);
+    let fits = (1..=1_000_000).contains(&cpu) && (1..=10_000_000).contains(&memory);
+    fits.then_some((u64::from(memory) * (1 << 30) / 1000, cpu))
+}
+
+/// A decimal number in thousandths, with at most three places.
+fn thousandths(text: &str) -> Option<u32> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |t: &str| t.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || part.len() > 3 || !digits(whole) || !digits(part) {
+        return None;
+    }
+    whole.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(format!("{part:0<3}").parse().ok()?)
+}
+
+/// Thousandths of a CPU as they are written: `0.5`, `2`.
+pub(crate) fn cpus(millis: u32) -> String {
+    let (whole, part) = (millis / 1000, millis % 1000);
+    if part == 0 { whole.to_string() } else { format!("{whole}.{part:03}").trim_end_matches('0').to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_give_what_they_say() {
+        for (plan, mib, millis) in [
+            ("free", 512, 100),
+            ("pro plus", 8192, 4000),
+            ("0.5c-1g", 1024, 500),
+            ("1c-2g", 2048, 1000),
+            ("128c-1024g", 1_048_576, 128_000),
+            ("0.5c-0.5g", 512, 500),
+        ] {
+            let limits = limits(plan, ServiceKind::Web).unwrap();
+            assert_eq!((limits.memory_bytes / MIB, limits.cpu_millis), (mib, millis), "{plan}");
+        }
+        for plan in ["huge", "", "c-g", "1c-", "-1c-2g", "1.0000c-1g", "1c-2", "99999999999c-1g", "0c-1g"] {
+            assert_eq!(limits(plan, ServiceKind::Web), Err(PlanProblem::Unknown), "{plan}");
+        }
+    }
+
+    #[test]
+    fn some_kinds_have_no_free_plan() {
+        for kind in ServiceKind::ALL {
+            let free = matches!(kind, ServiceKind::Web | ServiceKind::KeyValue);
+            assert_eq!(limits("free", kind).is_ok(), free, "{kind}");
+        }
+        assert_eq!(names(ServiceKind::Cron).collect::<Vec<_>>(), ["starter", "standard", "pro", "pro plus"]);
+    }
+
+    #[test]
+    fn cpus_are_written_short() {
+        assert_eq!(
+            ["0.1", "0.5", "1", "2", "0.25"],
+            [cpus(100), cpus(500), cpus(1000), cpus(2000), cpus(250)].map(|s| s).each_ref().map(String::as_str)
+        );
+    }
+}

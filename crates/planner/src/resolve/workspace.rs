@@ -1,0 +1,285 @@
+//! Every service of every file: which there are, what each is called and by which id it goes.
+
+use super::{Input, Sight};
+use crate::alloc::{id_prefix, letters, service_id};
+use crate::codes::{Code, Report};
+use crate::memory::Memory;
+use crate::names::quoted;
+use moat_blueprint::spec::{EnvGroupSpec, RuntimeSpec, ServiceSpec, TypeSpec};
+use moat_model::{ServiceId, ServiceKind, Slug};
+use sha2::{Digest as _, Sha256};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::Path;
+
+/// Labels that stand for something else: peers of the command line, and the loopback name.
+const TAKEN_LABELS: [&str; 4] = ["internet", "ingress", "host", "localhost"];
+
+/// A service of a file, with its id and label.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    /// Index of its file.
+    pub(crate) input: usize,
+    /// What is written.
+    pub(crate) spec: &'a ServiceSpec,
+    /// Its label.
+    pub(crate) slug: Slug,
+    /// Its id.
+    pub(crate) id: ServiceId,
+}
+
+impl Entry<'_> {
+    /// Its kind; none for a type that is not on the private network.
+    pub(crate) const fn kind(&self) -> Option<ServiceKind> {
+        kind_of(self.spec)
+    }
+
+    /// Whether this Moat runs it.
+    pub(crate) fn runs(&self) -> bool {
+        match (self.kind(), self.spec.runtime.as_ref().map(|r| r.value)) {
+            (Some(ServiceKind::KeyValue), _) => true,
+            (Some(_), Some(RuntimeSpec::Native(_))) => true,
+            (Some(_), Some(RuntimeSpec::Docker | RuntimeSpec::Image | RuntimeSpec::Static) | None) | (None, _) => false,
+        }
+    }
+
+    /// The words for people.
+    pub(crate) const fn phrase(&self) -> &'static str {
+        match self.spec.kind.value {
+            TypeSpec::Kind(kind) => kind.phrase(),
+            TypeSpec::StaticSite => "static site",
+            TypeSpec::Workflow => "workflow",
+        }
+    }
+
+    /// The word of `type`.
+    pub(crate) const fn word(&self) -> &'static str {
+        match self.spec.kind.value {
+            TypeSpec::Kind(kind) => kind.word(),
+            TypeSpec::StaticSite => "web",
+            TypeSpec::Workflow => "workflow",
+        }
+    }
+
+    pub(crate) fn pointer(&self, field: &str) -> String {
+        format!("{}/{field}", self.spec.pointer)
+    }
+}
+
+const fn kind_of(spec: &ServiceSpec) -> Option<ServiceKind> {
+    match spec.kind.value {
+        TypeSpec::Kind(kind) => Some(kind),
+        TypeSpec::StaticSite | TypeSpec::Workflow => None,
+    }
+}
+
+/// All that is in sight.
+pub(crate) struct Workspace<'a> {
+    pub(crate) inputs: &'a [Input<'a>],
+    pub(crate) sight: Sight,
+    pub(crate) entries: Vec<Entry<'a>>,
+    services: HashMap<&'a str, Vec<usize>>,
+    groups: HashMap<&'a str, Vec<(usize, &'a EnvGroupSpec)>>,
+    databases: HashSet<&'a str>,
+}
+
+impl<'a> Workspace<'a> {
+    pub(crate) fn gather(
+        inputs: &'a [Input<'a>],
+        sight: Sight,
+        memory: &mut Memory,
+        random: &mut dyn FnMut() -> [u8; 32],
+        report: &mut Report,
+    ) -> Self {
+        let mut workspace =
+            Self { inputs, sight, entries: Vec::new(), services: HashMap::new(), groups: HashMap::new(), databases: HashSet::new() };
+        let specs = workspace.index(report);
+        workspace.name(specs, memory, random, report);
+        workspace
+    }
+
+    /// Lists what there is; the second of a name in one file is left out, as a name stands for one thing.
+    fn index(&mut self, report: &mut Report) -> Vec<(usize, &'a ServiceSpec)> {
+        let mut specs = Vec::new();
+        for (index, input) in self.inputs.iter().enumerate() {
+            let mut seen: HashMap<&str, u32> = HashMap::new();
+            for spec in &input.blueprint.services {
+                if let Some(line) = seen.insert(&spec.name.value, spec.name.span.line) {
+                    let help = format!("the other one is on line {line}; names are unique in a workspace");
+                    report.say(
+                        index,
+                        Code::E0320,
+                        spec.name.span,
+                        format!("{}/name", spec.pointer),
+                        format!("there are two services called {}", quoted(&spec.name)),
+                        help,
+                    );
+                } else {
+                    specs.push((index, spec));
+                }
+            }
+            for group in &input.blueprint.env_groups {
+                self.groups.entry(&group.name.value).or_default().push((index, group));
+            }
+            self.databases.extend(
+                input
+                    .blueprint
+                    .databases
+                    .iter()
+                    .flat_map(|d| std::iter::once(&d.name).chain(&d.read_replicas))
+                    .map(|name| name.value.as_str()),
+            );
+        }
+        specs
+    }
+
+    fn name(
+        &mut self,
+        specs: Vec<(usize, &'a ServiceSpec)>,
+        memory: &mut Memory,
+        random: &mut dyn FnMut() -> [u8; 32],
+        report: &mut Report,
+    ) {
+        let mut labels = Labels::remembered(self.inputs, memory);
+        for (input, spec) in specs {
+            let path = self.inputs[input].path;
+            let remembered = memory.service(path, &spec.name);
+            let (known_slug, known_id) = (remembered.slug.clone(), remembered.id.clone());
+            let Some(wanted) = Slug::slugify(&spec.name) else {
+                let help = "give it a name with letters or digits of the English alphabet".to_owned();
+                report.say(
+                    input,
+                    Code::E0307,
+                    spec.name.span,
+                    format!("{}/name", spec.pointer),
+                    format!("no host name can be made of {}", quoted(&spec.name)),
+                    help,
+                );
+                continue;
+            };
+            let slug = known_slug
+                .filter(|slug| labels.claim_own(slug, path, &spec.name))
+                .unwrap_or_else(|| labels.claim(&wanted, path, &spec.name));
+            let id = known_id.filter(|id| id.as_str().starts_with(id_prefix(kind_of(spec)))).or_else(|| service_id(kind_of(spec), random));
+            let Some(id) = id else { continue };
+            if slug != wanted {
+                let help = format!("`{wanted}` stands for something else already; this name is kept");
+                report.say(
+                    input,
+                    Code::N0306,
+                    spec.name.span,
+                    format!("{}/name", spec.pointer),
+                    format!("the host name of {} is `{slug}`", quoted(&spec.name)),
+                    help,
+                );
+            }
+            let remembered = memory.service(path, &spec.name);
+            remembered.slug = Some(slug.clone());
+            remembered.id = Some(id.clone());
+            self.services.entry(&spec.name.value).or_default().push(self.entries.len());
+            self.entries.push(Entry { input, spec, slug, id });
+        }
+        labels.take_from_absent(memory);
+    }
+
+    /// The service of this name, in the same file first.
+    pub(crate) fn service(&self, input: usize, name: &str) -> Option<usize> {
+        let all = self.services.get(name)?;
+        all.iter().copied().find(|i| self.entries[*i].input == input).or_else(|| all.first().copied())
+    }
+
+    /// The group of this name, in the same file first.
+    pub(crate) fn group(&self, input: usize, name: &str) -> Option<(usize, &'a EnvGroupSpec)> {
+        let all = self.groups.get(name)?;
+        all.iter().copied().find(|(i, _)| *i == input).or_else(|| all.first().copied())
+    }
+
+    pub(crate) fn is_database(&self, name: &str) -> bool {
+        self.databases.contains(name)
+    }
+
+    pub(crate) fn service_names(&self) -> impl Iterator<Item = &'a str> {
+        self.entries.iter().map(|e| e.spec.name.value.as_str())
+    }
+
+    pub(crate) fn database_names(&self) -> impl Iterator<Item = &'a str> {
+        self.databases.iter().copied()
+    }
+
+    pub(crate) fn group_names(&self) -> impl Iterator<Item = &'a str> {
+        self.groups.keys().copied()
+    }
+}
+
+/// Which labels are taken, and by whom.
+struct Labels {
+    /// Label → (file, name), of files that are in sight.
+    present: BTreeMap<Slug, (std::path::PathBuf, String)>,
+    /// Labels remembered for files that are not in sight: the first who wants one takes it.
+    absent: BTreeSet<Slug>,
+    taken_over: BTreeSet<Slug>,
+}
+
+impl Labels {
+    fn remembered(inputs: &[Input<'_>], memory: &Memory) -> Self {
+        let mut labels = Self { present: BTreeMap::new(), absent: BTreeSet::new(), taken_over: BTreeSet::new() };
+        for (path, file) in &memory.files {
+            let in_sight = inputs.iter().any(|i| i.path == path);
+            for (name, slug) in file.services.iter().filter_map(|(name, s)| Some((name, s.slug.clone()?))) {
+                if in_sight {
+                    labels.present.insert(slug, (path.clone(), name.clone()));
+                } else {
+                    labels.absent.insert(slug);
+                }
+            }
+        }
+        labels
+    }
+
+    fn claim_own(&self, slug: &Slug, path: &Path, name: &str) -> bool {
+        self.present.get(slug).is_some_and(|(p, n)| p == path && n == name)
+    }
+
+    /// Whether a new service may have this label. `X-discovery` is a name of the service `X` too.
+    fn is_free(&self, label: &str) -> bool {
+        let discovered = label.strip_suffix("-discovery");
+        !TAKEN_LABELS.contains(&label)
+            && !self.present.contains_key(label)
+            && discovered.is_none_or(|base| !self.present.contains_key(base))
+            && !self.present.contains_key(format!("{label}-discovery").as_str())
+    }
+
+    /// The label wanted, or that with a suffix that depends on nothing but the service's place and name.
+    fn claim(&mut self, wanted: &Slug, path: &Path, name: &str) -> Slug {
+        let mut slug = wanted.clone();
+        let mut attempt = 0_u32;
+        while !self.is_free(slug.as_str()) {
+            let mut hash = Sha256::new();
+            hash.update(path.as_os_str().as_encoded_bytes());
+            hash.update([0]);
+            hash.update(name.as_bytes());
+            hash.update(attempt.to_be_bytes());
+            // A label of `slugify` leaves room for the suffix, so that this is a label as well.
+            slug = Slug::new(format!("{wanted:.48}-{}", letters(hash.finalize().into(), 4))).unwrap_or(slug);
+            attempt += 1;
+        }
+        self.present.insert(slug.clone(), (path.to_owned(), name.to_owned()));
+        if self.absent.remove(&slug) {
+            self.taken_over.insert(slug.clone());
+        }
+        slug
+    }
+
+    /// Files that are not in sight lose the labels that others took.
+    fn take_from_absent(self, memory: &mut Memory) {
+        for (path, file) in &mut memory.files {
+            for (name, service) in &mut file.services {
+                if let Some(slug) = &service.slug
+                    && self.taken_over.contains(slug)
+                    && self.present.get(slug).is_none_or(|(p, n)| p != path || n != name)
+                {
+                    service.slug = None;
+                }
+            }
+        }
+    }
+}
