@@ -1,6 +1,6 @@
 //! The codes of diagnostics that planning gives, and how they are collected.
 //!
-//! The letter says the weight: `E` an error, `U` right but not run by this Moat (an error for `up` only), `W` a warning,
+//! What reading says (`moat_blueprint`) is not said again here. The letter says the weight: `E` an error, `U` right but not run by this Moat (an error for `up` only), `W` a warning,
 //! `N` a notice. Each code has one page under `docs/errors`.
 
 use moat_model::{Diagnostic, Severity, Span};
@@ -44,60 +44,32 @@ codes! {
     E0305;
     /// References that go in a circle.
     E0306;
-    /// A name of which no host name can be made.
-    E0307;
     /// A `PORT` that is no port, or a reserved one.
-    E0308;
+    E0307;
     /// A plan that the type can't have, or that does not exist.
-    E0309;
-    /// A service without the command it runs.
-    E0310;
-    /// A cron job without a schedule.
-    E0311;
-    /// A schedule that can't be read.
-    E0312;
-    /// A disk and more than one instance.
-    E0313;
-    /// A disk where none can be.
-    E0314;
+    E0308;
     /// `allowFrom` names a service that does not exist.
-    E0315;
-    /// A `rootDir` outside the source.
-    E0316;
-    /// A secret file that was not given, or whose name is no file name.
-    E0317;
+    E0309;
+    /// A secret file that was not given.
+    E0310;
     /// An environment group that does not exist.
-    E0318;
-    /// More networks than a router holds.
-    E0319;
-    /// Two services of one name.
-    E0320;
-    /// A health check path that is no path.
-    E0321;
-    /// Too many instances, or none.
-    E0322;
-    /// A service that this Moat does not run.
+    E0311;
+    /// No network or address is left.
+    E0312;
+    /// A reference to a database, which this Moat does not run.
     U0301;
-    /// A database.
-    U0302;
-    /// A reference to a database.
-    U0303;
-    /// A setting of who may reach a public service, which this Moat does not keep.
-    U0304;
     /// `PORT` of something that receives nothing.
     W0301;
     /// The public address of a service that has none.
     W0302;
     /// A reference to something that the private network keeps out of reach.
     W0303;
-    /// A health check path of something that is not checked.
-    W0304;
     /// A variable that only Moat sets.
+    W0304;
+    /// `allowFrom` lets in someone who can't come.
     W0305;
-    /// `allowFrom` of something that receives nothing, or that lets nobody in.
-    W0306;
     /// An environment that is closed in one file and open in another.
-    W0307;
+    W0306;
     /// A reference to something that is not in this file.
     N0301;
     /// An environment group that is not in this file.
@@ -110,8 +82,6 @@ codes! {
     N0305;
     /// A host name other than the name.
     N0306;
-    /// A setting that one machine does not need.
-    N0307;
 }
 
 impl Code {

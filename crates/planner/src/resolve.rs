@@ -4,7 +4,6 @@
 //! other and to themselves; then the services. Nothing stops at the first problem.
 
 mod assemble;
-mod cron;
 mod defaults;
 mod lint;
 mod plans;

@@ -55,7 +55,7 @@ fn closed_environments<'a>(workspace: &Workspace<'a>, report: &mut Report) -> BT
                 let help = "it is closed; write the same `networking.isolation` in each file".to_owned();
                 let message =
                     format!("environment {} of project {} is closed in one file and open in another", quoted(key.1), quoted(key.0));
-                report.say(input, Code::W0307, environment.name.span, "", message, help);
+                report.say(input, Code::W0306, environment.name.span, "", message, help);
             }
         }
     }
@@ -80,7 +80,7 @@ impl Assembly<'_, '_> {
             let help = format!("at most {} regions are told apart", moat_model::net::MAX_NETWORKS);
             self.report.say(
                 entry.input,
-                Code::E0319,
+                Code::E0312,
                 spec.region.as_ref().map_or(spec.span, |r| r.span),
                 entry.pointer("region"),
                 format!("there is no network left for region {}", quoted(&region)),
@@ -157,7 +157,7 @@ impl Assembly<'_, '_> {
             let help = "`moat down` of services that are not needed makes room".to_owned();
             self.report.say(
                 entry.input,
-                Code::E0319,
+                Code::E0312,
                 entry.spec.name.span,
                 entry.pointer("name"),
                 "no service address is left in this network",
@@ -186,7 +186,7 @@ impl Assembly<'_, '_> {
                 Some(near) if problem == PlanProblem::Unknown => format!("did you mean `{near}`?"),
                 Some(_) | None => format!("write {}", one_of(plans::names(kind))),
             };
-            self.report.say(entry.input, Code::E0309, plan.span, entry.pointer("plan"), message, help);
+            self.report.say(entry.input, Code::E0308, plan.span, entry.pointer("plan"), message, help);
             fallback
         })
     }
@@ -205,7 +205,7 @@ impl Assembly<'_, '_> {
         };
         self.report.say(
             input,
-            Code::E0308,
+            Code::E0307,
             span,
             pointer.to_owned(),
             format!("`PORT` of {}: {problem}", quoted(&entry.spec.name)),
@@ -255,7 +255,7 @@ impl Assembly<'_, '_> {
             runtime,
             version: version_key(runtime).and_then(|key| env.get(key)).map(|v| v.expose().trim().to_owned()).filter(|v| !v.is_empty()),
             source: self.workspace.inputs[entry.input].source.to_owned(),
-            root_dir: self.root_dir(entry),
+            root_dir: root_dir(spec),
             build_command: text(&spec.build_command),
             pre_deploy_command: text(&spec.pre_deploy_command).filter(|_| kind != ServiceKind::Cron),
             initial_deploy_hook: text(&spec.initial_deploy_hook).filter(|_| kind != ServiceKind::Cron),
@@ -270,52 +270,16 @@ impl Assembly<'_, '_> {
         }))
     }
 
-    /// The folder below the source: `.`, `./a`, `/a` and `a/` are all within it.
-    fn root_dir(&mut self, entry: &Entry<'_>) -> PathBuf {
-        let Some(written) = &entry.spec.root_dir else { return PathBuf::new() };
-        let mut clean = PathBuf::new();
-        for part in Path::new(written.value.trim()).components() {
-            match part {
-                Component::Normal(name) => clean.push(name),
-                Component::CurDir | Component::RootDir => {}
-                Component::ParentDir | Component::Prefix(_) => {
-                    let help = "write a folder below the blueprint's own, without `..`".to_owned();
-                    self.report.say(
-                        entry.input,
-                        Code::E0316,
-                        written.span,
-                        entry.pointer("rootDir"),
-                        format!("{} leads out of the source", quoted(written)),
-                        help,
-                    );
-                    return PathBuf::new();
-                }
-            }
-        }
-        clean
-    }
-
     fn secret_files(&mut self, entry: &Entry<'_>) -> BTreeMap<String, Secret> {
         let mut files = BTreeMap::new();
         for (name, path) in entry.spec.moat.iter().flat_map(|m| &m.secret_files) {
             let pointer = entry.pointer("x-moat/secretFiles");
-            if name.value.is_empty() || matches!(name.value.as_str(), "." | "..") || name.value.contains(['/', '\0']) {
-                self.report.say(
-                    entry.input,
-                    Code::E0317,
-                    name.span,
-                    pointer,
-                    format!("{} is no file name", quoted(name)),
-                    "write a name without `/`: it is shown at `/etc/secrets/NAME`".to_owned(),
-                );
-                continue;
-            }
             match self.workspace.inputs[entry.input].files.get(&path.value) {
                 Some(content) => drop(files.insert(name.value.clone(), content.clone())),
                 None if self.workspace.sight == Sight::File => {}
                 None => self.report.say(
                     entry.input,
-                    Code::E0317,
+                    Code::E0310,
                     path.span,
                     pointer,
                     format!("the secret file {} can't be read", quoted(path)),
@@ -336,7 +300,7 @@ impl Assembly<'_, '_> {
             let near = closest(name, self.workspace.service_names());
             let code = match self.workspace.sight {
                 Sight::File if !near.is_some_and(|near| crate::names::is_typo(name, near)) => Code::N0301,
-                Sight::File | Sight::Workspace => Code::E0315,
+                Sight::File | Sight::Workspace => Code::E0309,
             };
             let help = near
                 .map_or_else(|| "names are those of services, as they are written".to_owned(), |near| format!("did you mean `{near}`?"));
@@ -353,6 +317,12 @@ impl Assembly<'_, '_> {
     }
 }
 
+/// The folder below the source: `.`, `./a`, `/a` and `a/` are all within it. `..` counts for nothing; reading said so.
+fn root_dir(spec: &ServiceSpec) -> PathBuf {
+    let written = spec.root_dir.as_ref().map_or("", |text| text.value.trim());
+    Path::new(written).components().filter(|part| matches!(part, Component::Normal(_))).collect()
+}
+
 fn instances(spec: &ServiceSpec, kind: ServiceKind) -> u32 {
     match kind {
         ServiceKind::Cron => 0,
@@ -365,33 +335,41 @@ fn instances(spec: &ServiceSpec, kind: ServiceKind) -> u32 {
     }
 }
 
-/// Of everything an instance is made of. Not of its zone, its address, who may reach it, how many there are, or how it is looked after:
-/// those change around a running instance. Its network is part of it, since its address lies in that network's range.
+/// Of everything an instance is made of. Not of its zone, its address, who may reach it, how many there are, or how it is
+/// looked after: those change around a running instance. Its network is part of it, since its address lies in that
+/// network's range.
 fn fingerprint(service: &Service) -> String {
-    digest(&serde_json::json!({
-        "kind": service.kind,
-        "network": service.network,
-        "workload": service.workload,
-        "env": service.env,
-        "files": service.secret_files,
-        "limits": service.limits,
-    }))
+    let workload = match &service.workload {
+        Workload::Native(w) => {
+            let disk = w.disk.as_ref().map(|d| (&d.name, d.mount_path.to_string_lossy(), d.size_bytes));
+            let words = (w.runtime, &w.version, w.root_dir.to_string_lossy(), &w.start_command, &w.schedule, disk);
+            serde_json::to_string(&words)
+        }
+        Workload::KeyValue(w) => serde_json::to_string(w),
+    };
+    let rest = (service.kind, service.network, &service.env, &service.secret_files, service.limits);
+    digest([workload, serde_json::to_string(&rest)])
 }
 
 /// Of everything a build is made of but the source's text.
 fn build_fingerprint(service: &Service) -> String {
     let build = match &service.workload {
-        Workload::Native(native) => serde_json::json!([native.runtime, native.version, native.root_dir, native.build_command]),
-        Workload::KeyValue(_) => serde_json::Value::Null,
+        Workload::Native(w) => serde_json::to_string(&(w.runtime, &w.version, w.root_dir.to_string_lossy(), &w.build_command)),
+        Workload::KeyValue(w) => serde_json::to_string(w),
     };
-    digest(&serde_json::json!({ "build": build, "env": service.build_env, "files": service.secret_files }))
+    digest([build, serde_json::to_string(&(&service.build_env, &service.secret_files))])
 }
 
-/// The first 32 hexadecimal digits of SHA-256.
-fn digest(value: &serde_json::Value) -> String {
+/// The first 32 hexadecimal digits of SHA-256 over JSON texts. Texts and numbers under text keys always have one.
+fn digest<const N: usize>(parts: [serde_json::Result<String>; N]) -> String {
     use std::fmt::Write as _;
+    let mut hash = Sha256::new();
+    for part in parts.into_iter().flatten() {
+        hash.update(part);
+        hash.update([0]);
+    }
     let mut out = String::with_capacity(32);
-    for byte in &Sha256::digest(value.to_string())[..16] {
+    for byte in &hash.finalize()[..16] {
         let _ = write!(out, "{byte:02x}");
     }
     out

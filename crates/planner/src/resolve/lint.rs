@@ -1,35 +1,22 @@
 //! What is said about services beyond what keeps them from being resolved.
 
+use super::defaults;
 use super::values::{Origin, Values};
 use super::workspace::{Entry, Workspace};
-use super::{cron, defaults};
 use crate::codes::{Code, Report};
 use crate::names::quoted;
 use crate::reach::verdict;
-use moat_blueprint::spec::{EnvSource, RuntimeSpec, ServiceProperty, TypeSpec};
+use moat_blueprint::spec::{EnvSource, ServiceProperty};
 use moat_model::{DesiredState, Peer, ServiceKind, Verdict};
-
-/// Mount paths that would hide what every instance needs.
-const FORBIDDEN_MOUNTS: [&str; 9] =
-    ["/", "/opt", "/opt/render", "/opt/render/project", "/opt/render/project/src", "/home", "/home/render", "/etc", "/etc/secrets"];
 
 /// Looks at every service.
 pub(crate) fn lint(workspace: &Workspace<'_>, values: &Values<'_>, state: &DesiredState, report: &mut Report) {
     for (index, entry) in workspace.entries.iter().enumerate() {
         let mut linter = Linter { workspace, values, state, index, entry, report };
-        linter.support();
-        linter.commands();
-        linter.disk();
+        linter.build();
         linter.variables();
         linter.network();
         linter.references();
-    }
-    for (input, file) in workspace.inputs.iter().enumerate() {
-        for database in &file.blueprint.databases {
-            let message = format!("this version of Moat runs no databases: {} would not be there", quoted(&database.name));
-            let help = "run a PostgreSQL of your own and give its URL with `sync: false`".to_owned();
-            report.say(input, Code::U0302, database.name.span, database.pointer.clone(), message, help);
-        }
     }
 }
 
@@ -47,139 +34,11 @@ impl Linter<'_, '_> {
         self.report.say(self.entry.input, code, span, self.entry.pointer(field), message, help);
     }
 
-    fn support(&mut self) {
+    fn build(&mut self) {
         let spec = self.entry.spec;
-        let runtime = spec.runtime.as_ref().map(|r| r.value);
-        let (field, span, what) = match (spec.kind.value, runtime) {
-            (TypeSpec::StaticSite, _) => ("type", spec.kind.span, "static sites"),
-            (TypeSpec::Workflow, _) => ("type", spec.kind.span, "workflows"),
-            (TypeSpec::Kind(_), Some(RuntimeSpec::Docker)) => {
-                ("runtime", spec.runtime.as_ref().map_or(spec.span, |r| r.span), "Dockerfiles")
-            }
-            (TypeSpec::Kind(_), Some(RuntimeSpec::Image)) => ("runtime", spec.runtime.as_ref().map_or(spec.span, |r| r.span), "images"),
-            (TypeSpec::Kind(_), _) => return,
-        };
-        let help = "run it elsewhere and leave it out here, or use a native runtime".to_owned();
-        self.say(Code::U0301, span, field, format!("this version of Moat runs no {what}: {} would not be there", quoted(&spec.name)), help);
-    }
-
-    fn commands(&mut self) {
-        let spec = self.entry.spec;
-        let Some(RuntimeSpec::Native(runtime)) = spec.runtime.as_ref().map(|r| r.value) else { return };
-        let Some(kind) = self.entry.kind() else { return };
-        if spec.start_command.is_none() {
-            let help = format!("write `startCommand`: a {} service has no command of its own", runtime.word());
-            self.say(Code::E0310, spec.name.span, "startCommand", format!("{} has no `startCommand`", quoted(&spec.name)), help);
-        }
-        if spec.build_command.is_none() {
-            self.say(
-                Code::N0305,
-                spec.name.span,
-                "buildCommand",
-                format!("{} has no `buildCommand`: its source runs as it is", quoted(&spec.name)),
-                None,
-            );
-        }
-        match (&spec.schedule, kind) {
-            (None, ServiceKind::Cron) => {
-                self.say(
-                    Code::E0311,
-                    spec.name.span,
-                    "schedule",
-                    format!("the cron job {} has no `schedule`", quoted(&spec.name)),
-                    "write for instance `schedule: \"0 9 * * MON-FRI\"` (UTC)".to_owned(),
-                );
-            }
-            (Some(schedule), ServiceKind::Cron) => {
-                if let Err(why) = cron::check(schedule) {
-                    let help = "five fields: minute, hour, day of the month, month, day of the week; UTC".to_owned();
-                    self.say(Code::E0312, schedule.span, "schedule", format!("{} is no schedule: {why}", quoted(schedule)), help);
-                }
-            }
-            (_, ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker | ServiceKind::KeyValue) => {}
-        }
-        if let Some(path) = &spec.health_check_path {
-            if !matches!(kind, ServiceKind::Web | ServiceKind::Pserv) {
-                let help = "remove it: what receives nothing is not asked".to_owned();
-                self.say(Code::W0304, path.span, "healthCheckPath", format!("a {} has no health check", kind.phrase()), help);
-            } else if !path.value.starts_with('/') || path.value.contains(|c: char| c.is_whitespace() || c.is_control()) {
-                self.say(
-                    Code::E0321,
-                    path.span,
-                    "healthCheckPath",
-                    format!("{} is no path", quoted(path)),
-                    "write a path such as `/healthz`".to_owned(),
-                );
-            }
-        }
-    }
-
-    fn disk(&mut self) {
-        let spec = self.entry.spec;
-        if let Some(count) = spec.num_instances.as_ref().filter(|n| !(1..=100).contains(&n.value)) {
-            self.say(
-                Code::E0322,
-                count.span,
-                "numInstances",
-                format!("{} instances", count.value),
-                "write a number from 1 to 100".to_owned(),
-            );
-        }
-        if let Some(scaling) = spec.scaling.as_ref().filter(|s| s.value.min == 0 || s.value.min > s.value.max || s.value.max > 100) {
-            self.say(
-                Code::E0322,
-                scaling.span,
-                "scaling",
-                format!("from {} to {} instances", scaling.value.min, scaling.value.max),
-                "write `minInstances` from 1, and `maxInstances` from that to 100".to_owned(),
-            );
-        }
-        let Some(disk) = &spec.disk else { return };
-        if let Some(phrase) =
-            self.entry.kind().filter(|kind| matches!(kind, ServiceKind::Cron | ServiceKind::KeyValue)).map(ServiceKind::phrase)
-        {
-            self.say(
-                Code::E0314,
-                disk.span,
-                "disk",
-                format!("a {phrase} can't have a disk"),
-                "remove it, or make this a background worker".to_owned(),
-            );
-        }
-        let path = &disk.value.mount_path;
-        let trimmed = if path.value.len() > 1 { path.value.trim_end_matches('/') } else { &path.value };
-        let inside = |part: &str| part == ".." || part == ".";
-        if !path.value.starts_with('/') || trimmed.is_empty() || trimmed.split('/').any(inside) || trimmed.contains("//") {
-            self.say(
-                Code::E0314,
-                path.span,
-                "disk/mountPath",
-                format!("{} is no absolute path", quoted(path)),
-                "write for instance `/var/data`".to_owned(),
-            );
-        } else if FORBIDDEN_MOUNTS.contains(&trimmed) {
-            self.say(
-                Code::E0314,
-                path.span,
-                "disk/mountPath",
-                format!("a disk at {} would hide what the service needs", quoted(path)),
-                "write a folder of its own, for instance `/var/data`".to_owned(),
-            );
-        }
-        let several = spec
-            .num_instances
-            .as_ref()
-            .filter(|n| n.value > 1)
-            .map(|n| (n.span, "numInstances"))
-            .or(spec.scaling.as_ref().map(|s| (s.span, "scaling")));
-        if let Some((span, field)) = several {
-            self.say(
-                Code::E0313,
-                span,
-                field,
-                format!("{} has a disk, and so one instance", quoted(&spec.name)),
-                format!("remove `{field}`, or keep the data elsewhere"),
-            );
+        if self.entry.runs() && self.entry.kind() != Some(ServiceKind::KeyValue) && spec.build_command.is_none() {
+            let message = format!("{} has no `buildCommand`: its source runs as it is", quoted(&spec.name));
+            self.say(Code::N0305, spec.name.span, "buildCommand", message, None);
         }
     }
 
@@ -203,7 +62,7 @@ impl Linter<'_, '_> {
                 let help = "remove it: each instance has its own".to_owned();
                 self.report.say(
                     input,
-                    Code::W0305,
+                    Code::W0304,
                     span,
                     pointer.to_owned(),
                     format!("{} is set by Moat, whatever is written", quoted(key)),
@@ -220,7 +79,7 @@ impl Linter<'_, '_> {
         if !self.entry.kind().is_some_and(ServiceKind::receives) {
             let help = "remove it: nobody reaches it in any case".to_owned();
             self.say(
-                Code::W0306,
+                Code::W0305,
                 spec.name.span,
                 "x-moat/allowFrom",
                 format!("{} is a {}, which receives nothing", quoted(&spec.name), self.entry.phrase()),
@@ -239,7 +98,7 @@ impl Linter<'_, '_> {
             };
             if let Some(because) = because {
                 self.say(
-                    Code::W0306,
+                    Code::W0305,
                     name.span,
                     "x-moat/allowFrom",
                     format!("{} can't reach {} all the same: {because}", quoted(name), quoted(&spec.name)),

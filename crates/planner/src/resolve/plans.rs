@@ -29,12 +29,14 @@ pub(crate) enum PlanProblem {
 
 /// The limits of a plan: by name, or by what its id says (`0.5c-1g`).
 pub(crate) fn limits(plan: &str, kind: ServiceKind) -> Result<Limits, PlanProblem> {
+    // Cron jobs have no free plan; reading said what they get instead.
+    let plan = if plan == "free" && kind == ServiceKind::Cron { DEFAULT_PLAN } else { plan };
     let named = PLANS.iter().find(|(name, ..)| *name == plan).map(|(_, memory, cpu)| (memory * MIB, *cpu));
-    let (memory_bytes, cpu_millis) = named.or_else(|| sized(plan)).ok_or(PlanProblem::Unknown)?;
+    let (memory_bytes, cpu_millis) = named.or_else(|| sized(plan)).or_else(|| memory_only(plan, kind)).ok_or(PlanProblem::Unknown)?;
     let allowed = match kind {
         ServiceKind::Web | ServiceKind::KeyValue => true,
         ServiceKind::Pserv | ServiceKind::Worker => plan != "free",
-        ServiceKind::Cron => !matches!(plan, "free" | "pro max" | "pro ultra"),
+        ServiceKind::Cron => !matches!(plan, "pro max" | "pro ultra"),
     };
     if !allowed {
         return Err(PlanProblem::NotForKind);
@@ -51,10 +53,25 @@ pub(crate) fn names(kind: ServiceKind) -> impl Iterator<Item = &'static str> {
 
 /// `0.5c-1g`: half a CPU and one GiB.
 fn sized(id: &str) -> Option<(u64, u32)> {
-    let (cpu, memory) = id.strip_suffix('g')?.split_once("c-")?;
-    let (cpu, memory) = (thousandths(cpu)?, thousandths(memory)?);
-    let fits = (1..=1_000_000).contains(&cpu) && (1..=10_000_000).contains(&memory);
-    fits.then_some((u64::from(memory) * (1 << 30) / 1000, cpu))
+    let (cpu, memory) = id.split_once("c-")?;
+    let cpu = thousandths(cpu).filter(|cpu| (1..=1_000_000).contains(cpu))?;
+    Some((bytes(memory)?, cpu))
+}
+
+/// Plans of a Key Value by memory, `256mb` and `1g`: half a CPU up to a GiB, one above.
+fn memory_only(id: &str, kind: ServiceKind) -> Option<(u64, u32)> {
+    let memory = bytes(id).filter(|_| kind == ServiceKind::KeyValue)?;
+    Some((memory, if memory <= 1 << 30 { 500 } else { 1000 }))
+}
+
+/// `512mb` or `1g`, in bytes.
+fn bytes(text: &str) -> Option<u64> {
+    let (number, unit) = match text.strip_suffix("mb") {
+        Some(number) => (number, MIB),
+        None => (text.strip_suffix('g')?, MIB << 10),
+    };
+    let amount = thousandths(number).filter(|amount| *amount > 0)?;
+    Some(u64::from(amount) * unit / 1000)
 }
 
 /// A decimal number in thousandths, with at most three places.
@@ -85,7 +102,7 @@ mod tests {
             ("0.5c-1g", 1024, 500),
             ("1c-2g", 2048, 1000),
             ("128c-1024g", 1_048_576, 128_000),
-            ("0.5c-0.5g", 512, 500),
+            ("0.5c-512mb", 512, 500),
         ] {
             let limits = limits(plan, ServiceKind::Web).unwrap();
             assert_eq!((limits.memory_bytes / MIB, limits.cpu_millis), (mib, millis), "{plan}");

@@ -34,8 +34,7 @@ pub(crate) fn link(workspace: &Workspace<'_>, values: &Values<'_>, reference: &R
     };
     let target = &workspace.entries[index];
     if let Some(kind) = reference.kind
-        && kind.value != target.word()
-        && !(kind.value == "redis" && target.kind() == Some(ServiceKind::KeyValue))
+        && !target.is_called(kind)
     {
         let message = format!("{} is a {}, not {}", quoted(reference.name), target.phrase(), quoted(kind));
         report.say(
@@ -193,7 +192,7 @@ pub(crate) fn database(workspace: &Workspace<'_>, from: &Entry<'_>, var: &EnvVar
     if workspace.is_database(name) {
         report.say(
             from.input,
-            Code::U0303,
+            Code::U0301,
             name.span,
             pointer,
             format!("{} is a database, and this version of Moat runs none", quoted(name)),

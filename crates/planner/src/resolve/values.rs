@@ -435,7 +435,7 @@ impl<'a, 'w> Gathering<'a, 'w> {
         let near = closest(name, self.workspace.group_names());
         let code = match (self.workspace.sight, near) {
             (Sight::File, near) if !near.is_some_and(|near| is_typo(name, near)) => Code::N0302,
-            (Sight::File | Sight::Workspace, _) => Code::E0318,
+            (Sight::File | Sight::Workspace, _) => Code::E0311,
         };
         let help = match near {
             Some(near) => format!("did you mean `{near}`?"),

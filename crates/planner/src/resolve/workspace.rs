@@ -60,6 +60,16 @@ impl Entry<'_> {
         }
     }
 
+    /// Whether a reference may call it by this type.
+    pub(crate) fn is_called(&self, word: &str) -> bool {
+        let other = match self.spec.kind.value {
+            TypeSpec::Kind(ServiceKind::KeyValue) => "redis",
+            TypeSpec::StaticSite => "static",
+            TypeSpec::Kind(_) | TypeSpec::Workflow => self.word(),
+        };
+        word == self.word() || word == other
+    }
+
     pub(crate) fn pointer(&self, field: &str) -> String {
         format!("{}/{field}", self.spec.pointer)
     }
@@ -92,31 +102,17 @@ impl<'a> Workspace<'a> {
     ) -> Self {
         let mut workspace =
             Self { inputs, sight, entries: Vec::new(), services: HashMap::new(), groups: HashMap::new(), databases: HashSet::new() };
-        let specs = workspace.index(report);
+        let specs = workspace.index();
         workspace.name(specs, memory, random, report);
         workspace
     }
 
-    /// Lists what there is; the second of a name in one file is left out, as a name stands for one thing.
-    fn index(&mut self, report: &mut Report) -> Vec<(usize, &'a ServiceSpec)> {
+    fn index(&mut self) -> Vec<(usize, &'a ServiceSpec)> {
         let mut specs = Vec::new();
         for (index, input) in self.inputs.iter().enumerate() {
-            let mut seen: HashMap<&str, u32> = HashMap::new();
-            for spec in &input.blueprint.services {
-                if let Some(line) = seen.insert(&spec.name.value, spec.name.span.line) {
-                    let help = format!("the other one is on line {line}; names are unique in a workspace");
-                    report.say(
-                        index,
-                        Code::E0320,
-                        spec.name.span,
-                        format!("{}/name", spec.pointer),
-                        format!("there are two services called {}", quoted(&spec.name)),
-                        help,
-                    );
-                } else {
-                    specs.push((index, spec));
-                }
-            }
+            // The second of a name is left out, as a name stands for one thing; reading said so.
+            let mut seen: HashSet<&str> = HashSet::new();
+            specs.extend(input.blueprint.services.iter().filter(|spec| seen.insert(&spec.name.value)).map(|spec| (index, spec)));
             for group in &input.blueprint.env_groups {
                 self.groups.entry(&group.name.value).or_default().push((index, group));
             }
@@ -144,18 +140,8 @@ impl<'a> Workspace<'a> {
             let path = self.inputs[input].path;
             let remembered = memory.service(path, &spec.name);
             let (known_slug, known_id) = (remembered.slug.clone(), remembered.id.clone());
-            let Some(wanted) = Slug::slugify(&spec.name) else {
-                let help = "give it a name with letters or digits of the English alphabet".to_owned();
-                report.say(
-                    input,
-                    Code::E0307,
-                    spec.name.span,
-                    format!("{}/name", spec.pointer),
-                    format!("no host name can be made of {}", quoted(&spec.name)),
-                    help,
-                );
-                continue;
-            };
+            // A name without a letter or digit; reading said so.
+            let Some(wanted) = Slug::slugify(&spec.name) else { continue };
             let slug = known_slug
                 .filter(|slug| labels.claim_own(slug, path, &spec.name))
                 .unwrap_or_else(|| labels.claim(&wanted, path, &spec.name));
