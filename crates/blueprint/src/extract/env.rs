@@ -35,7 +35,11 @@ pub(super) fn group(
                     asked.push(key);
                 }
             }
-            _ => env_vars.push(spec),
+            EnvSource::Value { .. }
+            | EnvSource::Generate { .. }
+            | EnvSource::Database { .. }
+            | EnvSource::Service { .. }
+            | EnvSource::Group { .. } => env_vars.push(spec),
         }
     }
     asked_for(&asked, &list, cx);

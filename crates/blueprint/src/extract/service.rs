@@ -7,7 +7,7 @@ use crate::report::Path;
 use crate::spec::{EnvironmentIndex, PreviewsSpec, ServiceSpec, Text, TypeSpec};
 use crate::tables::{
     CRON, GENERATION, KEYVALUE, MAXMEMORY, Object, PERSISTENCE, PREVIEWS, PSERV, REGION, SERVER_PLAN, STATIC, SWITCH,
-    Shape, TRIGGER, WEB, WORKER, WORKFLOW,
+    TRIGGER, WEB, WORKER, WORKFLOW,
 };
 use crate::yaml::Node;
 use moat_model::{ServiceKind, Spanned};
@@ -92,10 +92,7 @@ fn type_of(table: &'static Object) -> Option<TypeSpec> {
 
 /// `plan`, by the words of the service's own table.
 fn plan(obj: Obj<'_, '_>) -> Option<Text> {
-    match obj.table.field("plan")?.shape {
-        Shape::Word(words) => obj.word("plan", words),
-        _ => None,
-    }
+    obj.word("plan", obj.table.field("plan")?.shape.words()?)
 }
 
 fn trigger(obj: Obj<'_, '_>) -> Option<Text> {
@@ -117,10 +114,8 @@ fn previews(obj: Obj<'_, '_>) -> Option<Spanned<PreviewsSpec>> {
         return Some(Spanned::new(spec, below.span()));
     }
     let enabled = obj.boolean("pullRequestPreviewsEnabled");
-    let plan = match obj.table.field("previewPlan").map(|field| field.shape) {
-        Some(Shape::Word(words)) => obj.word("previewPlan", words),
-        _ => None,
-    };
+    let words = obj.table.field("previewPlan").and_then(|field| field.shape.words());
+    let plan = words.and_then(|words| obj.word("previewPlan", words));
     let span = enabled.as_ref().map(|e| e.span).or_else(|| plan.as_ref().map(|p| p.span))?;
     let generation = enabled.map(|enabled| {
         let word = if enabled.value { "automatic" } else { "off" };

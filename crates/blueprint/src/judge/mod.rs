@@ -134,7 +134,7 @@ impl Judge<'_> {
 
     fn required(&mut self, node: &Node<'_>, field: &'static Field, table: &'static Object, path: &Path<'_>) {
         let names = std::iter::once(field.name).chain(field.aliases.iter().copied());
-        let written = names.into_iter().filter_map(|name| node.entry(name)).next();
+        let written = names.into_iter().find_map(|name| node.entry(name));
         if written.is_some_and(|entry| !entry.value.is_null()) || matches!(field.shape, Shape::Type(_)) {
             return;
         }
@@ -153,10 +153,10 @@ impl Judge<'_> {
         if field.name == "runtime" && node.entry("buildSource").is_some() {
             return;
         }
-        let what = match field.shape {
-            Shape::Word(words) if words.all.len() == 1 => format!("`{}: {}`", field.name, words.all.join("")),
-            Shape::Word(words) if words.all.len() <= 9 => format!("`{}` (one of {})", field.name, words.all.join(", ")),
-            _ => format!("`{}: …`", field.name),
+        let what = match field.shape.words().map(|words| words.all) {
+            Some([only]) => format!("`{}: {only}`", field.name),
+            Some(all) if all.len() <= 9 => format!("`{}` (one of {})", field.name, all.join(", ")),
+            Some(_) | None => format!("`{}: …`", field.name),
         };
         let message = format!("{} needs `{}`", table.phrase, field.name);
         self.report.say(E0203, span, path, message, format!("write {what}"));
@@ -278,11 +278,10 @@ impl Judge<'_> {
 
 /// Where something is said about a mapping as a whole: at its `name`, else at its first key.
 pub(crate) fn head(node: &Node<'_>) -> moat_model::Span {
-    let entries = node.entries().unwrap_or_default();
-    let entry = node.entry("name").or_else(|| node.entry("key")).or_else(|| entries.first());
-    match entry {
-        Some(entry) if !entry.value.is_null() && entry.value.text().is_some() => entry.value.span,
-        Some(entry) => entry.key_span,
-        None => node.span,
+    let named = node.entry("name").or_else(|| node.entry("key")).filter(|entry| !entry.value.is_null());
+    match (named, node.entries().and_then(<[_]>::first)) {
+        (Some(entry), _) if entry.value.text().is_some() => entry.value.span,
+        (_, Some(first)) => first.key_span,
+        (_, None) => node.span,
     }
 }

@@ -112,7 +112,7 @@ impl Judge<'_> {
     }
 
     fn no_word(&mut self, node: &Node<'_>, text: &str, words: &'static Words, field: &'static Field, path: &Path<'_>) {
-        if field.name == "plan" && text == "free" && std::ptr::eq(words, &CRON_PLAN) {
+        if field.name == "plan" && text == "free" && std::ptr::eq(words, &raw const CRON_PLAN) {
             self.report.say(
                 E0225,
                 node.span,

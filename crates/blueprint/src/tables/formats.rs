@@ -192,7 +192,8 @@ mod tests {
 
     #[test]
     fn formats_take_what_is_right_and_nothing_else() {
-        let table: &[(fn(&str) -> Checked, &[&str], &[&str])] = &[
+        type Row = (fn(&str) -> Checked, &'static [&'static str], &'static [&'static str]);
+        let table: &[Row] = &[
             (service_name, &["The-Hub-Api", "private database", "a"], &["", "---", "é"]),
             (env_key, &["A", "cluster.name", "_x", "a-b"], &["", "A B", "A=B", "1A"]),
             (path, &["/", "/health", ""], &["health", "/a b"]),

@@ -123,6 +123,25 @@ pub(crate) enum Shape {
     WordOrTexts(&'static Words),
 }
 
+impl Shape {
+    /// The words of an enumeration.
+    pub(crate) const fn words(self) -> Option<&'static Words> {
+        match self {
+            Self::Word(words) => Some(words),
+            Self::Text
+            | Self::Command
+            | Self::Value
+            | Self::Type(_)
+            | Self::Bool
+            | Self::Int(..)
+            | Self::List(_)
+            | Self::Object(_)
+            | Self::TextMap
+            | Self::WordOrTexts(_) => None,
+        }
+    }
+}
+
 /// What an item of a list looks like.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Item {

@@ -7,9 +7,12 @@ pub(crate) struct Words {
     pub(crate) all: &'static [&'static str],
     /// Deprecated words and what they mean.
     pub(crate) aliases: &'static [(&'static str, &'static str)],
-    /// Further words by pattern: the test, and the same as a regular expression.
-    pub(crate) pattern: Option<(fn(&str) -> bool, &'static str)>,
+    /// Further words by pattern.
+    pub(crate) pattern: Option<Pattern>,
 }
+
+/// Words by pattern: a test, and the same as a regular expression.
+pub(crate) type Pattern = (fn(&str) -> bool, &'static str);
 
 const fn words(all: &'static [&'static str]) -> Words {
     Words { all, aliases: &[], pattern: None }
@@ -113,7 +116,7 @@ pub(crate) static DATABASE_PROPERTY: Words =
 pub(crate) static SERVICE_PROPERTY: Words = words(&["host", "port", "hostport", "connectionString", "slug"]);
 
 /// The compute ids: CPUs, `c-`, memory, such as `0.5c-512mb` and `4c-16g`.
-const COMPUTE: Option<(fn(&str) -> bool, &str)> = Some((is_compute, "^[0-9]+(\\.[0-9]+)?c-[1-9][0-9]*(mb|g)$"));
+const COMPUTE: Option<Pattern> = Some((is_compute, "^[0-9]+(\\.[0-9]+)?c-[1-9][0-9]*(mb|g)$"));
 
 pub(crate) static SERVER_PLAN: Words = Words {
     all: &["free", "starter", "standard", "pro", "pro plus", "pro max", "pro ultra"],

@@ -1,10 +1,10 @@
 //! Parser events → tree.
 
-use super::{Entry, Kind, MAX_DEPTH, MAX_NODES, Node, Places};
-use crate::codes::{E0101, E0103, E0104, E0105, E0106, E0107, E0108, E0109, E0110};
+use super::{Entry, Kind, MAX_DEPTH, MAX_NODES, Node, Places, syntax};
+use crate::codes::{E0103, E0104, E0105, E0106, E0108, E0109, E0110};
 use crate::report::{Path, Report, quoted};
 use moat_model::Span;
-use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Tag};
+use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -30,7 +30,7 @@ pub(crate) fn load<'t>(places: &Places<'t>, report: &mut Report) -> Option<Node<
                 }
             }
             Err(error) => {
-                loader.syntax(&error);
+                syntax::say(&error, places, loader.report);
                 return None;
             }
         }
@@ -351,60 +351,6 @@ impl<'t> Loader<'_, 't> {
         parts.push(key.to_owned());
         parts.join("/")
     }
-
-    fn syntax(&mut self, error: &ScanError) {
-        let at = error.marker().index();
-        let span = self.places.span(at, at + 1);
-        if let Some(tab) = self.tab_of_indentation(at) {
-            self.report.say(
-                E0107,
-                tab,
-                &Path::Root,
-                "a tab indents this line",
-                "YAML indents with spaces: replace each tab with two".to_owned(),
-            );
-            return;
-        }
-        let info = error.info();
-        if info.contains("recursion limit") {
-            let help = "a blueprint needs fewer than ten: check the brackets".to_owned();
-            self.report.say(E0104, span, &Path::Root, "too many brackets inside each other", help);
-            return;
-        }
-        let (message, help) = words(info);
-        let help = self.help_of_line(at).unwrap_or(help);
-        self.report.say(E0101, span, &Path::Root, message, help.to_owned());
-    }
-
-    /// What the line of a syntax error and the one above it tell.
-    fn help_of_line(&self, at: usize) -> Option<&'static str> {
-        let before = self.places.text().get(..self.places.byte(at))?;
-        let mut lines = before.lines().rev().filter(|line| !line.trim().is_empty());
-        let (line, above) = (lines.next()?, lines.next()?);
-        if [line, above].iter().any(|line| line.trim_start().starts_with("//")) {
-            return Some("comments begin with `#`, not with `//`");
-        }
-        let indent = |line: &str| line.len() - line.trim_start_matches([' ', '-']).len();
-        let has_value = above.split_once(": ").is_some_and(|(_, value)| !value.trim().is_empty());
-        (indent(line) > indent(above) && has_value && !above.trim_end().ends_with(['|', '>'])).then_some(
-            "this line is indented deeper than the one above, which has a value already: align the two",
-        )
-    }
-
-    /// The tab in the indentation of the line of a syntax error, or of the line before.
-    fn tab_of_indentation(&self, at: usize) -> Option<Span> {
-        let text = self.places.text();
-        let at = self.places.byte(at);
-        let line_of = |byte: usize| text.get(..byte).map(|t| t.rfind('\n').map_or(0, |n| n + 1));
-        let line = line_of(at)?;
-        let before = line.checked_sub(1).and_then(line_of);
-        [Some(line), before].into_iter().flatten().find_map(|start| {
-            let rest = text.get(start..)?;
-            let indent = rest.len() - rest.trim_start_matches([' ', '\t', '-']).len();
-            let tab = rest.get(..indent)?.find('\t')?;
-            Some(self.places.bytes(start + tab, start + tab + 1))
-        })
-    }
 }
 
 /// A key's node → what its value is for.
@@ -424,24 +370,6 @@ fn key<'t>(node: Node<'t>, report: &mut Report) -> Pending<'t> {
             );
             Pending::Wrong
         }
-    }
-}
-
-/// The parser's finding in words, and what helps.
-fn words(info: &str) -> (String, &'static str) {
-    let quotes = "check the indentation of this line and the one above; a text that holds `: ` or ` #`, or begins with one of `{[&*!|>%@`, needs quotes";
-    let has = |needle: &str| info.contains(needle);
-    if has("mapping values are not allowed") {
-        ("a key can't begin here".to_owned(), quotes)
-    } else if has("unknown anchor") {
-        (
-            "this alias has no anchor before it".to_owned(),
-            "write `&name` at the value first, or quote a text that begins with `*`",
-        )
-    } else if has("unexpected end of stream") || has("unexpected eof") {
-        ("the text ends too early".to_owned(), "close the quote or bracket that is still open")
-    } else {
-        (format!("this is not YAML: {}", info.trim()), quotes)
     }
 }
 
@@ -514,7 +442,7 @@ mod tests {
         let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
         for level in 1..30 {
             let below = vec![format!("*a{}", level - 1); 10].join(", ");
-            text.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+            text += &format!("a{level}: &a{level} [{below}]\n");
         }
         assert!(said(&text).iter().any(|(code, ..)| code == "E0103"));
     }

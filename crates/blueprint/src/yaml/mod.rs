@@ -6,6 +6,7 @@
 mod load;
 mod node;
 mod places;
+mod syntax;
 
 pub(crate) use load::load;
 pub(crate) use node::{Entry, Kind, Node, Plain};

@@ -1,3 +1,16 @@
 //! Tests of reading whole files.
 
+#[cfg(test)]
+mod bounds;
+#[cfg(test)]
+mod cases;
+#[cfg(test)]
 mod corpus;
+#[cfg(test)]
+mod pages;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod rows;
+#[cfg(test)]
+mod schema;
