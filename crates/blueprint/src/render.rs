@@ -160,12 +160,7 @@ mod tests {
         Diagnostic {
             code: "E0201",
             severity: Severity::Error,
-            span: Span {
-                start,
-                end: start + needle.len(),
-                line: u32::try_from(line).unwrap(),
-                column: u32::try_from(column).unwrap(),
-            },
+            span: Span { start, end: start + needle.len(), line: u32::try_from(line).unwrap(), column: u32::try_from(column).unwrap() },
             pointer: String::new(),
             message: "no such field".to_owned(),
             help: Some("remove it".to_owned()),

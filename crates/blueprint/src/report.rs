@@ -59,14 +59,7 @@ pub(crate) struct Report {
 
 impl Report {
     /// Says something; past a limit it is only counted.
-    pub(crate) fn say(
-        &mut self,
-        code: Code,
-        span: Span,
-        path: &Path<'_>,
-        message: impl Into<String>,
-        help: impl Into<Option<String>>,
-    ) {
+    pub(crate) fn say(&mut self, code: Code, span: Span, path: &Path<'_>, message: impl Into<String>, help: impl Into<Option<String>>) {
         if self.list.len() >= MAX_DIAGNOSTICS {
             self.dropped += 1;
         } else {
@@ -75,14 +68,7 @@ impl Report {
     }
 
     /// The same, with the pointer at hand.
-    pub(crate) fn say_at(
-        &mut self,
-        code: Code,
-        span: Span,
-        pointer: String,
-        message: impl Into<String>,
-        help: impl Into<Option<String>>,
-    ) {
+    pub(crate) fn say_at(&mut self, code: Code, span: Span, pointer: String, message: impl Into<String>, help: impl Into<Option<String>>) {
         if self.list.len() >= MAX_DIAGNOSTICS {
             self.dropped += 1;
             return;
@@ -98,11 +84,8 @@ impl Report {
 
     /// Everything said, sorted by place; what an alias repeats is said once.
     pub(crate) fn finish(mut self) -> Vec<Diagnostic> {
-        self.list
-            .sort_by(|a, b| (a.span.start, a.severity, a.code).cmp(&(b.span.start, b.severity, b.code)));
-        self.list.dedup_by(|a, b| {
-            a.code == b.code && a.span == b.span && a.message == b.message
-        });
+        self.list.sort_by(|a, b| (a.span.start, a.severity, a.code).cmp(&(b.span.start, b.severity, b.code)));
+        self.list.dedup_by(|a, b| a.code == b.code && a.span == b.span && a.message == b.message);
         if self.dropped > 0 {
             let span = self.list.last().map(|d| d.span).unwrap_or_default();
             self.list.push(Diagnostic {

@@ -50,10 +50,7 @@ impl Maker {
                 continue;
             }
             let also = if field.name == "runtime" && table.field("buildSource").is_some() { &["buildSource"][..] } else { &[] };
-            let names: Vec<&str> = std::iter::once(field.name)
-                .chain(field.aliases.iter().copied())
-                .chain(also.iter().copied())
-                .collect();
+            let names: Vec<&str> = std::iter::once(field.name).chain(field.aliases.iter().copied()).chain(also.iter().copied()).collect();
             if names.len() == 1 {
                 required.push(json!(field.name));
             } else {

@@ -6,21 +6,13 @@ use crate::codes::{E0206, E0209};
 use crate::judge::head;
 use crate::report::{Path, quoted};
 use crate::spec::{DatabaseSpec, EnvironmentIndex};
-use crate::tables::{
-    CONNECTION_POOL, DATABASE_OPTION, HIGH_AVAILABILITY, POSTGRES_PLAN, POSTGRES_VERSION, REGION, REPLICA,
-};
+use crate::tables::{CONNECTION_POOL, DATABASE_OPTION, HIGH_AVAILABILITY, POSTGRES_PLAN, POSTGRES_VERSION, REGION, REPLICA};
 
 const MAX_REPLICAS: usize = 5;
 
 /// Reads a database; it is refused as a whole, so that its fields need no diagnostics of their own.
-pub(super) fn database(
-    obj: Obj<'_, '_>,
-    path: &Path<'_>,
-    environment: EnvironmentIndex,
-    cx: &mut Context<'_>,
-) -> Option<DatabaseSpec> {
-    let replicas: Vec<_> =
-        obj.list("readReplicas", &REPLICA).filter_map(|(_, replica)| replica.filled("name")).collect();
+pub(super) fn database(obj: Obj<'_, '_>, path: &Path<'_>, environment: EnvironmentIndex, cx: &mut Context<'_>) -> Option<DatabaseSpec> {
+    let replicas: Vec<_> = obj.list("readReplicas", &REPLICA).filter_map(|(_, replica)| replica.filled("name")).collect();
     if replicas.len() > MAX_REPLICAS {
         let help = format!("keep {MAX_REPLICAS} of them");
         let message = format!("a database has at most {MAX_REPLICAS} read replicas, this has {}", replicas.len());

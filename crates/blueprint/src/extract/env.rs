@@ -5,23 +5,14 @@ use super::object::Obj;
 use crate::codes::{E0203, E0208, E0213, E0224, E0226};
 use crate::judge::{choose, head};
 use crate::report::{Path, quoted};
-use crate::spec::{
-    DatabaseProperty, EnvGroupSpec, EnvSource, EnvVarSpec, EnvironmentIndex, ServiceProperty, Text,
-};
-use crate::tables::{
-    DATABASE_PROPERTY, DATABASE_REFERENCE, FROM_VALUE, REFERENCE_TYPE, SERVICE_PROPERTY, SERVICE_REFERENCE,
-};
+use crate::spec::{DatabaseProperty, EnvGroupSpec, EnvSource, EnvVarSpec, EnvironmentIndex, ServiceProperty, Text};
+use crate::tables::{DATABASE_PROPERTY, DATABASE_REFERENCE, FROM_VALUE, REFERENCE_TYPE, SERVICE_PROPERTY, SERVICE_REFERENCE};
 use crate::yaml::Node;
 use moat_model::Spanned;
 use std::collections::HashMap;
 
 /// Reads a group.
-pub(super) fn group(
-    obj: Obj<'_, '_>,
-    path: &Path<'_>,
-    environment: EnvironmentIndex,
-    cx: &mut Context<'_>,
-) -> Option<EnvGroupSpec> {
+pub(super) fn group(obj: Obj<'_, '_>, path: &Path<'_>, environment: EnvironmentIndex, cx: &mut Context<'_>) -> Option<EnvGroupSpec> {
     let list = path.key("envVars");
     let mut env_vars = Vec::new();
     let mut asked: Vec<Text> = Vec::new();

@@ -40,9 +40,7 @@ fn egress(below: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) -> Option<S
     let mut ranges = BTreeSet::new();
     for (index, item) in items.iter().enumerate() {
         let Some(written) = item.text().filter(|_| !item.is_null()) else { continue };
-        let range = written
-            .parse::<ipnet::IpNet>()
-            .or_else(|_| written.parse::<std::net::IpAddr>().map(ipnet::IpNet::from));
+        let range = written.parse::<ipnet::IpNet>().or_else(|_| written.parse::<std::net::IpAddr>().map(ipnet::IpNet::from));
         match range {
             Ok(range) => {
                 ranges.insert(range.trunc());

@@ -19,7 +19,8 @@ pub(super) fn unique(blueprint: &Blueprint, report: &mut Report) {
     for environment in &blueprint.environments {
         let name = &environment.name;
         if let Some(line) = seen.insert((&environment.project, name), name.span.line) {
-            let message = format!("the project {} has an environment {} already, at line {line}", quoted(&environment.project), quoted(name));
+            let message =
+                format!("the project {} has an environment {} already, at line {line}", quoted(&environment.project), quoted(name));
             report.say_at(E0218, name.span, String::new(), message, "give it another name".to_owned());
         }
     }

@@ -7,8 +7,8 @@ use crate::judge::head;
 use crate::report::{Path, quoted};
 use crate::spec::{Blueprint, BuildSourceSpec, EnvironmentIndex, EnvironmentSpec, PreviewsSpec};
 use crate::tables::{
-    BUILD_SOURCE, BUILD_SOURCE_GIT, DATABASE, ENVIRONMENT, GENERATION, GROUP, IMAGE, NETWORKING, PERMISSIONS, PROJECT,
-    ROOT_PREVIEWS, SWITCH, UNGROUPED,
+    BUILD_SOURCE, BUILD_SOURCE_GIT, DATABASE, ENVIRONMENT, GENERATION, GROUP, IMAGE, NETWORKING, PERMISSIONS, PROJECT, ROOT_PREVIEWS,
+    SWITCH, UNGROUPED,
 };
 use moat_model::Spanned;
 
@@ -62,10 +62,7 @@ fn project(obj: Obj<'_, '_>, path: &Path<'_>, blueprint: &mut Blueprint, cx: &mu
         let path = environments.item(index);
         let Some(name) = environment.filled("name") else { continue };
         let enabled = |below: &str, table, field: &str| {
-            environment
-                .below(below, table)
-                .and_then(|obj| obj.word(field, &SWITCH))
-                .filter(|word| word.value == "enabled")
+            environment.below(below, table).and_then(|obj| obj.word(field, &SWITCH)).filter(|word| word.value == "enabled")
         };
         let protected = enabled("permissions", &PERMISSIONS, "protection");
         if let Some(word) = &protected {
@@ -85,13 +82,7 @@ fn project(obj: Obj<'_, '_>, path: &Path<'_>, blueprint: &mut Blueprint, cx: &mu
 }
 
 /// Services, databases and groups of one list.
-fn resources(
-    obj: Obj<'_, '_>,
-    path: &Path<'_>,
-    environment: EnvironmentIndex,
-    blueprint: &mut Blueprint,
-    cx: &mut Context<'_>,
-) {
+fn resources(obj: Obj<'_, '_>, path: &Path<'_>, environment: EnvironmentIndex, blueprint: &mut Blueprint, cx: &mut Context<'_>) {
     let services = path.key("services");
     for (index, node) in obj.items("services") {
         if let Some(spec) = service::service(node, &services.item(index), environment, cx) {

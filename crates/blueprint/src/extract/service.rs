@@ -6,19 +6,14 @@ use crate::judge::choose;
 use crate::report::Path;
 use crate::spec::{EnvironmentIndex, PreviewsSpec, ServiceSpec, Text, TypeSpec};
 use crate::tables::{
-    CRON, GENERATION, KEYVALUE, MAXMEMORY, Object, PERSISTENCE, PREVIEWS, PSERV, REGION, SERVER_PLAN, STATIC, SWITCH,
-    TRIGGER, WEB, WORKER, WORKFLOW,
+    CRON, GENERATION, KEYVALUE, MAXMEMORY, Object, PERSISTENCE, PREVIEWS, PSERV, REGION, SERVER_PLAN, STATIC, SWITCH, TRIGGER, WEB, WORKER,
+    WORKFLOW,
 };
 use crate::yaml::Node;
 use moat_model::{ServiceKind, Spanned};
 
 /// Reads a service; none when its type or name can't be told.
-pub(super) fn service(
-    node: &Node<'_>,
-    path: &Path<'_>,
-    environment: EnvironmentIndex,
-    cx: &mut Context<'_>,
-) -> Option<ServiceSpec> {
+pub(super) fn service(node: &Node<'_>, path: &Path<'_>, environment: EnvironmentIndex, cx: &mut Context<'_>) -> Option<ServiceSpec> {
     let table = choose::service(node).table;
     let obj = Obj::new(node, table)?;
     let type_spec = type_of(table)?;
@@ -45,9 +40,7 @@ pub(super) fn service(
         schedule: obj.filled("schedule"),
         auto_deploy_trigger: trigger(obj),
         domains,
-        subdomain_disabled: obj
-            .word("renderSubdomainPolicy", &SWITCH)
-            .map(|word| Spanned::new(word.value == "disabled", word.span)),
+        subdomain_disabled: obj.word("renderSubdomainPolicy", &SWITCH).map(|word| Spanned::new(word.value == "disabled", word.span)),
         health_check_path: obj.filled("healthCheckPath"),
         max_shutdown_delay_seconds: obj.int("maxShutdownDelaySeconds", 1, 300),
         maintenance_mode: small::maintenance(obj),

@@ -1,13 +1,8 @@
 //! The small objects inside services.
 
 use super::object::Obj;
-use crate::spec::{
-    AllowEntry, BuildFilterSpec, DiskSpec, HeaderSpec, ImageSpec, MaintenanceSpec, RouteSpec, ScalingSpec, Text,
-};
-use crate::tables::{
-    ALLOW_ENTRY, BUILD_FILTER, CREDENTIAL, CREDENTIAL_NAME, DISK, HEADER, IMAGE, MAINTENANCE, ROUTE, ROUTE_TYPE,
-    SCALING,
-};
+use crate::spec::{AllowEntry, BuildFilterSpec, DiskSpec, HeaderSpec, ImageSpec, MaintenanceSpec, RouteSpec, ScalingSpec, Text};
+use crate::tables::{ALLOW_ENTRY, BUILD_FILTER, CREDENTIAL, CREDENTIAL_NAME, DISK, HEADER, IMAGE, MAINTENANCE, ROUTE, ROUTE_TYPE, SCALING};
 use moat_model::Spanned;
 
 /// The credential's name of `registryCredential` or `creds`.
@@ -28,19 +23,14 @@ pub(super) fn allow_list(obj: Obj<'_, '_>) -> Option<Spanned<Vec<AllowEntry>>> {
     node.items()?;
     let entries = obj
         .list("ipAllowList", &ALLOW_ENTRY)
-        .filter_map(|(_, entry)| {
-            Some(AllowEntry { source: entry.filled("source")?, description: entry.filled("description") })
-        })
+        .filter_map(|(_, entry)| Some(AllowEntry { source: entry.filled("source")?, description: entry.filled("description") }))
         .collect();
     Some(Spanned::new(entries, node.span))
 }
 
 pub(super) fn maintenance(obj: Obj<'_, '_>) -> Option<Spanned<MaintenanceSpec>> {
     let below = obj.below("maintenanceMode", &MAINTENANCE)?;
-    let spec = MaintenanceSpec {
-        enabled: below.boolean("enabled").is_some_and(|enabled| enabled.value),
-        uri: below.filled("uri"),
-    };
+    let spec = MaintenanceSpec { enabled: below.boolean("enabled").is_some_and(|enabled| enabled.value), uri: below.filled("uri") };
     Some(Spanned::new(spec, below.span()))
 }
 
@@ -76,9 +66,7 @@ pub(super) fn disk(obj: Obj<'_, '_>) -> Option<Spanned<DiskSpec>> {
 
 pub(super) fn headers(obj: Obj<'_, '_>) -> Vec<HeaderSpec> {
     obj.list("headers", &HEADER)
-        .filter_map(|(_, header)| {
-            Some(HeaderSpec { path: header.text("path")?, name: header.text("name")?, value: header.text("value")? })
-        })
+        .filter_map(|(_, header)| Some(HeaderSpec { path: header.text("path")?, name: header.text("name")?, value: header.text("value")? }))
         .collect()
 }
 

@@ -3,8 +3,8 @@
 use super::suggest::nearest;
 use crate::report::{one_of, quoted};
 use crate::tables::{
-    ANY_ENV, ANY_SERVICE, CRON, FROM_DATABASE, FROM_GROUP, FROM_SERVICE, FROM_VALUE, KEYVALUE, Meant, Object, PSERV,
-    RUNTIME, SERVICE_TYPE, STATIC, WEB, WORKER, WORKFLOW,
+    ANY_ENV, ANY_SERVICE, CRON, FROM_DATABASE, FROM_GROUP, FROM_SERVICE, FROM_VALUE, KEYVALUE, Meant, Object, PSERV, RUNTIME, SERVICE_TYPE,
+    STATIC, WEB, WORKER, WORKFLOW,
 };
 use crate::yaml::Node;
 use moat_model::Span;
@@ -38,8 +38,7 @@ const KNOWN: &[(&[&str], &str)] = &[
     (&["kv", "valkey", "cache", "rediscache", "renderkv"], "keyvalue"),
     (&["workflows"], "workflow"),
 ];
-const DATABASES: &[&str] =
-    &["postgres", "postgresql", "database", "db", "pg", "psql", "postgresdatabase", "mysql", "mongodb", "mongo"];
+const DATABASES: &[&str] = &["postgres", "postgresql", "database", "db", "pg", "psql", "postgresdatabase", "mysql", "mongodb", "mongo"];
 
 fn table_of(word: &str, runtime: Option<&str>) -> &'static Object {
     match word {
@@ -64,10 +63,7 @@ fn runtime_of(node: &Node<'_>) -> Option<String> {
 pub(crate) fn service(node: &Node<'_>) -> Chosen {
     let runtime = runtime_of(node);
     let runtime = runtime.as_deref();
-    let unknown = |table, span, message, help| Chosen {
-        table,
-        problem: Some(Problem::Unknown(span, message, help)),
-    };
+    let unknown = |table, span, message, help| Chosen { table, problem: Some(Problem::Unknown(span, message, help)) };
     let Some(value) = node.entry("type").map(|entry| &entry.value).filter(|value| !value.is_null()) else {
         let help = format!("write one of {}", one_of(SERVICE_TYPE.all));
         return Chosen { table: &ANY_SERVICE, problem: Some(Problem::Missing(help)) };
@@ -120,12 +116,7 @@ pub(crate) fn service(node: &Node<'_>) -> Chosen {
         .or_else(|| nearest(text, SERVICE_TYPE.all.iter().copied()));
     let message = format!("{} is no type of service", quoted(text));
     match guess {
-        Some(word) => unknown(
-            table_of(word, runtime),
-            value.span,
-            message,
-            format!("did you mean `{word}`?"),
-        ),
+        Some(word) => unknown(table_of(word, runtime), value.span, message, format!("did you mean `{word}`?")),
         None => unknown(&ANY_SERVICE, value.span, message, format!("write one of {}", one_of(SERVICE_TYPE.all))),
     }
 }
@@ -149,15 +140,11 @@ pub(crate) fn sources<'n, 't>(node: &'n Node<'t>) -> Vec<(&'static str, Span, &'
 
 /// Finds the table of an entry of `envVars`.
 pub(crate) fn env_var(node: &Node<'_>) -> &'static Object {
-    let references: Vec<&'static Object> = [
-        ("fromDatabase", &FROM_DATABASE),
-        ("fromService", &FROM_SERVICE),
-        ("fromGroup", &FROM_GROUP),
-    ]
-    .into_iter()
-    .filter(|(key, _)| node.entry(key).is_some())
-    .map(|(_, table)| -> &'static Object { table })
-    .collect();
+    let references: Vec<&'static Object> = [("fromDatabase", &FROM_DATABASE), ("fromService", &FROM_SERVICE), ("fromGroup", &FROM_GROUP)]
+        .into_iter()
+        .filter(|(key, _)| node.entry(key).is_some())
+        .map(|(_, table)| -> &'static Object { table })
+        .collect();
     let written = ["value", "generateValue", "sync"].into_iter().any(|key| node.entry(key).is_some());
     match (references.as_slice(), written) {
         ([], _) => &FROM_VALUE,

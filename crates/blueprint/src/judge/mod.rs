@@ -4,9 +4,7 @@ pub(crate) mod choose;
 pub(crate) mod suggest;
 mod value;
 
-use crate::codes::{
-    E0201, E0202, E0203, E0204, E0207, E0208, E0209, E0210, E0211, E0212, E0213, E0219, E0221, E0222, E0223, E0228,
-};
+use crate::codes::{E0201, E0202, E0203, E0204, E0207, E0208, E0209, E0210, E0211, E0212, E0213, E0219, E0221, E0222, E0223, E0228};
 use crate::report::{Path, Report, quoted};
 use crate::tables::{Choice, ChooseBy, FROM_GROUP, FROM_VALUE, Fate, Field, KEYVALUE, Object, Shape};
 use crate::yaml::{Entry, Kind, Node, Plain};
@@ -86,13 +84,14 @@ impl Judge<'_> {
         }
         if entry.value.is_null() {
             if !field.required && !matches!(field.shape, Shape::Command | Shape::Type(_)) {
-                self.report.say(
-                    E0222,
-                    entry.key_span,
-                    path,
-                    format!("nothing is written after `{}`: it counts as not written", entry.key),
-                    Some("remove it, or write a value".to_owned()),
-                );
+                // A variable with a key alone is asked for.
+                let (what, help) = if matches!(field.shape, Shape::Value) && field.name == "value" {
+                    ("the value is asked for, as with `sync: false`", "write `\"\"` for an empty value")
+                } else {
+                    ("it counts as not written", "remove it, or write a value")
+                };
+                let message = format!("nothing is written after `{}`: {what}", entry.key);
+                self.report.say(E0222, entry.key_span, path, message, help.to_owned());
             }
             return;
         }

@@ -29,10 +29,7 @@ pub(crate) fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>)
 
 /// Another object that has this field, in words.
 pub(crate) fn owner(key: &str, not: &Object) -> Option<&'static str> {
-    OBJECTS
-        .iter()
-        .find(|object| object.name != not.name && object.fields().any(|field| field.name == key))
-        .map(|object| object.phrase)
+    OBJECTS.iter().find(|object| object.name != not.name && object.fields().any(|field| field.name == key)).map(|object| object.phrase)
 }
 
 /// Help for keys that people write often and that are no misspelling.
@@ -44,9 +41,7 @@ pub(crate) fn hint(table: &Object, key: &str) -> Option<&'static str> {
         "serviceReference" | "databaseReference" => REFERENCE,
         "image" => IMAGE,
         "disk" => DISK,
-        "webService" | "privateService" | "backgroundWorker" | "cronJob" | "staticSite" | "keyValue" | "workflow" => {
-            SERVICE
-        }
+        "webService" | "privateService" | "backgroundWorker" | "cronJob" | "staticSite" | "keyValue" | "workflow" => SERVICE,
         _ => return None,
     };
     table.iter().find(|(keys, _)| keys.contains(&key)).map(|(_, help)| *help)
@@ -64,12 +59,21 @@ const SERVICE: Hints = &[
     (&["instanceType", "instanceSize", "size", "tier", "resources", "memory", "cpu"], "CPU and memory come with `plan`"),
     (&["pythonVersion", "python_version"], "set the variable `PYTHON_VERSION` under `envVars`"),
     (&["nodeVersion", "node_version"], "set the variable `NODE_VERSION` under `envVars`"),
-    (&["rubyVersion", "goVersion", "rustVersion", "runtimeVersion", "version"], "set a variable under `envVars`: `PYTHON_VERSION`, `NODE_VERSION`, `RUBY_VERSION`, …"),
+    (
+        &["rubyVersion", "goVersion", "rustVersion", "runtimeVersion", "version"],
+        "set a variable under `envVars`: `PYTHON_VERSION`, `NODE_VERSION`, `RUBY_VERSION`, …",
+    ),
     (&["workingDirectory", "workingDir", "workDir", "workdir", "cwd", "directory", "root", "sourceDir"], "the working folder is `rootDir`"),
     (&["notifications", "notifyOnFail", "backup", "backups", "logs", "monitoring"], "it is not part of a blueprint: remove it"),
-    (&["environment", "environmentVariables", "env_vars", "variables", "vars"], "variables go under `envVars`, each with `key` and `value`"),
+    (
+        &["environment", "environmentVariables", "env_vars", "variables", "vars"],
+        "variables go under `envVars`, each with `key` and `value`",
+    ),
     (&["envVarGroups", "envGroups", "envVarGroup", "fromGroup"], "link a group under `envVars`: `- fromGroup: NAME`"),
-    (&["command", "cmd", "entrypoint", "args", "run", "start"], "the command is `startCommand` (`dockerCommand` for images and Dockerfiles)"),
+    (
+        &["command", "cmd", "entrypoint", "args", "run", "start"],
+        "the command is `startCommand` (`dockerCommand` for images and Dockerfiles)",
+    ),
     (&["build"], "the command is `buildCommand`"),
     (&["secrets", "secretFiles"], "write `x-moat: {secretFiles: {NAME: path}}`, or `sync: false` for a variable"),
     (&["replicas", "instances", "instanceCount", "count"], "the number is `numInstances`"),
@@ -91,17 +95,26 @@ const ROOT: Hints = &[
     (&["staticSites", "static", "staticSite", "sites"], "a static site goes under `services`, with `type: web` and `runtime: static`"),
     (&["environments"], "environments go inside a project: `projects: [{name: …, environments: [ … ]}]`"),
     (&["envVars", "env", "environment"], "share variables by `envVarGroups`, or write `envVars` at each service"),
-    (&["web", "webServices", "workers", "worker", "pserv", "privateServices", "cron", "cronJobs", "crons", "jobs"], "every service goes under `services`, with its `type`"),
+    (
+        &["web", "webServices", "workers", "worker", "pserv", "privateServices", "cron", "cronJobs", "crons", "jobs"],
+        "every service goes under `services`, with its `type`",
+    ),
     (&["postgres", "postgresql", "database", "db"], "databases go under `databases`"),
     (&["networks", "volumes", "secrets", "configs"], "that is Compose's: remove it"),
     (&["name", "notifications", "backup", "resources", "metadata"], "it is not part of a blueprint: remove it"),
 ];
 
 const DATABASE: Hints = &[
-    (&["type", "engine", "runtime", "env"], "everything under `databases` is PostgreSQL: remove it; a Key Value goes under `services`, with `type: keyvalue`"),
+    (
+        &["type", "engine", "runtime", "env"],
+        "everything under `databases` is PostgreSQL: remove it; a Key Value goes under `services`, with `type: keyvalue`",
+    ),
     (&["maxmemoryPolicy", "maxMemoryPolicy", "persistenceMode"], "a Key Value goes under `services`, with `type: keyvalue`"),
     (&["version", "postgresVersion", "postgresqlVersion", "majorVersion"], "the version is `postgresMajorVersion`"),
-    (&["databaseCluster", "cluster", "extensions", "backup", "backups", "password", "port", "host", "envVars"], "it is not part of a blueprint: remove it"),
+    (
+        &["databaseCluster", "cluster", "extensions", "backup", "backups", "password", "port", "host", "envVars"],
+        "it is not part of a blueprint: remove it",
+    ),
     (&["disk", "diskSize", "storage", "size", "sizeGB"], "the size is `diskSizeGB`"),
     (&["replicas"], "copies are `readReplicas: [{name: …}]`"),
 ];
@@ -127,10 +140,8 @@ const IMAGE: Hints = &[
     (&["credentials", "registryCredential"], "credentials are `creds`"),
 ];
 
-const DISK: Hints = &[
-    (&["size", "sizeGb", "capacity", "diskSizeGB"], "the size is `sizeGB`"),
-    (&["path", "mount"], "the path is `mountPath`"),
-];
+const DISK: Hints =
+    &[(&["size", "sizeGb", "capacity", "diskSizeGB"], "the size is `sizeGB`"), (&["path", "mount"], "the path is `mountPath`")];
 
 #[cfg(test)]
 mod tests {

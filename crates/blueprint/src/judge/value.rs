@@ -128,11 +128,8 @@ impl Judge<'_> {
             self.report.say(E0215, node.span, path, message, help);
             return;
         }
-        let message = if text.trim().is_empty() {
-            format!("`{}` is blank", field.name)
-        } else {
-            format!("{} is no `{}`", quoted(text), field.name)
-        };
+        let message =
+            if text.trim().is_empty() { format!("`{}` is blank", field.name) } else { format!("{} is no `{}`", quoted(text), field.name) };
         let help = if field.name == "runtime" {
             runtime_help(text)
         } else {

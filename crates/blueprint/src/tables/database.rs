@@ -20,10 +20,7 @@ pub(crate) static DATABASE_OPTION: Object = Object::new(
     "databaseOption",
     "an entry of `databaseOptions`",
     "A setting of the server.",
-    &[&[
-        field("key", Shape::Text, "Name of the setting.").required(),
-        field("value", Shape::Value, "Its value.").required(),
-    ]],
+    &[&[field("key", Shape::Text, "Name of the setting.").required(), field("value", Shape::Value, "Its value.").required()]],
 );
 
 pub(crate) static DATABASE: Object = Object::new(

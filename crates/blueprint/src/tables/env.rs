@@ -41,13 +41,7 @@ pub(crate) static FROM_DATABASE: Object = Object::new(
     "envVarFromDatabase",
     "a variable from a database",
     "A variable with a property of a database.",
-    &[
-        &[
-            KEY,
-            field("fromDatabase", Shape::Object(&DATABASE_REFERENCE), "The database and what of it.").required(),
-        ],
-        LABELS,
-    ],
+    &[&[KEY, field("fromDatabase", Shape::Object(&DATABASE_REFERENCE), "The database and what of it.").required()], LABELS],
 );
 
 pub(crate) static SERVICE_REFERENCE: Object = Object::new(
@@ -65,13 +59,7 @@ pub(crate) static FROM_SERVICE: Object = Object::new(
     "envVarFromService",
     "a variable from a service",
     "A variable with a property or variable of a service.",
-    &[
-        &[
-            KEY,
-            field("fromService", Shape::Object(&SERVICE_REFERENCE), "The service and what of it.").required(),
-        ],
-        LABELS,
-    ],
+    &[&[KEY, field("fromService", Shape::Object(&SERVICE_REFERENCE), "The service and what of it.").required()], LABELS],
 );
 
 pub(crate) static FROM_GROUP: Object = Object::new(
@@ -81,20 +69,12 @@ pub(crate) static FROM_GROUP: Object = Object::new(
     &[&[field("fromGroup", Shape::Text, "Name of the group.").required()]],
 );
 
-pub(crate) static ENV_VARS: Choice = Choice {
-    name: "envVar",
-    objects: &[&FROM_VALUE, &FROM_DATABASE, &FROM_SERVICE, &FROM_GROUP],
-    by: ChooseBy::EnvVar,
-};
+pub(crate) static ENV_VARS: Choice =
+    Choice { name: "envVar", objects: &[&FROM_VALUE, &FROM_DATABASE, &FROM_SERVICE, &FROM_GROUP], by: ChooseBy::EnvVar };
 
 /// A variable with sources that exclude each other: only what they have in common is judged.
-pub(crate) static ANY_ENV: Object = Object {
-    name: "anyEnvVar",
-    phrase: "a variable",
-    doc: "A variable of any source.",
-    groups: &[LABELS],
-    open: true,
-};
+pub(crate) static ANY_ENV: Object =
+    Object { name: "anyEnvVar", phrase: "a variable", doc: "A variable of any source.", groups: &[LABELS], open: true };
 
 pub(crate) static GROUP: Object = Object::new(
     "envVarGroup",

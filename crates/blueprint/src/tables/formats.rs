@@ -14,10 +14,7 @@ fn wrong(message: impl Into<String>, help: impl Into<String>) -> Checked {
 /// The name of a service: a DNS label can be made of it.
 pub(super) fn service_name(text: &str) -> Checked {
     if Slug::slugify(text).is_none() {
-        return wrong(
-            format!("{} gives no host name", quoted(text)),
-            "write at least one of a-z, A-Z and 0-9",
-        );
+        return wrong(format!("{} gives no host name", quoted(text)), "write at least one of a-z, A-Z and 0-9");
     }
     Ok(())
 }
@@ -31,10 +28,9 @@ pub(super) fn env_key(text: &str) -> Checked {
             "use letters, digits, `_` and `.`",
         ),
         None if text.is_empty() => wrong("a variable needs a name", "use letters, digits, `_` and `.`"),
-        None if text.starts_with(|c: char| c.is_ascii_digit()) => wrong(
-            format!("{} is no name for a variable: it begins with a digit", quoted(text)),
-            "begin with a letter or `_`",
-        ),
+        None if text.starts_with(|c: char| c.is_ascii_digit()) => {
+            wrong(format!("{} is no name for a variable: it begins with a digit", quoted(text)), "begin with a letter or `_`")
+        }
         None => Ok(()),
     }
 }
@@ -45,10 +41,7 @@ pub(super) fn path(text: &str) -> Checked {
         return Ok(());
     }
     if !text.starts_with('/') {
-        return wrong(
-            format!("{} is no path", quoted(text)),
-            format!("begin with `/`: {}", quoted(&format!("/{}", text.trim()))),
-        );
+        return wrong(format!("{} is no path", quoted(text)), format!("begin with `/`: {}", quoted(&format!("/{}", text.trim()))));
     }
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return wrong(format!("{} holds a blank", quoted(text)), "write blanks as `%20`");
@@ -59,41 +52,23 @@ pub(super) fn path(text: &str) -> Checked {
 /// A folder of the repository: `.`, `./backend`, `/backend` and `backend` are fine, `..` is not.
 pub(super) fn inside(text: &str) -> Checked {
     if text.split('/').any(|part| part == "..") {
-        return wrong(
-            format!("{} leaves the repository", quoted(text)),
-            "name a folder below the repository's root",
-        );
+        return wrong(format!("{} leaves the repository", quoted(text)), "name a folder below the repository's root");
     }
     Ok(())
 }
 
 /// Where a disk can't be mounted.
-const TAKEN: [&str; 9] = [
-    "/",
-    "/opt",
-    "/opt/render",
-    "/opt/render/project",
-    "/opt/render/project/src",
-    "/home",
-    "/home/render",
-    "/etc",
-    "/etc/secrets",
-];
+const TAKEN: [&str; 9] =
+    ["/", "/opt", "/opt/render", "/opt/render/project", "/opt/render/project/src", "/home", "/home/render", "/etc", "/etc/secrets"];
 
 /// Where a disk is mounted.
 pub(super) fn mount_path(text: &str) -> Checked {
     let clean = if text.len() > 1 { text.trim_end_matches('/') } else { text };
     if !text.starts_with('/') || text.split('/').any(|part| part == "..") {
-        return wrong(
-            format!("{} is no absolute path", quoted(text)),
-            "write a path such as `/var/data`, without `..`",
-        );
+        return wrong(format!("{} is no absolute path", quoted(text)), "write a path such as `/var/data`, without `..`");
     }
     if clean.is_empty() || TAKEN.contains(&clean) {
-        return wrong(
-            format!("a disk can't take the place of {}", quoted(text)),
-            "use a folder of its own, such as `/var/data`",
-        );
+        return wrong(format!("a disk can't take the place of {}", quoted(text)), "use a folder of its own, such as `/var/data`");
     }
     Ok(())
 }
@@ -103,10 +78,7 @@ pub(super) fn cidr(text: &str) -> Checked {
     if text.parse::<ipnet::IpNet>().is_ok() || text.parse::<IpAddr>().is_ok() {
         return Ok(());
     }
-    wrong(
-        format!("{} is no address or range", quoted(text)),
-        "write CIDR notation, such as `203.0.113.0/24`; everyone is `0.0.0.0/0`",
-    )
+    wrong(format!("{} is no address or range", quoted(text)), "write CIDR notation, such as `203.0.113.0/24`; everyone is `0.0.0.0/0`")
 }
 
 /// A web address.
@@ -130,14 +102,10 @@ pub(super) fn domain(text: &str) -> Checked {
     if host.len() <= 253 && host.contains('.') && host.split('.').all(label) {
         return Ok(());
     }
-    wrong(
-        format!("{} is no domain name", quoted(text)),
-        "write a host name such as `www.example.com`, without `https://` or a path",
-    )
+    wrong(format!("{} is no domain name", quoted(text)), "write a host name such as `www.example.com`, without `https://` or a path")
 }
 
-const MONTHS: [&str; 12] =
-    ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"];
+const MONTHS: [&str; 12] = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"];
 const DAYS: [&str; 7] = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
 
 /// A cron expression of five fields.
@@ -167,19 +135,14 @@ pub(super) fn schedule(text: &str) -> Checked {
                 Some((range, step)) => (range, Some(step)),
                 None => (part, None),
             };
-            let step_fits = step.is_none_or(|step| {
-                step.bytes().all(|b| b.is_ascii_digit()) && step.parse::<u32>().is_ok_and(|s| s > 0)
-            });
+            let step_fits = step.is_none_or(|step| step.bytes().all(|b| b.is_ascii_digit()) && step.parse::<u32>().is_ok_and(|s| s > 0));
             let range_fits = match range.split_once('-') {
                 _ if range == "*" => true,
                 Some((from, to)) => matches!((value(from), value(to)), (Some(from), Some(to)) if from <= to),
                 None => value(range).is_some(),
             };
             if !step_fits || !range_fits {
-                return wrong(
-                    format!("{} is no {name} of a schedule ({low} to {high})", quoted(part)),
-                    HELP,
-                );
+                return wrong(format!("{} is no {name} of a schedule ({low} to {high})", quoted(part)), HELP);
             }
         }
     }

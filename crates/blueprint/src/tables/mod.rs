@@ -11,19 +11,15 @@ mod small;
 mod words;
 
 pub(crate) use database::{DATABASE, DATABASE_OPTION, HIGH_AVAILABILITY, REPLICA};
-pub(crate) use env::{
-    ANY_ENV, DATABASE_REFERENCE, FROM_DATABASE, FROM_GROUP, FROM_SERVICE, FROM_VALUE, GROUP, SERVICE_REFERENCE,
-};
+pub(crate) use env::{ANY_ENV, DATABASE_REFERENCE, FROM_DATABASE, FROM_GROUP, FROM_SERVICE, FROM_VALUE, GROUP, SERVICE_REFERENCE};
 pub(crate) use root::{BUILD_SOURCE, BUILD_SOURCE_GIT, ENVIRONMENT, NETWORKING, PERMISSIONS, PROJECT, ROOT, UNGROUPED};
 pub(crate) use service::{ANY_SERVICE, CRON, KEYVALUE, PSERV, STATIC, WEB, WORKER, WORKFLOW};
 pub(crate) use small::{
-    ALLOW_ENTRY, BUILD_FILTER, CREDENTIAL, CREDENTIAL_NAME, DISK, HEADER, IMAGE, MAINTENANCE, MOAT, PREVIEWS,
-    ROOT_PREVIEWS, ROUTE, SCALING,
+    ALLOW_ENTRY, BUILD_FILTER, CREDENTIAL, CREDENTIAL_NAME, DISK, HEADER, IMAGE, MAINTENANCE, MOAT, PREVIEWS, ROOT_PREVIEWS, ROUTE, SCALING,
 };
 pub(crate) use words::{
-    CONNECTION_POOL, CRON_PLAN, DATABASE_PROPERTY, EGRESS, GENERATION, MAXMEMORY, Meant, PERSISTENCE, POSTGRES_PLAN,
-    POSTGRES_VERSION, REFERENCE_TYPE, REGION, ROUTE_TYPE, RUNTIME, SERVER_PLAN, SERVICE_PROPERTY, SERVICE_TYPE,
-    SWITCH, TRIGGER, Words, squeeze,
+    CONNECTION_POOL, CRON_PLAN, DATABASE_PROPERTY, EGRESS, GENERATION, MAXMEMORY, Meant, PERSISTENCE, POSTGRES_PLAN, POSTGRES_VERSION,
+    REFERENCE_TYPE, REGION, ROUTE_TYPE, RUNTIME, SERVER_PLAN, SERVICE_PROPERTY, SERVICE_TYPE, SWITCH, TRIGGER, Words, squeeze,
 };
 
 /// An object of the format.
@@ -42,12 +38,7 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    const fn new(
-        name: &'static str,
-        phrase: &'static str,
-        doc: &'static str,
-        groups: &'static [&'static [Field]],
-    ) -> Self {
+    const fn new(name: &'static str, phrase: &'static str, doc: &'static str, groups: &'static [&'static [Field]]) -> Self {
         Self { name, phrase, doc, groups, open: false }
     }
 
@@ -180,15 +171,7 @@ pub(crate) type Format = fn(&str) -> Result<(), Malformed>;
 
 /// A field.
 const fn field(name: &'static str, shape: Shape, doc: &'static str) -> Field {
-    Field {
-        name,
-        aliases: &[],
-        shape,
-        doc,
-        required: false,
-        fate: Fate::Honoured,
-        format: None,
-    }
+    Field { name, aliases: &[], shape, doc, required: false, fate: Fate::Honoured, format: None }
 }
 
 impl Field {

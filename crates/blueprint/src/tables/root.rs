@@ -12,8 +12,7 @@ const RESOURCES: &[Field] = &[
     field("databases", Shape::List(Item::Object(&DATABASE)), "PostgreSQL databases."),
     field("envVarGroups", Shape::List(Item::Object(&GROUP)), "Variables that services share."),
 ];
-const SOURCES: Field =
-    field("buildSources", Shape::List(Item::Object(&BUILD_SOURCE)), "Builds that several services share.");
+const SOURCES: Field = field("buildSources", Shape::List(Item::Object(&BUILD_SOURCE)), "Builds that several services share.");
 
 pub(crate) static BUILD_SOURCE_GIT: Object = Object::new(
     "buildSourceGit",
@@ -44,22 +43,14 @@ pub(crate) static BUILD_SOURCE: Object = Object::new(
     ]],
 );
 
-pub(crate) static UNGROUPED: Object = Object::new(
-    "ungrouped",
-    "`ungrouped`",
-    "Resources that belong to no environment.",
-    &[RESOURCES, &[SOURCES]],
-);
+pub(crate) static UNGROUPED: Object =
+    Object::new("ungrouped", "`ungrouped`", "Resources that belong to no environment.", &[RESOURCES, &[SOURCES]]);
 
 pub(crate) static NETWORKING: Object = Object::new(
     "networking",
     "`networking`",
     "The environment's network.",
-    &[&[field(
-        "isolation",
-        Shape::Word(&SWITCH),
-        "`enabled`: private traffic neither enters nor leaves the environment.",
-    )]],
+    &[&[field("isolation", Shape::Word(&SWITCH), "`enabled`: private traffic neither enters nor leaves the environment.")]],
 );
 pub(crate) static PERMISSIONS: Object = Object::new(
     "permissions",

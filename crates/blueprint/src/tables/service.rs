@@ -2,22 +2,19 @@
 
 use super::env::ENV_VARS;
 use super::small::{
-    ALLOW_ENTRY, BUILD_FILTER, CREDENTIAL, DISK, HEADER, IMAGE, MAINTENANCE, MOAT, PREVIEWS, ROUTE, SCALING,
-    STATIC_PREVIEWS,
+    ALLOW_ENTRY, BUILD_FILTER, CREDENTIAL, DISK, HEADER, IMAGE, MAINTENANCE, MOAT, PREVIEWS, ROUTE, SCALING, STATIC_PREVIEWS,
 };
 use super::words::{
-    CRON_PLAN, KEYVALUE_PLAN, MAXMEMORY, PERSISTENCE, REGION, RUNTIME, RUNTIME_STATIC, RUNTIME_WORKFLOW,
-    SERVER_PLAN, SERVICE_TYPE, SWITCH, TRIGGER, TYPE_CRON, TYPE_KEYVALUE, TYPE_PSERV, TYPE_WEB, TYPE_WORKER,
-    TYPE_WORKFLOW, Words,
+    CRON_PLAN, KEYVALUE_PLAN, MAXMEMORY, PERSISTENCE, REGION, RUNTIME, RUNTIME_STATIC, RUNTIME_WORKFLOW, SERVER_PLAN, SERVICE_TYPE, SWITCH,
+    TRIGGER, TYPE_CRON, TYPE_KEYVALUE, TYPE_PSERV, TYPE_WEB, TYPE_WORKER, TYPE_WORKFLOW, Words,
 };
 use super::{Choice, ChooseBy, Field, Item, Object, Shape, field, formats};
 
 const fn kind(words: &'static Words) -> Field {
     field("type", Shape::Type(words), "Type of the service.").required()
 }
-const NAME: Field = field("name", Shape::Text, "Name, unique in the file; the internal host name is made of it.")
-    .required()
-    .format(formats::service_name);
+const NAME: Field =
+    field("name", Shape::Text, "Name, unique in the file; the internal host name is made of it.").required().format(formats::service_name);
 const RUNTIME_FIELD: Field = field("runtime", Shape::Word(&RUNTIME), "What runs it.").required().alias(&["env"]);
 const REGION_FIELD: Field = field("region", Shape::Word(&REGION), "Region: services of one region share a network.");
 const ENV_VARS_FIELD: Field = field("envVars", Shape::List(Item::Choice(&ENV_VARS)), "Environment variables.");
@@ -28,13 +25,13 @@ const SERVER_PLAN_FIELD: Field = field("plan", Shape::Word(&SERVER_PLAN), "CPU a
 /// Where the source comes from.
 const SOURCE: &[Field] = &[
     field("repo", Shape::Text, "URL of the repository, the blueprint's own unless said."),
-    field("branch", Shape::Text, "Branch of the repository.")
-        .one_machine("Moat runs the source as it lies in the blueprint's folder"),
+    field("branch", Shape::Text, "Branch of the repository.").one_machine("Moat runs the source as it lies in the blueprint's folder"),
     field("rootDir", Shape::Text, "Working folder, relative to the repository's root.").format(formats::inside),
     field("buildFilter", Shape::Object(&BUILD_FILTER), "Which changed files cause a deploy.")
         .one_machine("Moat deploys when it is told to, not by changed files"),
     field("autoDeployTrigger", Shape::Word(&TRIGGER), "What causes a deploy."),
-    field("autoDeploy", Shape::Bool, "Whether a commit causes a deploy.").deprecated("autoDeployTrigger", "Moat deploys when it is told to"),
+    field("autoDeploy", Shape::Bool, "Whether a commit causes a deploy.")
+        .deprecated("autoDeployTrigger", "Moat deploys when it is told to"),
 ];
 const BUILD: Field = field("buildCommand", Shape::Command, "Command that builds the service.");
 const START: Field = field("startCommand", Shape::Command, "Command that runs the service.");
@@ -53,8 +50,7 @@ const DOCKER: &[Field] = &[
 const SERVER: &[Field] = &[
     SERVER_PLAN_FIELD,
     REGION_FIELD,
-    field("buildSource", Shape::Text, "Name of an entry of `buildSources`.")
-        .refused("builds that services share are not made yet"),
+    field("buildSource", Shape::Text, "Name of an entry of `buildSources`.").refused("builds that services share are not made yet"),
     BUILD,
     START,
     PRE_DEPLOY,
@@ -88,8 +84,7 @@ const PUBLIC_IDLE: &[Field] = &[
     field("maintenanceMode", Shape::Object(&MAINTENANCE), "No effect: no public address.").no_effect(NOT_PUBLIC),
 ];
 const HEALTH: Field =
-    field("healthCheckPath", Shape::Text, "Path that answers 2xx or 3xx when an instance is ready.")
-        .format(formats::path);
+    field("healthCheckPath", Shape::Text, "Path that answers 2xx or 3xx when an instance is ready.").format(formats::path);
 
 pub(crate) static WEB: Object = Object::new(
     "webService",
@@ -101,10 +96,7 @@ pub(crate) static WEB: Object = Object::new(
         DOCKER,
         SERVER,
         PUBLIC,
-        &[
-            HEALTH,
-            field("maintenanceMode", Shape::Object(&MAINTENANCE), "Shows a maintenance page instead."),
-        ],
+        &[HEALTH, field("maintenanceMode", Shape::Object(&MAINTENANCE), "Shows a maintenance page instead.")],
     ],
 );
 pub(crate) static PSERV: Object = Object::new(
@@ -123,8 +115,7 @@ pub(crate) static WORKER: Object = Object::new(
         DOCKER,
         SERVER,
         PUBLIC_IDLE,
-        &[field("healthCheckPath", Shape::Text, "No effect: nothing reaches a worker.")
-            .no_effect("nothing reaches a background worker")],
+        &[field("healthCheckPath", Shape::Text, "No effect: nothing reaches a worker.").no_effect("nothing reaches a background worker")],
     ],
 );
 pub(crate) static CRON: Object = Object::new(
@@ -185,8 +176,7 @@ pub(crate) static KEYVALUE: Object = Object::new(
         field("ipAllowList", IP_LIST, "Who may connect from outside; `[]` is nobody.").required(),
         field("maxmemoryPolicy", Shape::Word(&MAXMEMORY), "What goes when memory is full, `allkeys-lru` unless said."),
         field("persistenceMode", Shape::Word(&PERSISTENCE), "How data is kept."),
-        field("previewPlan", Shape::Word(&KEYVALUE_PLAN), "Plan in previews.")
-            .one_machine("Moat makes no preview environments"),
+        field("previewPlan", Shape::Word(&KEYVALUE_PLAN), "Plan in previews.").one_machine("Moat makes no preview environments"),
         X_MOAT,
     ]],
 );
@@ -208,11 +198,8 @@ pub(crate) static WORKFLOW: Object = Object::new(
     ],
 );
 
-pub(crate) static SERVICES: Choice = Choice {
-    name: "service",
-    objects: &[&WEB, &PSERV, &WORKER, &CRON, &STATIC, &KEYVALUE, &WORKFLOW],
-    by: ChooseBy::Service,
-};
+pub(crate) static SERVICES: Choice =
+    Choice { name: "service", objects: &[&WEB, &PSERV, &WORKER, &CRON, &STATIC, &KEYVALUE, &WORKFLOW], by: ChooseBy::Service };
 
 /// A service whose type can't be told: any field of any type, and only the name is needed.
 pub(crate) static ANY_SERVICE: Object = Object {

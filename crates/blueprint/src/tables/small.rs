@@ -32,9 +32,7 @@ pub(crate) static DISK: Object = Object::new(
     "A folder that outlives deploys; the service then has one instance.",
     &[&[
         field("name", Shape::Text, "Name of the disk.").required(),
-        field("mountPath", Shape::Text, "Absolute path of the folder in the instance.")
-            .required()
-            .format(formats::mount_path),
+        field("mountPath", Shape::Text, "Absolute path of the folder in the instance.").required().format(formats::mount_path),
         field("sizeGB", Shape::Int(1, 65_536), "Size in GB, 10 unless said."),
     ]],
 );
@@ -118,8 +116,7 @@ pub(crate) static ROOT_PREVIEWS: Object = Object::new(
     "Preview environments of the whole blueprint.",
     &[&[
         field("generation", Shape::Word(&GENERATION), "When preview environments are made."),
-        field("expireAfterDays", Shape::Int(1, 36_500), "Days without a push until one is removed.")
-            .one_machine(PREVIEW),
+        field("expireAfterDays", Shape::Int(1, 36_500), "Days without a push until one is removed.").one_machine(PREVIEW),
     ]],
 );
 pub(crate) static MOAT: Object = Object::new(

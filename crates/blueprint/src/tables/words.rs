@@ -41,10 +41,7 @@ impl Words {
             return Meant::Deprecated(word);
         }
         let squeezed = squeeze(text);
-        self.all
-            .iter()
-            .find(|word| !squeezed.is_empty() && squeeze(word) == squeezed)
-            .map_or(Meant::Nothing, |word| Meant::Spelling(word))
+        self.all.iter().find(|word| !squeezed.is_empty() && squeeze(word) == squeezed).map_or(Meant::Nothing, |word| Meant::Spelling(word))
     }
 
     /// The word as the format spells it.
@@ -59,35 +56,24 @@ impl Words {
 
 /// Letters and digits in lower case, and the dot of `0.5c`.
 pub(crate) fn squeeze(text: &str) -> String {
-    text.chars()
-        .filter(|c| c.is_ascii_alphanumeric() || *c == '.')
-        .map(|c| c.to_ascii_lowercase())
-        .collect()
+    text.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').map(|c| c.to_ascii_lowercase()).collect()
 }
 
-pub(crate) static SERVICE_TYPE: Words = Words {
-    all: &["web", "pserv", "worker", "cron", "keyvalue", "workflow"],
-    aliases: &[("redis", "keyvalue")],
-    pattern: None,
-};
+pub(crate) static SERVICE_TYPE: Words =
+    Words { all: &["web", "pserv", "worker", "cron", "keyvalue", "workflow"], aliases: &[("redis", "keyvalue")], pattern: None };
 pub(crate) static TYPE_WEB: Words = words(&["web"]);
 pub(crate) static TYPE_PSERV: Words = words(&["pserv"]);
 pub(crate) static TYPE_WORKER: Words = words(&["worker"]);
 pub(crate) static TYPE_CRON: Words = words(&["cron"]);
 pub(crate) static TYPE_WORKFLOW: Words = words(&["workflow"]);
-pub(crate) static TYPE_KEYVALUE: Words = Words {
-    all: &["keyvalue"],
-    aliases: &[("redis", "keyvalue")],
-    pattern: None,
-};
+pub(crate) static TYPE_KEYVALUE: Words = Words { all: &["keyvalue"], aliases: &[("redis", "keyvalue")], pattern: None };
 /// `fromService.type`: also what no blueprint can define.
 pub(crate) static REFERENCE_TYPE: Words = Words {
     all: &["web", "pserv", "worker", "cron", "keyvalue", "workflow", "static", "dpg", "job"],
     aliases: &[("redis", "keyvalue")],
     pattern: None,
 };
-pub(crate) static RUNTIME: Words =
-    words(&["python", "node", "ruby", "go", "rust", "elixir", "docker", "image", "static"]);
+pub(crate) static RUNTIME: Words = words(&["python", "node", "ruby", "go", "rust", "elixir", "docker", "image", "static"]);
 pub(crate) static RUNTIME_STATIC: Words = words(&["static"]);
 pub(crate) static RUNTIME_WORKFLOW: Words = words(&["python", "node"]);
 pub(crate) static RUNTIME_BUILD: Words = words(&["python", "node", "ruby", "go", "rust", "elixir", "docker"]);
@@ -118,16 +104,25 @@ pub(crate) static SERVICE_PROPERTY: Words = words(&["host", "port", "hostport", 
 /// The compute ids: CPUs, `c-`, memory, such as `0.5c-512mb` and `4c-16g`.
 const COMPUTE: Option<Pattern> = Some((is_compute, "^[0-9]+(\\.[0-9]+)?c-[1-9][0-9]*(mb|g)$"));
 
-pub(crate) static SERVER_PLAN: Words = Words {
-    all: &["free", "starter", "standard", "pro", "pro plus", "pro max", "pro ultra"],
-    aliases: &[],
-    pattern: COMPUTE,
-};
-pub(crate) static CRON_PLAN: Words =
-    Words { all: &["starter", "standard", "pro", "pro plus"], aliases: &[], pattern: COMPUTE };
+pub(crate) static SERVER_PLAN: Words =
+    Words { all: &["free", "starter", "standard", "pro", "pro plus", "pro max", "pro ultra"], aliases: &[], pattern: COMPUTE };
+pub(crate) static CRON_PLAN: Words = Words { all: &["starter", "standard", "pro", "pro plus"], aliases: &[], pattern: COMPUTE };
 pub(crate) static KEYVALUE_PLAN: Words = words(&[
-    "free", "starter", "standard", "pro", "pro plus", "pro max", "pro ultra", "256mb", "1g", "3g", "5g", "10g",
-    "20g", "40g", "50g",
+    "free",
+    "starter",
+    "standard",
+    "pro",
+    "pro plus",
+    "pro max",
+    "pro ultra",
+    "256mb",
+    "1g",
+    "3g",
+    "5g",
+    "10g",
+    "20g",
+    "40g",
+    "50g",
 ]);
 pub(crate) static POSTGRES_PLAN: Words = Words {
     all: &[

@@ -10,14 +10,7 @@ use std::collections::HashMap;
 
 /// Reads one document. `None` when a diagnostic says why there is no tree, or when the text holds nothing.
 pub(crate) fn load<'t>(places: &Places<'t>, report: &mut Report) -> Option<Node<'t>> {
-    let mut loader = Loader {
-        places,
-        report,
-        stack: Vec::new(),
-        anchors: HashMap::new(),
-        nodes: 0,
-        root: None,
-    };
+    let mut loader = Loader { places, report, stack: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None };
     let mut parser = Parser::new_from_str(places.text());
     while let Some(event) = parser.next_event() {
         match event {
@@ -64,6 +57,8 @@ enum Body<'t> {
         pending: Option<Pending<'t>>,
         /// Keys given again: the entry that has the key, the key, its place and the value.
         again: Vec<(usize, Cow<'t, str>, Span, Node<'t>)>,
+        /// Whether some key was no word.
+        wrong: bool,
     },
 }
 
@@ -110,6 +105,7 @@ impl<'t> Loader<'_, 't> {
                     seen: HashMap::new(),
                     pending: None,
                     again: Vec::new(),
+                    wrong: false,
                 };
                 self.open(anchor, start, end, body)
             }
@@ -191,14 +187,15 @@ impl<'t> Loader<'_, 't> {
         let span = self.trimmed(frame.start, end);
         let kind = match frame.body {
             Body::List(items) => Kind::List(items),
-            Body::Map { mut entries, merges, mut seen, again, .. } => {
+            Body::Map { mut entries, merges, mut seen, again, wrong, .. } => {
                 for (at, key, key_span, value) in again {
                     self.twice(entries.get_mut(at), value, &key, key_span);
                 }
                 for merge in merges {
                     self.merge(&merge, &mut entries, &mut seen);
                 }
-                Kind::Map(entries)
+                // `{{ x }}`: what is wrong with it was said at the key.
+                if entries.is_empty() && wrong { Kind::Broken } else { Kind::Map(entries) }
             }
         };
         let node = Node { span, kind };
@@ -237,13 +234,7 @@ impl<'t> Loader<'_, 't> {
     fn alias(&mut self, anchor: usize, start: usize, end: usize) -> bool {
         let span = self.trimmed(start, end);
         let Some(node) = self.anchors.get(&anchor) else {
-            self.report.say(
-                E0108,
-                span,
-                &Path::Root,
-                "an alias inside the very value that it names",
-                "write the value out".to_owned(),
-            );
+            self.report.say(E0108, span, &Path::Root, "an alias inside the very value that it names", "write the value out".to_owned());
             return self.add(Node { span, kind: Kind::Broken }, end);
         };
         let (size, depth) = node.extent();
@@ -278,9 +269,9 @@ impl<'t> Loader<'_, 't> {
         frame.end = frame.end.max(end);
         match &mut frame.body {
             Body::List(items) => items.push(node),
-            Body::Map { entries, merges, seen, pending, again } => match pending.take() {
+            Body::Map { entries, merges, seen, pending, again, wrong } => match pending.take() {
                 None => *pending = Some(key(node, self.report)),
-                Some(Pending::Wrong) => {}
+                Some(Pending::Wrong) => *wrong = true,
                 Some(Pending::Merge) => merges.push(node),
                 Some(Pending::Key(key, key_span)) => {
                     if let Some(&at) = seen.get(&key) {
@@ -365,8 +356,7 @@ fn key<'t>(node: Node<'t>, report: &mut Report) -> Pending<'t> {
                 node.span,
                 &Path::Root,
                 "a list or a mapping can't be a key",
-                "a text that begins with `{` or `[` needs quotes; templates such as `{{ … }}` are not filled in"
-                    .to_owned(),
+                "a text that begins with `{` or `[` needs quotes; templates such as `{{ … }}` are not filled in".to_owned(),
             );
             Pending::Wrong
         }
@@ -376,16 +366,13 @@ fn key<'t>(node: Node<'t>, report: &mut Report) -> Pending<'t> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Write as _;
 
     fn said(text: &str) -> Vec<(String, u32, u32)> {
         let places = Places::new(text);
         let mut report = Report::default();
         let _ = load(&places, &mut report);
-        report
-            .finish()
-            .into_iter()
-            .map(|d| (d.code.to_owned(), d.span.line, d.span.column))
-            .collect()
+        report.finish().into_iter().map(|d| (d.code.to_owned(), d.span.line, d.span.column)).collect()
     }
 
     fn one(code: &str, line: u32, column: u32) -> Vec<(String, u32, u32)> {
@@ -442,7 +429,7 @@ mod tests {
         let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
         for level in 1..30 {
             let below = vec![format!("*a{}", level - 1); 10].join(", ");
-            text += &format!("a{level}: &a{level} [{below}]\n");
+            writeln!(text, "a{level}: &a{level} [{below}]").unwrap();
         }
         assert!(said(&text).iter().any(|(code, ..)| code == "E0103"));
     }

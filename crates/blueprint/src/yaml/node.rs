@@ -97,9 +97,7 @@ impl<'t> Node<'t> {
 
     /// The integer, when it is one in decimal.
     pub(crate) fn int(&self) -> Option<i64> {
-        (self.plain() == Some(Plain::Int))
-            .then(|| self.text().and_then(|text| text.parse().ok()))
-            .flatten()
+        (self.plain() == Some(Plain::Int)).then(|| self.text().and_then(|text| text.parse().ok())).flatten()
     }
 
     /// The word for people.
@@ -147,10 +145,7 @@ fn resolve(text: &str) -> Plain {
     if matches!(unsigned, ".inf" | ".Inf" | ".INF") {
         return Plain::Float;
     }
-    let radix = |prefix: &str, radix: u32| {
-        text.strip_prefix(prefix)
-            .is_some_and(|d| !d.is_empty() && d.chars().all(|c| c.is_digit(radix)))
-    };
+    let radix = |prefix: &str, radix: u32| text.strip_prefix(prefix).is_some_and(|d| !d.is_empty() && d.chars().all(|c| c.is_digit(radix)));
     if radix("0o", 8) || radix("0x", 16) {
         return Plain::Int;
     }
@@ -172,9 +167,7 @@ fn is_float(unsigned: &str) -> bool {
         !text.is_empty() && digits(text)
     });
     let mantissa_fits = match mantissa.split_once('.') {
-        Some((whole, fraction)) => {
-            digits(whole) && digits(fraction) && !(whole.is_empty() && fraction.is_empty())
-        }
+        Some((whole, fraction)) => digits(whole) && digits(fraction) && !(whole.is_empty() && fraction.is_empty()),
         None => !mantissa.is_empty() && digits(mantissa),
     };
     exponent_fits && mantissa_fits

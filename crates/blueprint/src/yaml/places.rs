@@ -48,13 +48,7 @@ impl<'t> Places<'t> {
         if after_return {
             lines.push(chars);
         }
-        Self {
-            offsets,
-            lines,
-            chars,
-            text,
-            skipped: whole - text.len(),
-        }
+        Self { offsets, lines, chars, text, skipped: whole - text.len() }
     }
 
     /// The text without its mark.
@@ -71,10 +65,7 @@ impl<'t> Places<'t> {
             return index;
         };
         let rest = self.text.get(start..).unwrap_or_default();
-        let step = rest
-            .char_indices()
-            .nth(index % STRIDE)
-            .map_or(rest.len(), |(offset, _)| offset);
+        let step = rest.char_indices().nth(index % STRIDE).map_or(rest.len(), |(offset, _)| offset);
         start + step
     }
 
@@ -89,10 +80,7 @@ impl<'t> Places<'t> {
         let block = self.offsets.partition_point(|&o| o <= byte).saturating_sub(1);
         let start = self.offsets.get(block).copied().unwrap_or_default();
         let rest = self.text.get(start..).unwrap_or_default();
-        let inside = rest
-            .char_indices()
-            .take_while(|(offset, _)| start + offset <= byte)
-            .count();
+        let inside = rest.char_indices().take_while(|(offset, _)| start + offset <= byte).count();
         block * STRIDE + inside.saturating_sub(1)
     }
 
@@ -136,13 +124,7 @@ mod tests {
     fn lines_and_columns_count_characters() {
         let text = "añb\r\ncd\re\n\u{1f980}x";
         let places = Places::new(text);
-        for (needle, line, column) in [
-            ("a", 1, 1),
-            ("b", 1, 3),
-            ("d", 2, 2),
-            ("e", 3, 1),
-            ("x", 4, 2),
-        ] {
+        for (needle, line, column) in [("a", 1, 1), ("b", 1, 3), ("d", 2, 2), ("e", 3, 1), ("x", 4, 2)] {
             let at = text.find(needle).unwrap();
             let span = places.bytes(at, at + 1);
             assert_eq!((span.line, span.column), (line, column), "{needle}");

@@ -65,11 +65,9 @@ fn hostile_files_get_a_clear_answer() {
 
 #[test]
 fn bytes_that_are_no_text_have_a_place() {
-    for (bytes, line, column) in [
-        (&b"a: 1\nb: \xff\n"[..], 2, 4),
-        (b"\xff\xfea\0", 1, 1),
-        ("é\u{e9}".as_bytes().split_last().unwrap().1, 1, 2),
-    ] {
+    for (bytes, line, column) in
+        [(&b"a: 1\nb: \xff\n"[..], 2, 4), (b"\xff\xfea\0", 1, 1), ("é\u{e9}".as_bytes().split_last().unwrap().1, 1, 2)]
+    {
         let read = read_bytes(bytes);
         let [d] = read.diagnostics.as_slice() else { panic!("{:?}", read.diagnostics) };
         assert_eq!((d.code, d.span.line, d.span.column), ("E0102", line, column));

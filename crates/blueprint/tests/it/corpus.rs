@@ -140,8 +140,7 @@ fn every_lenient_thing_is_said() {
     for row in rows.iter().filter(|row| row.verdict == "lenient") {
         let text = String::from_utf8(row.bytes.clone()).unwrap();
         let read = read_bytes(&row.bytes);
-        let notices: Vec<&Diagnostic> =
-            read.diagnostics.iter().filter(|d| matches!(d.code, "E0207" | "E0208")).collect();
+        let notices: Vec<&Diagnostic> = read.diagnostics.iter().filter(|d| matches!(d.code, "E0207" | "E0208")).collect();
         let lines = lenient_lines(&text);
         seen += lines.len();
         for line in &lines {

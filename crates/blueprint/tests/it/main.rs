@@ -14,3 +14,5 @@ mod properties;
 mod rows;
 #[cfg(test)]
 mod schema;
+#[cfg(test)]
+mod typed;

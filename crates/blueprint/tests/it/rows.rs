@@ -1,16 +1,9 @@
 //! One row per thing that is said: a text, and `CODE line:column pointer` of each diagnostic.
 
-use moat_blueprint::spec::{
-    DatabaseProperty, EnvSource, RuntimeSpec, ServiceProperty, ServiceSpec, TypeSpec,
-};
 use moat_blueprint::{Read, Severity, read, read_beside};
-use moat_model::{Egress, NativeRuntime, ServiceKind};
 
 fn said(read: &Read) -> Vec<String> {
-    read.diagnostics
-        .iter()
-        .map(|d| format!("{} {}:{} {}", d.code, d.span.line, d.span.column, d.pointer))
-        .collect()
+    read.diagnostics.iter().map(|d| format!("{} {}:{} {}", d.code, d.span.line, d.span.column, d.pointer)).collect()
 }
 
 /// A web service with more lines, from line 6 on.
@@ -172,7 +165,10 @@ fn types_and_runtimes() {
         ("    type: redis\n    ipAllowList: []\n", &["E0207 3:11 services/0/type"]),
         ("    type: keyvalue\n", &["E0208 2:11 services/0"]),
         ("    type: Web\n    runtime: go\n    startCommand: x\n", &["E0208 3:11 services/0/type"]),
-        ("    type: private-service\n    runtime: go\n    startCommand: x\n    port: 1\n", &["E0221 3:11 services/0/type", "E0201 6:5 services/0/port"]),
+        (
+            "    type: private-service\n    runtime: go\n    startCommand: x\n    port: 1\n",
+            &["E0221 3:11 services/0/type", "E0201 6:5 services/0/port"],
+        ),
         ("    type: postgresql\n    plan: free\n", &["E0221 3:11 services/0/type"]),
         ("    type: docker\n    dockerfilePath: x\n", &["E0221 3:11 services/0/type"]),
         ("    type: gizmo\n    port: 1\n", &["E0221 3:11 services/0/type"]),
@@ -186,22 +182,49 @@ fn types_and_runtimes() {
         ("    type: pserv\n    runtime: image\n    image: {url: x}\n", &["E0209 4:5 services/0/runtime"]),
         ("    type: pserv\n    runtime: image\n", &["E0227 2:11 services/0", "E0209 4:5 services/0/runtime"]),
         ("    type: web\n    runtime: static\n    staticPublishPath: x\n", &["E0209 4:5 services/0/runtime"]),
-        ("    type: web\n    runtime: static\n    staticPublishPath: x\n    plan: free\n", &["E0209 4:5 services/0/runtime", "E0202 6:5 services/0/plan"]),
+        (
+            "    type: web\n    runtime: static\n    staticPublishPath: x\n    plan: free\n",
+            &["E0209 4:5 services/0/runtime", "E0202 6:5 services/0/plan"],
+        ),
         ("    type: worker\n    runtime: static\n", &["E0205 4:5 services/0/runtime"]),
         ("    type: static\n    staticPublishPath: x\n", &["E0203 2:11 services/0", "E0221 3:11 services/0/type"]),
-        ("    type: worker\n    runtime: go\n    startCommand: x\n    healthCheckPath: /\n    domains: [a.com]\n", &["E0211 6:5 services/0/healthCheckPath", "E0211 7:5 services/0/domains"]),
+        (
+            "    type: worker\n    runtime: go\n    startCommand: x\n    healthCheckPath: /\n    domains: [a.com]\n",
+            &["E0211 6:5 services/0/healthCheckPath", "E0211 7:5 services/0/domains"],
+        ),
         ("    type: pserv\n    runtime: go\n    startCommand: x\n    ipAllowList: []\n", &["E0211 6:5 services/0/ipAllowList"]),
         ("    type: cron\n    runtime: go\n    startCommand: x\n", &["E0203 2:11 services/0"]),
         ("    type: cron\n    runtime: go\n    startCommand: x\n    schedule: never\n", &["E0216 6:15 services/0/schedule"]),
-        ("    type: cron\n    runtime: go\n    startCommand: x\n    schedule: '0 0 * * *'\n    plan: free\n", &["E0225 7:11 services/0/plan"]),
-        ("    type: cron\n    runtime: go\n    startCommand: x\n    schedule: '0 0 * * *'\n    preDeployCommand: y\n", &["E0211 7:5 services/0/preDeployCommand"]),
-        ("    type: cron\n    runtime: go\n    startCommand: x\n    schedule: '0 0 * * *'\n    healthCheckPath: /\n", &["E0202 7:5 services/0/healthCheckPath"]),
-        ("    type: worker\n    runtime: go\n    startCommand: x\n    x-moat: {allowFrom: [b]}\n", &["E0211 6:14 services/0/x-moat/allowFrom"]),
-        ("    type: keyvalue\n    ipAllowList: []\n    x-moat: {egress: none, secretFiles: {a: b}}\n", &["E0211 5:14 services/0/x-moat/egress", "E0211 5:28 services/0/x-moat/secretFiles"]),
+        (
+            "    type: cron\n    runtime: go\n    startCommand: x\n    schedule: '0 0 * * *'\n    plan: free\n",
+            &["E0225 7:11 services/0/plan"],
+        ),
+        (
+            "    type: cron\n    runtime: go\n    startCommand: x\n    schedule: '0 0 * * *'\n    preDeployCommand: y\n",
+            &["E0211 7:5 services/0/preDeployCommand"],
+        ),
+        (
+            "    type: cron\n    runtime: go\n    startCommand: x\n    schedule: '0 0 * * *'\n    healthCheckPath: /\n",
+            &["E0202 7:5 services/0/healthCheckPath"],
+        ),
+        (
+            "    type: worker\n    runtime: go\n    startCommand: x\n    x-moat: {allowFrom: [b]}\n",
+            &["E0211 6:14 services/0/x-moat/allowFrom"],
+        ),
+        (
+            "    type: keyvalue\n    ipAllowList: []\n    x-moat: {egress: none, secretFiles: {a: b}}\n",
+            &["E0211 5:14 services/0/x-moat/egress", "E0211 5:28 services/0/x-moat/secretFiles"],
+        ),
         ("    type: keyvalue\n    ipAllowList: [{source: 0.0.0.0/0}]\n", &["E0210 4:5 services/0/ipAllowList"]),
         ("    type: keyvalue\n    ipAllowList: []\n    maxmemoryPolicy: lru\n", &["E0205 5:22 services/0/maxmemoryPolicy"]),
-        ("    type: workflow\n    runtime: node\n    region: ohio\n    startCommand: x\n", &["E0209 3:5 services/0/type", "E0210 5:5 services/0/region"]),
-        ("    type: workflow\n    runtime: go\n    region: ohio\n    startCommand: x\n", &["E0209 3:5 services/0/type", "E0205 4:14 services/0/runtime", "E0210 5:5 services/0/region"]),
+        (
+            "    type: workflow\n    runtime: node\n    region: ohio\n    startCommand: x\n",
+            &["E0209 3:5 services/0/type", "E0210 5:5 services/0/region"],
+        ),
+        (
+            "    type: workflow\n    runtime: go\n    region: ohio\n    startCommand: x\n",
+            &["E0209 3:5 services/0/type", "E0205 4:14 services/0/runtime", "E0210 5:5 services/0/region"],
+        ),
     ];
     check(rows.iter().map(|(lines, expect)| (one(lines), *expect)));
 }
@@ -224,15 +247,24 @@ fn the_root_and_other_lists() {
         ("databases: [{name: d}]\n", &["E0209 1:20 databases/0"]),
         ("databases: [{name: d, postgresMajorVersion: 15}]\n", &["E0209 1:20 databases/0", "E0208 1:45 databases/0/postgresMajorVersion"]),
         ("databases: [{name: d, type: redis}]\n", &["E0209 1:20 databases/0", "E0201 1:23 databases/0/type"]),
-        ("databases: [{name: d, readReplicas: [{name: a}, {name: b}, {name: c}, {name: d}, {name: e}, {name: f}]}]\n", &["E0209 1:20 databases/0", "E0206 1:37 databases/0/readReplicas"]),
+        (
+            "databases: [{name: d, readReplicas: [{name: a}, {name: b}, {name: c}, {name: d}, {name: e}, {name: f}]}]\n",
+            &["E0209 1:20 databases/0", "E0206 1:37 databases/0/readReplicas"],
+        ),
         ("envVarGroups: [{name: g, envVars: [{key: A, value: b}]}]\n", &[]),
         ("envVarGroups: [{name: g, envVars: [{key: A, sync: false}]}]\n", &["E0226 1:42 envVarGroups/0/envVars"]),
         ("envVarGroups: [{name: g, envVars: [{key: A, fromGroup: b}]}]\n", &["E0219 1:45 envVarGroups/0/envVars/0/fromGroup"]),
         ("envVarGroups: [{name: g}]\n", &["E0203 1:23 envVarGroups/0"]),
         ("envVarGroups: [{name: g, envVars: []}, {name: g, envVars: []}]\n", &["E0218 1:47 envVarGroups/1/name"]),
         ("projects: [{name: p, environments: [{name: e}, {name: e}]}]\n", &["E0218 1:55 "]),
-        ("projects: [{name: p, environments: [{name: e, networking: {isolation: true}}]}]\n", &["E0205 1:71 projects/0/environments/0/networking/isolation"]),
-        ("projects: [{name: p, environments: [{name: e, permissions: {protection: enabled}}]}]\n", &["E0210 1:73 projects/0/environments/0/permissions/protection"]),
+        (
+            "projects: [{name: p, environments: [{name: e, networking: {isolation: true}}]}]\n",
+            &["E0205 1:71 projects/0/environments/0/networking/isolation"],
+        ),
+        (
+            "projects: [{name: p, environments: [{name: e, permissions: {protection: enabled}}]}]\n",
+            &["E0210 1:73 projects/0/environments/0/permissions/protection"],
+        ),
         ("buildSources: [{name: b}]\n", &["E0203 1:23 buildSources/0", "E0209 1:23 buildSources/0"]),
         ("environments: []\n", &["E0201 1:1 environments"]),
         ("", &["E0111 1:1 "]),
@@ -268,7 +300,11 @@ fn hints_name_what_to_write() {
         ("services: [{name: a, type: postgresql}]".to_owned(), "E0221", &["`databases`"]),
         ("services: [{name: a, type: mysql}]".to_owned(), "E0221", &["`type: pserv`"]),
         ("services: [{name: a, type: kv}]".to_owned(), "E0221", &["`keyvalue`"]),
-        ("services: [{name: a, type: web, runtime: python-3.11.0, startCommand: x}]".to_owned(), "E0205", &["`runtime: python`", "`PYTHON_VERSION`", "`3.11.0`"]),
+        (
+            "services: [{name: a, type: web, runtime: python-3.11.0, startCommand: x}]".to_owned(),
+            "E0205",
+            &["`runtime: python`", "`PYTHON_VERSION`", "`3.11.0`"],
+        ),
         ("services: [{name: a, type: web, runtime: nodejs, startCommand: x}]".to_owned(), "E0205", &["`runtime: node`"]),
         ("services: [{name: a, type: web, runtime: java, startCommand: x}]".to_owned(), "E0205", &["`runtime: docker`"]),
         (variable("{key: A, fromService: {name: b, type: web, property: url}}"), "E0215", &["`hostport`", "RENDER_EXTERNAL_URL"]),
@@ -292,116 +328,4 @@ fn a_repository_of_ones_own_runs() {
     assert_eq!(said(&read), ["E0209 6:5 services/0/repo"]);
     assert_eq!(read.diagnostics[0].severity, Severity::Unsupported);
     assert_eq!(read.blueprint.services[0].unhonoured[0].value, "repo");
-}
-
-#[test]
-fn what_is_written_is_what_is_read() {
-    let read = read(include_str!("../cases/everything/render.yaml"));
-    let blueprint = read.blueprint;
-    let names: Vec<&str> = blueprint.services.iter().map(|s| s.name.value.as_str()).collect();
-    assert_eq!(names, ["shop", "catalog", "mailer", "report", "cache", "ledger"]);
-    let find = |name: &str| -> &ServiceSpec { blueprint.services.iter().find(|s| s.name.value == name).unwrap() };
-    let text = |text: &Option<moat_blueprint::spec::Text>| text.as_ref().map(|t| t.value.clone()).unwrap();
-
-    let shop = find("shop");
-    assert_eq!(shop.pointer, "services/0");
-    assert_eq!(shop.kind.value, TypeSpec::Kind(ServiceKind::Web));
-    assert_eq!(shop.runtime.as_ref().unwrap().value, RuntimeSpec::Native(NativeRuntime::Python));
-    assert_eq!((text(&shop.plan), text(&shop.region), text(&shop.root_dir)), ("pro plus".into(), "frankfurt".into(), "./web".into()));
-    assert_eq!(text(&shop.build_command), "pip install -r requirements.txt\npython manage.py collectstatic\n");
-    assert_eq!(text(&shop.pre_deploy_command), "python manage.py migrate");
-    assert_eq!(text(&shop.initial_deploy_hook), "python manage.py seed");
-    assert_eq!(text(&shop.health_check_path), "/health");
-    assert_eq!(text(&shop.auto_deploy_trigger), "off");
-    assert_eq!((shop.num_instances.as_ref().unwrap().value, shop.max_shutdown_delay_seconds.as_ref().unwrap().value), (2, 60));
-    assert_eq!(shop.ip_allow_list.as_ref().unwrap().value[0].source.value, "0.0.0.0/0");
-    let moat = shop.moat.as_ref().unwrap();
-    let Egress::Ranges(ranges) = &moat.egress.as_ref().unwrap().value else { panic!("{moat:?}") };
-    assert_eq!(ranges.len(), 2);
-    assert_eq!((moat.secret_files[0].0.value.as_str(), moat.secret_files[0].1.value.as_str()), ("google.json", "secrets/google.json"));
-    assert_eq!(moat.allow_from, None);
-
-    let sources: Vec<&EnvSource> = shop.env_vars.iter().map(|v| &v.source).collect();
-    let [EnvSource::Value { value, .. }, EnvSource::Generate { .. }, EnvSource::Ask { key }, host, variable, cache, EnvSource::Group { name }] =
-        sources.as_slice()
-    else {
-        panic!("{sources:?}")
-    };
-    assert_eq!((value.value.as_str(), key.value.as_str(), name.value.as_str()), ("3.11", "STRIPE_KEY", "shared"));
-    let what = |source: &EnvSource| match source {
-        EnvSource::Service { what, name, .. } => (name.value.clone(), what.value.clone()),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(what(host), ("catalog".into(), ServiceProperty::HostPort));
-    assert_eq!(what(variable), ("catalog".into(), ServiceProperty::EnvVar("TOKEN".into())));
-    assert_eq!(what(cache), ("cache".into(), ServiceProperty::ConnectionString));
-    let asked = &shop.env_vars[2];
-    assert_eq!((text(&asked.display_name), asked.sensitive), ("Stripe key".into(), true));
-
-    let catalog = find("catalog");
-    let disk = &catalog.disk.as_ref().unwrap().value;
-    assert_eq!((disk.name.value.as_str(), disk.mount_path.value.as_str(), disk.size_gb), ("data", "/var/data", 5));
-    let moat = catalog.moat.as_ref().unwrap();
-    assert_eq!(moat.allow_from.as_ref().unwrap()[0].value, "shop");
-    assert_eq!(moat.egress.as_ref().unwrap().value, Egress::None);
-    assert_eq!(text(&find("report").schedule), "0 6 * * MON-FRI");
-    assert_eq!(text(&find("cache").persistence_mode), "off");
-
-    let ledger = find("ledger");
-    assert_eq!(ledger.pointer, "projects/0/environments/0/services/0");
-    let environment = &blueprint.environments[ledger.environment.unwrap()];
-    assert_eq!((environment.project.value.as_str(), environment.name.value.as_str()), ("back office", "production"));
-    assert!(environment.isolated && !environment.protected);
-    assert_eq!(blueprint.env_groups[0].env_vars.len(), 2);
-}
-
-#[test]
-fn scalars_keep_their_source_text() {
-    let read = read(include_str!("../cases/leniently/render.yaml"));
-    let blueprint = &read.blueprint;
-    let hub = &blueprint.services[0];
-    let values: Vec<String> = hub
-        .env_vars
-        .iter()
-        .map(|v| match &v.source {
-            EnvSource::Value { value, .. } => value.value.clone(),
-            EnvSource::Ask { key } => format!("ask {}", key.value),
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    assert_eq!(values, ["3.10", "100_000", "True", "1234567890123456", "ask ONLY_A_KEY", "ask NOTHING"]);
-    assert_eq!(hub.branch.as_ref().unwrap().value, "1.0");
-    assert_eq!(hub.plan.as_ref().unwrap().value, "starter");
-    assert_eq!(hub.num_instances.as_ref().unwrap().value, 2);
-    assert_eq!(hub.auto_deploy_trigger.as_ref().unwrap().value, "commit");
-    assert_eq!(hub.pre_deploy_command, None);
-    assert_eq!(hub.runtime.as_ref().unwrap().value, RuntimeSpec::Native(NativeRuntime::Node));
-    let cache = &blueprint.services[1];
-    assert_eq!(cache.kind.value, TypeSpec::Kind(ServiceKind::KeyValue));
-    assert_eq!(cache.maxmemory_policy.as_ref().unwrap().value, "allkeys-lru");
-    assert_eq!(cache.ip_allow_list, None);
-    assert_eq!(blueprint.services[2].kind.value, TypeSpec::Kind(ServiceKind::Worker));
-    let database = &blueprint.databases[0];
-    assert_eq!(database.plan.as_ref().unwrap().value, "basic-1gb");
-    assert_eq!(database.postgres_major_version.as_ref().unwrap().value, "15");
-    assert!(read.diagnostics.iter().all(|d| d.severity != Severity::Error), "{:#?}", read.diagnostics);
-}
-
-#[test]
-fn database_properties_are_read() {
-    for (word, property) in [
-        ("connectionString", DatabaseProperty::ConnectionString),
-        ("connectionPoolString", DatabaseProperty::ConnectionPoolString),
-        ("host", DatabaseProperty::Host),
-        ("port", DatabaseProperty::Port),
-        ("user", DatabaseProperty::User),
-        ("password", DatabaseProperty::Password),
-        ("database", DatabaseProperty::Database),
-    ] {
-        let read = read(&variable(&format!("{{key: A, fromDatabase: {{name: d, property: {word}}}}}")));
-        let EnvSource::Database { property: found, .. } = &read.blueprint.services[0].env_vars[0].source else {
-            panic!("{word}")
-        };
-        assert_eq!(found.value, property);
-    }
 }

@@ -12,9 +12,9 @@ fn valid(root: &Value, schema: &Value, value: &Value) -> bool {
             let name = rule.as_str().unwrap().strip_prefix("#/$defs/").unwrap();
             valid(root, &root["$defs"][name], value)
         }
-        "type" => match rule {
-            Value::Array(types) => types.iter().any(|t| is_type(t.as_str().unwrap(), value)),
-            one => is_type(one.as_str().unwrap(), value),
+        "type" => match rule.as_array() {
+            Some(types) => types.iter().any(|one| is_type(one.as_str().unwrap(), value)),
+            None => is_type(rule.as_str().unwrap(), value),
         },
         "enum" => rule.as_array().unwrap().contains(value),
         "pattern" => {
@@ -28,13 +28,13 @@ fn valid(root: &Value, schema: &Value, value: &Value) -> bool {
         "maximum" => value.as_i64().is_none_or(|number| number <= rule.as_i64().unwrap()),
         "anyOf" => rule.as_array().unwrap().iter().any(|way| valid(root, way, value)),
         "allOf" => rule.as_array().unwrap().iter().all(|way| valid(root, way, value)),
-        "required" => value
-            .as_object()
-            .is_none_or(|object| rule.as_array().unwrap().iter().all(|key| object.contains_key(key.as_str().unwrap()))),
+        "required" => {
+            value.as_object().is_none_or(|object| rule.as_array().unwrap().iter().all(|key| object.contains_key(key.as_str().unwrap())))
+        }
         "items" => value.as_array().is_none_or(|items| items.iter().all(|item| valid(root, rule, item))),
-        "properties" => value.as_object().is_none_or(|object| {
-            object.iter().all(|(key, value)| rule.get(key).is_none_or(|rule| valid(root, rule, value)))
-        }),
+        "properties" => value
+            .as_object()
+            .is_none_or(|object| object.iter().all(|(key, value)| rule.get(key).is_none_or(|rule| valid(root, rule, value)))),
         "patternProperties" => {
             assert_eq!(rule, &json!({ "^x-": true }));
             true
