@@ -1,0 +1,55 @@
+//! Measures Moat beside its peers and prints tables in Markdown; `docs/benchmarks.md` says how to repeat and read them.
+//!
+//! `moat-bench NAME [--rounds N]`; each NAME is one module. Peers that are not installed are said and skipped.
+//! Invariant: a figure is compared only with figures of the same run, whose rounds were interleaved with its own.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it talks to the person who called it")]
+
+mod failure;
+mod figures;
+mod machine;
+mod plan;
+mod process;
+
+use failure::{Failure, Outcome};
+use std::process::ExitCode;
+
+/// One thing that is measured.
+struct Measurement {
+    name: &'static str,
+    /// How often, unless the caller says.
+    rounds: usize,
+    run: fn(usize) -> Outcome,
+}
+
+const MEASUREMENTS: &[Measurement] = &[Measurement { name: "plan", rounds: 21, run: plan::run }];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Outcome {
+    let (measurement, rounds) = parse(arguments)?;
+    println!("Machine: {}.\n", machine::facts());
+    (measurement.run)(rounds)?;
+    println!("Load at the end: {}.", machine::load());
+    Ok(())
+}
+
+fn parse(arguments: &[String]) -> Outcome<(&'static Measurement, usize)> {
+    let names = MEASUREMENTS.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
+    let wrong = || Failure::new(format!("wanted: NAME [--rounds N], where NAME is one of {names}"));
+    let (name, rest) = arguments.split_first().ok_or_else(wrong)?;
+    let measurement = MEASUREMENTS.iter().find(|m| m.name == name).ok_or_else(wrong)?;
+    match rest {
+        [] => Ok((measurement, measurement.rounds)),
+        [flag, rounds] if flag == "--rounds" => Ok((measurement, rounds.parse().ok().filter(|n| *n > 0).ok_or_else(wrong)?)),
+        _ => Err(wrong()),
+    }
+}

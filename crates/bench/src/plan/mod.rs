@@ -1,0 +1,106 @@
+//! `moat-bench plan`: how long thinking takes. From the text of a blueprint to the plan, in this process stage by stage, and as
+//! `moat check` and `moat plan` from the outside.
+
+mod text;
+
+use crate::failure::{Doing, Failure, Outcome};
+use crate::figures::{Samples, Table, verdict};
+use crate::process::{Moat, timed};
+use moat_model::state::ObservedState;
+use moat_model::{Severity, Slug};
+use moat_planner::memory::Memory;
+use moat_planner::resolve::{GitFacts, Input, Settings, resolve};
+use moat_planner::{check, diff, reach};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Instant;
+
+const SERVICES: usize = 1000;
+const GOAL_MS: f64 = 100.0;
+
+/// Stages in the order they run, as the table names them.
+const STAGES: [&str; 5] = ["`blueprint::read`", "`planner::check` (`moat check` only)", "`planner::resolve`", "`planner::diff` from nothing", "`planner::reach`, the whole matrix (not part of a plan)"];
+
+/// Measures and prints.
+pub fn run(rounds: usize) -> Outcome {
+    let text = text::blueprint(SERVICES);
+    let mut stages: [Samples; 5] = Default::default();
+    let (mut checks, mut plans) = (Samples::default(), Samples::default());
+    let moat = Moat::find()?;
+    let mut processes = [Samples::default(), Samples::default()];
+    let folder = tempfile::tempdir().doing("make a folder")?;
+    let file = folder.path().join("render.yaml");
+    std::fs::write(&file, &text).doing("write the blueprint")?;
+    let mut steps = 0;
+    for _ in 0..rounds {
+        let (took, planned) = think(&text, &file)?;
+        steps = planned;
+        checks.push(took[0] + took[1]);
+        plans.push(took[0] + took[2] + took[3]);
+        stages.iter_mut().zip(took).for_each(|(samples, ms)| samples.push(ms));
+        if let Some(moat) = &moat {
+            for (samples, verb) in processes.iter_mut().zip(["check", "plan"]) {
+                samples.push_ms(timed(moat.command(folder.path()).arg(verb).arg(&file))?);
+            }
+        }
+    }
+    let title = format!("Planning {SERVICES} services ({} KiB of blueprint, {steps} steps), ms, {rounds} rounds", text.len() / 1024);
+    let mut table = Table::new(title, ["what", "median (least–most)", "goal"]);
+    for (name, samples) in STAGES.iter().zip(&stages) {
+        table.row([name, &samples.show(1), &""]);
+    }
+    let goal = |samples: &Samples| format!("≤ {GOAL_MS:.0}: {}", verdict(samples.median() <= GOAL_MS));
+    table.row([&"check: read + check", &checks.show(1), &""]);
+    table.row([&"plan: read + resolve + diff", &plans.show(1), &""]);
+    let both: Samples = checks.plus(&plans);
+    table.row([&"check and plan together", &both.show(1), &goal(&both)]);
+    if moat.is_some() {
+        for (samples, name) in processes.iter().zip(["`moat check FILE`, the whole process", "`moat plan FILE`, the whole process"]) {
+            table.row([&name, &samples.show(1), &goal(samples)]);
+        }
+    }
+    println!("{table}");
+    if moat.is_none() {
+        println!("skipped: `moat check` and `moat plan` as processes, since {}\n", Moat::MISSING);
+    }
+    Ok(())
+}
+
+/// Milliseconds of each stage, and how many steps were planned.
+fn think(text: &str, file: &Path) -> Outcome<([f64; 5], usize)> {
+    let mut took = [0.0; 5];
+    let read = clocked(&mut took[0], || moat_blueprint::read(text));
+    let found = clocked(&mut took[1], || check::check(&read.blueprint));
+    if let Some(bad) = read.diagnostics.iter().chain(&found).find(|d| d.severity == Severity::Error) {
+        return Err(Failure::new(format!("the blueprint is wrong: {}", bad.message)));
+    }
+    let (given, files) = (BTreeMap::new(), BTreeMap::new());
+    let source = file.parent().unwrap_or(file);
+    let input = Input { path: file, source, blueprint: &read.blueprint, given: &given, files: &files, git: GitFacts::default() };
+    let mut count = 0_u64;
+    let mut random = || {
+        count += 1;
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&count.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+        bytes[8..16].copy_from_slice(&count.to_be_bytes());
+        bytes
+    };
+    let mut memory = Memory::default();
+    let resolved = clocked(&mut took[2], || resolve(&[input], &mut memory, &mut random, &Settings::default()));
+    if let Some((_, bad)) = resolved.diagnostics.iter().find(|(_, d)| d.severity == Severity::Error) {
+        return Err(Failure::new(format!("the blueprint does not resolve: {}", bad.message)));
+    }
+    // As if everything had been built, so that every instance is planned.
+    let releases: BTreeMap<Slug, String> = resolved.state.services.keys().map(|slug| (slug.clone(), slug.to_string())).collect();
+    let plan = clocked(&mut took[3], || diff::diff(&resolved.state, &ObservedState::default(), &releases, &BTreeSet::new(), &mut memory, &mut random));
+    let matrix = clocked(&mut took[4], || reach::reach(&resolved.state));
+    std::hint::black_box(matrix);
+    Ok((took, plan.steps.len()))
+}
+
+fn clocked<T>(took_ms: &mut f64, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = work();
+    *took_ms = start.elapsed().as_secs_f64() * 1e3;
+    result
+}
