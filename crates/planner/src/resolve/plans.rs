@@ -48,7 +48,8 @@ pub(crate) fn limits(plan: &str, kind: ServiceKind) -> Result<Limits, PlanProble
 
 /// The names of the plans that a kind can have.
 pub(crate) fn names(kind: ServiceKind) -> impl Iterator<Item = &'static str> {
-    PLANS.iter().map(|(name, ..)| *name).filter(move |name| limits(name, kind).is_ok())
+    let offered = move |name: &&str| limits(name, kind).is_ok() && !(kind == ServiceKind::Cron && *name == "free");
+    PLANS.iter().map(|(name, ..)| *name).filter(offered)
 }
 
 /// `0.5c-1g`: half a CPU and one GiB.
@@ -116,8 +117,10 @@ mod tests {
     fn some_kinds_have_no_free_plan() {
         for kind in ServiceKind::ALL {
             let free = matches!(kind, ServiceKind::Web | ServiceKind::KeyValue);
-            assert_eq!(limits("free", kind).is_ok(), free, "{kind}");
+            assert_eq!(names(kind).any(|name| name == "free"), free, "{kind}");
         }
+        assert_eq!(limits("free", ServiceKind::Pserv), Err(PlanProblem::NotForKind));
+        assert_eq!(limits("free", ServiceKind::Cron), limits("starter", ServiceKind::Cron), "as reading says");
         assert_eq!(names(ServiceKind::Cron).collect::<Vec<_>>(), ["starter", "standard", "pro", "pro plus"]);
     }
 

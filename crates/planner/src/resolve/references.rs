@@ -50,8 +50,8 @@ pub(crate) fn link(workspace: &Workspace<'_>, values: &Values<'_>, reference: &R
         ServiceProperty::EnvVar(key) => return variable(workspace, values, reference, index, key, report),
         ServiceProperty::Slug => Some(Source::Text(Secret::new(target.slug.as_str()))),
         ServiceProperty::Host if receives(target) => Some(Source::Text(Secret::new(target.slug.as_str()))),
-        ServiceProperty::Port if receives(target) => Some(port(values, index, target, String::new())),
-        ServiceProperty::HostPort if receives(target) => Some(port(values, index, target, format!("{}:", target.slug))),
+        ServiceProperty::Port if receives(target) => Some(port(values, index, target, String::new(), reference.node)),
+        ServiceProperty::HostPort if receives(target) => Some(port(values, index, target, format!("{}:", target.slug), reference.node)),
         ServiceProperty::ConnectionString if target.kind() == Some(ServiceKind::KeyValue) => {
             Some(Source::Text(Secret::new(format!("redis://{}:6379", target.slug))))
         }
@@ -102,10 +102,11 @@ fn property_help(target: &Entry<'_>) -> String {
     }
 }
 
-fn port(values: &Values<'_>, index: usize, target: &Entry<'_>, prefix: String) -> Source {
+/// The target's port after a text. A `PORT` that is written as the service's own port, at `node`, stands for the default.
+fn port(values: &Values<'_>, index: usize, target: &Entry<'_>, prefix: String, node: usize) -> Source {
     let usual = default_port(target.kind()).unwrap_or_default();
     // Only programs choose their port: a Key Value has the one of its protocol.
-    match values.variable(index, "PORT").filter(|_| target.kind() != Some(ServiceKind::KeyValue)) {
+    match values.variable(index, "PORT").filter(|slot| slot.node != node && target.kind() != Some(ServiceKind::KeyValue)) {
         Some(slot) => Source::After(prefix, slot.node),
         None => Source::Text(Secret::new(format!("{prefix}{usual}"))),
     }
@@ -162,7 +163,7 @@ fn variable(
     }
     match value {
         DefaultValue::Text(text) => Source::Text(Secret::new(text)),
-        DefaultValue::PortAfter(prefix) => port(values, index, target, (*prefix).to_owned()),
+        DefaultValue::PortAfter(prefix) => port(values, index, target, (*prefix).to_owned(), reference.node),
     }
 }
 
