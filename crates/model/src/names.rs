@@ -114,6 +114,16 @@ impl LinkName {
     pub fn of(address: Ipv4Addr) -> Self {
         Self(format!("mt{:08x}", u32::from(address)))
     }
+    /// The name that this text is; `None` for any other link's name.
+    pub fn parse(text: &str) -> Option<Self> {
+        let address = u32::from_str_radix(text.strip_prefix("mt")?, 16).ok()?;
+        Some(Self::of(address.into())).filter(|name| name.0 == text)
+    }
+    /// The IPv4 address it is made of.
+    pub fn address(&self) -> Ipv4Addr {
+        let hex = self.0.strip_prefix("mt").unwrap_or_default();
+        u32::from_str_radix(hex, 16).map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from)
+    }
     /// The text, at most 15 bytes as the kernel wants (IFNAMSIZ).
     pub fn as_str(&self) -> &str {
         &self.0

@@ -144,6 +144,7 @@ pub struct NetPolicy {
     /// Instance addresses and HTTP ports that the ingress may open flows to.
     pub ingress: BTreeSet<(AddressPair, u16)>,
     /// Service addresses and the ready instances behind each (possibly none: refused with a reset).
+    #[serde(with = "as_list")]
     pub services: BTreeMap<AddressPair, BTreeSet<AddressPair>>,
 }
 
@@ -159,5 +160,19 @@ impl NetPolicy {
             ingress: self.ingress.intersection(&other.ingress).copied().collect(),
             services: self.services.iter().filter_map(|(vip, a)| other.services.get(vip).map(|b| (*vip, a.intersection(b).copied().collect()))).collect(),
         }
+    }
+}
+
+/// A map whose keys are no texts, as a list of (key, value): JSON has no other keys.
+mod as_list {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::collections::BTreeMap;
+
+    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(map: &BTreeMap<K, V>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub fn deserialize<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error> {
+        Vec::<(K, V)>::deserialize(deserializer).map(|list| list.into_iter().collect())
     }
 }

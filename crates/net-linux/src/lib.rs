@@ -1,1 +1,38 @@
-//! net-linux.
+//! The network half of the Linux engine: the router namespace, its links, its filter and its uplink.
+//!
+//! Main types: [`Network`] (does), [`lower`] (pure: policy to ruleset), [`trace`] (pure: a packet over a ruleset),
+//! [`decide`] (pure: a packet against the policy itself), [`ns`] and [`ports`] (inside a namespace).
+//! Invariants: nothing of the policy depends on a setting or the firewall of the host; the filter is there before
+//! anything can pass, and gone after everything else; every operation may be killed at any moment and run again.
+//! Needs `nft` (package nftables, 1.0.2 or newer) and a kernel of 5.10 or newer.
+
+mod conntrack;
+pub mod decide;
+mod error;
+mod host;
+mod link;
+pub mod lower;
+mod mount;
+mod netlink;
+mod network;
+mod nft;
+mod observe;
+pub mod ns;
+mod packet;
+pub mod ports;
+mod record;
+mod router;
+mod sysctl;
+pub mod trace;
+mod uplink;
+
+pub use error::NetError;
+pub use network::{Config, Network};
+pub use observe::{AddressWatch, DeniedFlow};
+pub use uplink::Uplink;
+pub use packet::{FlowKind, Origin, Outcome, Packet};
+
+/// FNV-1a, for names that only have to differ.
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,378 @@
+//! [`Network`]: the operations of the engine, each safe to repeat and to kill.
+//!
+//! Blocking work runs on tokio's blocking threads; whatever belongs to a namespace runs in a thread that entered it.
+//! Invariant: changes hold the lock of the runtime folder, so two processes never interleave.
+
+use crate::conntrack::{self, Flow};
+use crate::decide::{flow_is_allowed, Known};
+use crate::host::Names;
+use crate::lower::{self, Facts, TABLE};
+use crate::mount::Pin;
+use crate::record::{HostRecord, Records};
+use crate::{nft, ns, router, NetError};
+use moat_model::policy::NetPolicy;
+use moat_model::{AddressPair, LinkName};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::linux::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+
+/// Where the network keeps its things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The runtime folder. Names that the host sees carry six hexadecimal digits of its hash.
+    pub run_dir: PathBuf,
+}
+
+/// The network of one runtime folder. Cheap to clone.
+#[derive(Clone)]
+pub struct Network {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) names: Names,
+    pub(crate) host: File,
+    pin: Pin,
+    pub(crate) records: Records,
+    applied: Mutex<Option<NetPolicy>>,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("uplink", &self.inner.names.link).finish_non_exhaustive()
+    }
+}
+
+impl Network {
+    /// The network of a runtime folder. Touches nothing. The namespace of the calling thread is taken as the host's.
+    pub fn open(config: Config) -> Result<Self, NetError> {
+        let run_dir = std::path::absolute(&config.run_dir).map_err(NetError::io(format!("find `{}`", config.run_dir.display())))?;
+        let host = ns::current().map_err(NetError::io("open the host's network namespace"))?;
+        Ok(Self { inner: Arc::new(Inner { names: Names::of(&run_dir), host, pin: Pin::new(&run_dir), records: Records::new(&run_dir), applied: Mutex::new(None) }) })
+    }
+
+    /// Runs blocking work off the async threads.
+    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T, NetError> + Send + 'static) -> Result<T, NetError> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || work(&inner)).await.map_err(NetError::Task)?
+    }
+
+    /// Makes whatever is missing of the router namespace, its closed filter, its uplink and the host's masquerading;
+    /// whether something was missing.
+    pub async fn ensure_router(&self) -> Result<bool, NetError> {
+        Ok(!self.repair().await?.is_empty())
+    }
+
+    /// The same, saying what was done: a flushed table of the host, forwarding turned off, an uplink removed.
+    pub async fn repair(&self) -> Result<Vec<String>, NetError> {
+        self.run(Inner::ensure).await
+    }
+
+    /// Makes the filter decide by `policy`, in one transaction, and then cuts open flows that it forbids; whether the
+    /// filter changed.
+    pub async fn set_policy(&self, policy: &NetPolicy) -> Result<bool, NetError> {
+        let policy = policy.clone();
+        self.run(move |inner| inner.set_policy(policy)).await
+    }
+
+    /// Loads the whole filter again, whatever the live one holds: for when a probe found that somebody changed it.
+    pub async fn reload(&self) -> Result<(), NetError> {
+        self.run(Inner::reload).await
+    }
+
+    /// The policy that the live filter holds; the empty one when that is unknown.
+    pub fn policy(&self) -> NetPolicy {
+        self.inner.known_policy().ok().flatten().unwrap_or_default()
+    }
+
+    /// Connects the namespace of process `pid` to the router: link `eth0` there, `link` here; addresses, routes and
+    /// neighbours at both ends. The policy must list the instance before.
+    pub async fn attach(&self, pid: u32, address: AddressPair, link: &LinkName) -> Result<(), NetError> {
+        let link = link.clone();
+        self.run(move |inner| inner.attach(pid, address, &link)).await
+    }
+
+    /// Removes a link and forgets the flows of its addresses; whether it was there.
+    pub async fn detach(&self, link: &LinkName) -> Result<bool, NetError> {
+        let link = link.clone();
+        self.run(move |inner| inner.detach(&link)).await
+    }
+
+    /// Removes the router namespace, its links, the uplink and the host's table, and restores the host's forwarding;
+    /// whether something was there.
+    pub async fn remove_router(&self) -> Result<bool, NetError> {
+        self.run(Inner::remove).await
+    }
+
+    /// The links of instances in the router namespace.
+    pub async fn links(&self) -> Result<Vec<LinkName>, NetError> {
+        self.run(|inner| inner.inside(router::instance_links)?.map_err(NetError::link("list the links of the router"))).await
+    }
+
+    /// The router namespace.
+    pub fn router_ns(&self) -> Result<File, NetError> {
+        self.inner.router()
+    }
+
+    /// The text of the filter as it should be: base rules, the host's addresses as last seen, and the policy last
+    /// applied.
+    pub fn expected_ruleset(&self) -> String {
+        lower::text(&self.ruleset())
+    }
+
+    /// The same as data, for the tracer.
+    pub fn ruleset(&self) -> lower::Ruleset {
+        let facts = self.inner.records.host().ok().flatten().map(|record| record.facts).unwrap_or_default();
+        lower::full(&facts, &self.policy())
+    }
+
+    /// Brings the set of the host's own addresses up to date; whether it changed.
+    pub async fn refresh_host_addresses(&self) -> Result<bool, NetError> {
+        self.run(Inner::refresh_host_addresses).await
+    }
+}
+
+impl Inner {
+    fn applied(&self) -> MutexGuard<'_, Option<NetPolicy>> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn router(&self) -> Result<File, NetError> {
+        let found = self.pin.open().map_err(NetError::io("open the router namespace"))?;
+        found.ok_or_else(|| NetError::NoRouter { path: self.pin.file() })
+    }
+
+    /// Runs work in the router namespace.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetError> {
+        within(&self.router()?, work)
+    }
+
+    /// Runs work in the host's namespace.
+    pub(crate) fn outside<T: Send>(&self, work: impl FnOnce() -> Result<T, NetError> + Send) -> Result<T, NetError> {
+        ns::in_ns(&self.host, work).map_err(NetError::io("enter the host's network namespace"))?
+    }
+
+    fn known_policy(&self) -> Result<Option<NetPolicy>, NetError> {
+        self.records.policy()
+    }
+
+    fn record(&self) -> Result<HostRecord, NetError> {
+        if let Some(record) = self.records.host()? {
+            return Ok(record);
+        }
+        let mut record = self.outside(|| self.names.choose())?;
+        record.facts = Facts { uplink_v4: Some(record.router_v4()), uplink_v6: record.router_v6(), ..Facts::default() };
+        self.records.write_host(&record)?;
+        Ok(record)
+    }
+
+    fn ensure(&self) -> Result<Vec<String>, NetError> {
+        let _lock = self.records.lock()?;
+        let mut record = self.record()?;
+        let mut done = Vec::new();
+        let router = match self.pin.open().map_err(NetError::io("open the router namespace"))? {
+            Some(router) => {
+                done.extend(self.ensure_inside(&router, &record)?);
+                router
+            }
+            None => {
+                self.records.begin()?;
+                record.facts.host_addresses = self.outside(|| self.names.host_addresses())?;
+                self.records.write_host(&record)?;
+                let closed = lower::base(&record.facts);
+                let router = self.pin.create(|| prepare(&closed))?;
+                self.records.finish(&NetPolicy::default())?;
+                *self.applied() = Some(NetPolicy::default());
+                done.push("made the router namespace".to_owned());
+                router
+            }
+        };
+        done.extend(self.outside(|| {
+            let mut done = self.names.ensure_uplink(&record, &router)?;
+            done.extend(self.names.ensure_table(&record)?);
+            done.extend(self.names.ensure_forwarding(&mut record, |record| self.records.write_host(record))?);
+            Ok(done)
+        })?);
+        if self.refresh(&router)? {
+            done.push("brought the set of the host's addresses up to date".to_owned());
+        }
+        Ok(done)
+    }
+
+    /// Makes what is missing inside an existing router namespace.
+    fn ensure_inside(&self, router: &File, record: &HostRecord) -> Result<Vec<String>, NetError> {
+        let mut done = Vec::new();
+        let closed = lower::base(&record.facts);
+        if !within(router, || nft::has_chain(TABLE, &lower::version_chain(&closed)))?? {
+            self.load(router, &record.facts, &self.known_policy()?.unwrap_or_default())?;
+            done.push("loaded the filter of the router".to_owned());
+        }
+        done.extend(within(router, inside_settings)??);
+        Ok(done)
+    }
+
+    /// Loads the whole filter and cuts what it forbids.
+    fn load(&self, router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {
+        self.records.begin()?;
+        let text = lower::replace(&lower::full(facts, policy));
+        within(router, || nft::apply(&text, "load the filter"))??;
+        self.settle(router, facts, policy)
+    }
+
+    /// Cuts flows that are forbidden now and remembers the policy.
+    fn settle(&self, router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {
+        let known = Known::new(facts, policy);
+        cut(router, |flow| flow_is_allowed(facts, &known, flow))?;
+        self.finish(policy)
+    }
+
+    fn finish(&self, policy: &NetPolicy) -> Result<(), NetError> {
+        self.records.finish(policy)?;
+        *self.applied() = Some(policy.clone());
+        Ok(())
+    }
+
+    fn set_policy(&self, policy: NetPolicy) -> Result<bool, NetError> {
+        lower::check(&policy)?;
+        let _lock = self.records.lock()?;
+        let router = self.router()?;
+        let facts = self.record()?.facts;
+        let Some(old) = self.known_policy()? else {
+            self.load(&router, &facts, &policy)?;
+            return Ok(true);
+        };
+        if old == policy {
+            let live = within(&router, || nft::has_chain(TABLE, &lower::version_chain(&lower::base(&facts))))??;
+            if !live {
+                self.load(&router, &facts, &policy)?;
+            }
+            return Ok(!live);
+        }
+        let (gone, come) = lower::difference(&old, &policy);
+        let text = lower::transaction(&lower::full(&facts, &gone), &lower::full(&facts, &come));
+        self.records.begin()?;
+        match within(&router, || nft::apply(&text, "change the filter"))? {
+            Ok(()) => {}
+            // The live filter is not what it was believed to be: somebody flushed or changed it.
+            Err(NetError::Nft { .. }) => {
+                self.load(&router, &facts, &policy)?;
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
+        }
+        if gone == NetPolicy::default() {
+            self.finish(&policy)?;
+        } else {
+            self.settle(&router, &facts, &policy)?;
+        }
+        Ok(true)
+    }
+
+    fn reload(&self) -> Result<(), NetError> {
+        let _lock = self.records.lock()?;
+        let facts = self.record()?.facts;
+        self.load(&self.router()?, &facts, &self.known_policy()?.unwrap_or_default())
+    }
+
+    fn refresh_host_addresses(&self) -> Result<bool, NetError> {
+        let _lock = self.records.lock()?;
+        self.refresh(&self.router()?)
+    }
+
+    fn refresh(&self, router: &File) -> Result<bool, NetError> {
+        let mut record = self.record()?;
+        let now = self.outside(|| self.names.host_addresses())?;
+        if record.facts.host_addresses == now {
+            return Ok(false);
+        }
+        let old = lower::base(&record.facts);
+        record.facts.host_addresses = now;
+        let text = lower::transaction(&old, &lower::base(&record.facts));
+        if let Err(error) = within(router, || nft::apply(&text, "change the set of the host's addresses"))? {
+            tracing::warn!(%error, "the live filter is not what it was; loading it again");
+            self.load(router, &record.facts, &self.known_policy()?.unwrap_or_default())?;
+        } else if let Some(policy) = self.known_policy()? {
+            let known = Known::new(&record.facts, &policy);
+            cut(router, |flow| flow_is_allowed(&record.facts, &known, flow))?;
+        }
+        self.records.write_host(&record)?;
+        Ok(true)
+    }
+
+    fn attach(&self, pid: u32, address: AddressPair, link: &LinkName) -> Result<(), NetError> {
+        let doing = || NetError::io(format!("open the network namespace of process {pid}"));
+        let instance = ns::of_pid(pid).map_err(doing())?;
+        let router = self.router()?;
+        let number = |file: &File| file.metadata().map(|data| data.st_ino()).map_err(doing());
+        let own = number(&instance)?;
+        if own == number(&router)? || own == number(&self.host)? {
+            return Err(doing()(io::Error::new(io::ErrorKind::InvalidInput, "it has no network namespace of its own")));
+        }
+        within(&router, || router::attach(&instance, address, link))?.map_err(NetError::link(format!("make the link `{link}`")))
+    }
+
+    fn detach(&self, link: &LinkName) -> Result<bool, NetError> {
+        let router = match self.router() {
+            Ok(router) => router,
+            Err(NetError::NoRouter { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let refuse = || NetError::link(format!("remove the link `{link}`"));
+        let (removed, addresses) = within(&router, || router::detach(link))?.map_err(refuse())?;
+        cut(&router, |flow| !addresses.iter().any(|address| [flow.source, flow.responder].contains(address)))?;
+        Ok(removed)
+    }
+
+    fn remove(&self) -> Result<bool, NetError> {
+        let lock = self.records.lock()?;
+        let record = match self.records.host() {
+            Ok(record) => record,
+            Err(NetError::Record { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let mut changed = false;
+        if let Ok(router) = self.router() {
+            // Whoever still holds the namespace keeps a closed room.
+            within(&router, router::dismantle)?.map_err(NetError::link("remove the links of the router"))?;
+            changed = true;
+        }
+        changed |= self.outside(|| self.names.remove(record.as_ref()))?;
+        changed |= self.pin.remove()?;
+        *self.applied() = None;
+        self.records.remove()?;
+        drop(lock);
+        Ok(changed)
+    }
+}
+
+/// Runs work in a namespace.
+fn within<T: Send>(ns: &impl AsFd, work: impl FnOnce() -> T + Send) -> Result<T, NetError> {
+    ns::in_ns(ns, work).map_err(NetError::io("enter the router namespace"))
+}
+
+fn cut(router: &File, keep: impl Fn(&Flow) -> bool + Send) -> Result<(), NetError> {
+    let count = within(router, || conntrack::cut(keep))?.map_err(NetError::io("cut flows that are forbidden now"))?;
+    if count > 0 {
+        tracing::info!(count, "cut flows that are forbidden now");
+    }
+    Ok(())
+}
+
+/// Readies a new router namespace, which the calling thread is in: filter first, forwarding last.
+fn prepare(closed: &lower::Ruleset) -> Result<(), NetError> {
+    router::ensure_settings().map_err(NetError::io("set the router namespace's settings"))?;
+    nft::apply(&lower::replace(closed), "load the closed filter")?;
+    inside_settings().map(drop)
+}
+
+/// Settings, loopback and forwarding of the router namespace; what was changed.
+fn inside_settings() -> Result<Vec<String>, NetError> {
+    let mut changed = router::ensure_settings().map_err(NetError::io("set the router namespace's settings"))?;
+    router::ensure_loopback().map_err(NetError::link("configure the router's loopback"))?;
+    changed.extend(router::ensure_forwarding().map_err(NetError::io("set the router namespace's forwarding"))?);
+    Ok(changed.into_iter().map(|name| format!("set `net/{name}` of the router back")).collect())
+}

@@ -1,0 +1,78 @@
+//! Work inside a network namespace.
+//!
+//! Every function runs its work in a thread of its own that enters the namespace (setns(2)) and ends with it, so a
+//! namespace never leaks to another thread. Invariant: sockets handed back stay in the namespace they were made in.
+
+use moat_model::Family;
+use nix::sched::{setns, CloneFlags};
+use nix::sys::socket::{socket, AddressFamily, SockFlag, SockType};
+use std::fs::File;
+use std::io;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::resume_unwind;
+
+/// Runs `f` inside the network namespace `ns` and hands its result back. A panic of `f` goes on in the caller.
+pub fn in_ns<T: Send>(ns: &impl AsFd, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let ns = ns.as_fd();
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("in-ns".to_owned()).spawn_scoped(scope, move || {
+            setns(ns, CloneFlags::CLONE_NEWNET)?;
+            Ok(f())
+        })?;
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// The network namespace of the calling thread.
+pub fn current() -> io::Result<File> {
+    File::open("/proc/thread-self/ns/net")
+}
+
+/// The network namespace of a process.
+pub fn of_pid(pid: u32) -> io::Result<File> {
+    File::open(format!("/proc/{pid}/ns/net"))
+}
+
+/// A network namespace that nothing but the returned file holds, for probes and scratch work.
+pub fn scratch() -> io::Result<File> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+            current()
+        });
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+fn socket_in(ns: &impl AsFd, family: Family, kind: SockType) -> io::Result<OwnedFd> {
+    let family = match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    in_ns(ns, || socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None))?.map_err(io::Error::from)
+}
+
+/// An unbound, non-blocking TCP socket inside a namespace, to dial from or to listen with.
+pub fn tcp_socket_in(ns: &impl AsFd, family: Family) -> io::Result<OwnedFd> {
+    socket_in(ns, family, SockType::Stream)
+}
+
+/// An unbound, non-blocking UDP socket inside a namespace.
+pub fn udp_socket_in(ns: &impl AsFd, family: Family) -> io::Result<OwnedFd> {
+    socket_in(ns, family, SockType::Datagram)
+}
+
+/// A bound, non-blocking UDP socket inside a namespace.
+pub fn udp_bound_in(ns: &impl AsFd, address: std::net::SocketAddr) -> io::Result<UdpSocket> {
+    let socket = in_ns(ns, || UdpSocket::bind(address))??;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// A listening, non-blocking TCP socket inside a namespace.
+pub fn tcp_listener_in(ns: &impl AsFd, address: std::net::SocketAddr) -> io::Result<TcpListener> {
+    let socket = in_ns(ns, || TcpListener::bind(address))??;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}

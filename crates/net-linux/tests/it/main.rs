@@ -1,0 +1,4 @@
+//! Real packets through a real filter, on a machine that each test makes for itself.
+
+mod reach;
+mod world;
