@@ -1,1 +1,46 @@
-//! engine-linux.
+//! The embedded engine: sandboxes run by an OCI runtime under a small monitor, native builds, Key Value servers.
+//!
+//! [`LinuxEngine`] applies [`moat_planner::Step`]s. What an instance is made of is decided in [`lower`] (pure); the
+//! [`monitor`] makes it and stays beside it; this process may be killed at any moment without an instance noticing.
+//!
+//! Folders: `RUN/instances/ID` holds what is known of a live instance, `RUN/crun` the runtime's own state;
+//! `STATE/releases/NAME/project` a build's result, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
+//! log, `STATE/cache/SLUG` a service's build cache, `STATE/disks/SERVICE/NAME` and `STATE/data/SERVICE` what it keeps.
+//!
+//! Invariant: once `StopInstance` returns, nothing of the instance is left but its log.
+
+mod cgroup;
+pub mod doctor;
+mod engine;
+pub mod log;
+pub mod lower;
+pub mod monitor;
+mod mounts;
+mod paths;
+mod ranges;
+mod release;
+mod source;
+mod sys;
+pub mod toolchain;
+mod tree;
+
+pub use engine::LinuxEngine;
+pub use engine::leftovers::Leftovers;
+pub use release::{BuildRequest, Release};
+
+use std::path::PathBuf;
+
+/// Where things are, and what builds may see of this process' environment.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What outlives a reboot: releases, logs, data.
+    pub state_dir: PathBuf,
+    /// What does not: namespaces, live instances.
+    pub run_dir: PathBuf,
+    /// The OCI runtime; `crun` of `PATH` when none is given.
+    pub oci_runtime: Option<PathBuf>,
+    /// Variables of this process that builds see (`PIP_INDEX_URL`).
+    pub pass_env: Vec<String>,
+    /// The program whose `__monitor` sub-command is [`monitor::main`].
+    pub own_exe: PathBuf,
+}

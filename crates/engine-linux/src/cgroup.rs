@@ -1,0 +1,138 @@
+//! Control groups of instances: version 2, version 1, and the hybrid of both.
+//!
+//! The OCI runtime makes them; here they are read, emptied and removed.
+
+use crate::mounts;
+use moat_engine::EngineError;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::Pid;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where the hierarchies are mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
+/// Where the version 2 hierarchy of a hybrid is mounted.
+pub const UNIFIED: &str = "/sys/fs/cgroup/unified";
+
+/// How the hierarchies are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// One hierarchy, version 2.
+    V2,
+    /// Version 1 controllers.
+    V1,
+    /// Version 1 controllers with a version 2 hierarchy beside them.
+    Hybrid,
+    /// None is mounted.
+    Missing,
+}
+
+/// Looks at what is mounted.
+pub fn layout() -> Layout {
+    let root = Path::new(ROOT);
+    if mounts::is_kind(root, "cgroup2") {
+        Layout::V2
+    } else if mounts::is_kind(Path::new(UNIFIED), "cgroup2") {
+        Layout::Hybrid
+    } else if mounts::below(root).is_ok_and(|points| points.iter().any(|point| mounts::is_kind(point, "cgroup"))) {
+        Layout::V1
+    } else {
+        Layout::Missing
+    }
+}
+
+/// The folders of a control group (such as `/moat-ab12cd/srv-x`) that exist, one in each hierarchy.
+pub fn folders(group: &str) -> Vec<PathBuf> {
+    let relative = group.trim_start_matches('/');
+    let mut bases = vec![PathBuf::from(ROOT)];
+    bases.extend(fs::read_dir(ROOT).into_iter().flatten().flatten().map(|entry| entry.path()));
+    let hierarchy = |base: &PathBuf| statfs(base).is_ok_and(|about| matches!(about.filesystem_type(), CGROUP_SUPER_MAGIC | CGROUP2_SUPER_MAGIC));
+    // In version 2 every group of the machine is a folder of the root as well; one of ours is in none of them.
+    bases.into_iter().filter(hierarchy).map(|base| base.join(relative)).filter(|folder| folder.is_dir()).collect()
+}
+
+/// Groups below `/PARENT`, by name, in any hierarchy.
+pub fn children(parent: &str) -> Vec<String> {
+    let mut names: Vec<String> = folders(parent)
+        .into_iter()
+        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Whether the kernel killed a process of the group for memory (`memory.events` in version 2, `memory.oom_control` in 1).
+pub fn oom_killed(group: &str) -> bool {
+    folders(group).iter().any(|folder| {
+        ["memory.events", "memory.oom_control"].iter().filter_map(|file| fs::read_to_string(folder.join(file)).ok()).any(|text| {
+            text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
+        })
+    })
+}
+
+/// Whether swap is counted by group, so that it can be limited.
+pub fn counts_swap() -> bool {
+    match layout() {
+        Layout::V2 => true,
+        Layout::V1 | Layout::Hybrid => Path::new(ROOT).join("memory/memory.memsw.limit_in_bytes").exists(),
+        Layout::Missing => false,
+    }
+}
+
+/// Processes of a group.
+pub fn processes(group: &str) -> Vec<i32> {
+    let mut pids: Vec<i32> = folders(group)
+        .iter()
+        .filter_map(|folder| fs::read_to_string(folder.join("cgroup.procs")).ok())
+        .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>())
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// Kills what is left in a group and removes it from every hierarchy. Blocks until the kernel has let go, 10 s at most.
+pub fn destroy(group: &str) -> io::Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut pause = Duration::from_micros(200);
+    loop {
+        for pid in processes(group) {
+            // It may have ended meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let mut busy = None;
+        for folder in folders(group) {
+            match fs::remove_dir(&folder) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => busy = Some(error),
+            }
+        }
+        match busy {
+            None => return Ok(()),
+            Some(error) if Instant::now() > end => return Err(error),
+            Some(_) => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+/// Removes an empty parent group; one that still holds others stays.
+pub fn remove_parent(parent: &str) -> Result<(), EngineError> {
+    for folder in folders(parent) {
+        match fs::remove_dir(&folder) {
+            Ok(()) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOENT | libc::ENOTEMPTY)) => {}
+            Err(error) => return Err(EngineError::new("remove the control groups", format!("`{}`: {error}", folder.display())).caused_by(error)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! Runs a command inside a live instance.
+
+use super::{LinuxEngine, folder};
+use crate::lower::oci::{Process, Spec};
+use crate::lower::sandbox::INIT;
+use crate::monitor::{ENTER_FLAG, RUN_FLAG, VERB, files};
+use moat_engine::EngineError;
+use moat_model::{InstanceId, Secret};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Tells apart the commands that run at the same time.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+impl LinuxEngine {
+    /// Runs a command in an instance's sandbox, as its user, with its environment, filter and limits, and waits for it.
+    ///
+    /// `env` is added to the instance's own environment. `stdio` is standard input, output and error; with `tty`, standard
+    /// input must be a terminal. Returns the command's exit code; 128 + signal when one ended it; 127 when there is no such
+    /// command and 126 when it can't be run, which is said on standard error.
+    pub async fn exec(&self, id: &InstanceId, argv: Vec<String>, env: BTreeMap<String, Secret>, tty: bool, stdio: [OwnedFd; 3]) -> Result<i32, EngineError> {
+        let doing = format!("run a command in `{id}`");
+        let fail = |error: std::io::Error| EngineError::new(&doing, error.to_string()).caused_by(error);
+        let look = folder::look(&self.inner, id)?.ok_or_else(|| EngineError::new(&doing, "there is no such instance"))?;
+        let (Some(monitor), Some(_)) = (look.monitor, look.program) else { return Err(EngineError::new(&doing, "the instance does not run")) };
+        let dir = self.inner.paths.instance(id.as_str());
+        let spec: Spec = files::read_json(&dir.join(files::BUNDLE).join("config.json")).map_err(fail)?.ok_or_else(|| EngineError::new(&doing, "the instance has just ended"))?;
+        // The environment goes by a file that only root can read, never by an argument.
+        let file = dir.join(format!("exec-{}-{}.json", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        files::write_json(&file, &process(spec.process, argv, &env, tty)).map_err(fail)?;
+        let [stdin, stdout, stderr] = stdio.map(Stdio::from);
+        let status = tokio::process::Command::new(&self.inner.config.own_exe)
+            .args([VERB, ENTER_FLAG])
+            .arg(monitor.pid.to_string())
+            .arg("--")
+            .arg(&self.inner.runtime)
+            .arg("--root")
+            .arg(self.inner.paths.runtime_root())
+            .args(["--cgroup-manager=cgroupfs", "exec", "--process"])
+            .arg(&file)
+            .arg(id.as_str())
+            .current_dir("/")
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(stderr)
+            .kill_on_drop(true)
+            .status()
+            .await;
+        // Gone with the instance's folder at the latest.
+        let _ = std::fs::remove_file(&file);
+        let status = status.map_err(fail)?;
+        Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
+    }
+}
+
+fn process(mut process: Process, argv: Vec<String>, env: &BTreeMap<String, Secret>, tty: bool) -> Process {
+    process.terminal = tty;
+    process.args = [INIT, VERB, RUN_FLAG, "--"].map(str::to_owned).into_iter().chain(argv).collect();
+    process.env.retain(|entry| entry.split_once('=').is_none_or(|(key, _)| !env.contains_key(key)));
+    process.env.extend(env.iter().map(|(key, value)| format!("{key}={}", value.expose())));
+    process
+}

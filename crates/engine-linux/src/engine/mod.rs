@@ -1,0 +1,201 @@
+//! [`LinuxEngine`]: steps to what happens on this machine.
+
+mod exec;
+pub mod folder;
+pub mod leftovers;
+mod start;
+mod stop;
+
+use crate::lower::sandbox::{HOST_ETC, Machine};
+use crate::paths::Paths;
+use crate::ranges::Ranges;
+use crate::toolchain::{self, Toolchain};
+use crate::{Config, cgroup};
+use folder::Look;
+use moat_engine::{Capabilities, Engine, EngineError, StepOutcome};
+use moat_model::state::{InstancePhase, Listener, ObservedState};
+use moat_model::{InstanceId, NativeRuntime, Secret};
+use moat_net_linux::Network;
+use moat_planner::Step;
+use nix::sys::resource::{Resource, getrlimit};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The embedded engine. Clones share everything.
+#[derive(Clone)]
+pub struct LinuxEngine {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub config: Config,
+    pub paths: Paths,
+    pub machine: Machine,
+    pub runtime: PathBuf,
+    pub network: Network,
+    pub ranges: Ranges,
+    pub pass_env: BTreeMap<String, Secret>,
+    /// Instances this process is making now.
+    pub starting: Mutex<BTreeSet<InstanceId>>,
+    /// Held for reading while a control group may be made, for writing while the parent group is removed.
+    pub groups: tokio::sync::RwLock<()>,
+    toolchains: Mutex<HashMap<(NativeRuntime, Option<String>), Toolchain>>,
+}
+
+impl LinuxEngine {
+    /// Prepares the folders and looks at the machine. Fails when the OCI runtime is missing or a folder can't be made.
+    pub fn open(config: Config) -> Result<Self, EngineError> {
+        let paths = Paths::make(&config.run_dir, &config.state_dir)?;
+        let runtime = match &config.oci_runtime {
+            Some(path) if path.is_file() => path.clone(),
+            Some(path) => return Err(EngineError::new("find the OCI runtime", format!("`{}` is not a file", path.display()))),
+            None => toolchain::program("crun").ok_or_else(|| EngineError::new("find the OCI runtime", "`crun` is not installed").hint("apt-get install crun"))?,
+        };
+        let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned() }).map_err(|error| network_error("open the network", error))?;
+        let machine = machine(&config)?;
+        let pass_env = config.pass_env.iter().filter_map(|key| std::env::var(key).ok().map(|value| (key.clone(), Secret::new(value)))).collect();
+        let inner = Inner {
+            config,
+            paths,
+            machine,
+            runtime,
+            network,
+            ranges: Ranges::new(),
+            pass_env,
+            starting: Mutex::default(),
+            groups: tokio::sync::RwLock::default(),
+            toolchains: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The network half.
+    pub fn network(&self) -> &Network {
+        &self.inner.network
+    }
+
+    /// The log of an instance, in the form that [`crate::log`] describes. Kept after the instance has ended.
+    pub fn log_path(&self, id: &InstanceId) -> PathBuf {
+        self.inner.paths.log(id)
+    }
+
+    /// A handle of an instance's network namespace, while it lives.
+    pub async fn instance_ns(&self, id: &InstanceId) -> Result<OwnedFd, EngineError> {
+        let doing = format!("enter the network of `{id}`");
+        let look = folder::look(&self.inner, id)?.ok_or_else(|| EngineError::new(&doing, "there is no such instance"))?;
+        let monitor = look.monitor.ok_or_else(|| EngineError::new(&doing, "the instance does not run"))?;
+        let ns = fs::File::open(format!("/proc/{}/ns/net", monitor.pid)).map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;
+        if monitor.alive() { Ok(ns.into()) } else { Err(EngineError::new(doing, "the instance has just ended")) }
+    }
+
+    /// Runs what blocks on a thread of its own.
+    pub(crate) async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T, EngineError> + Send + 'static) -> Result<T, EngineError> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || work(&inner)).await.map_err(|error| EngineError::new("run a task", error.to_string()))?
+    }
+
+    /// Waits until a monitor has ended.
+    pub(crate) async fn monitor_ends(&self, look: &Look) -> Result<(), EngineError> {
+        let fail = |error: std::io::Error| EngineError::new("wait for a monitor", error.to_string()).caused_by(error);
+        let Some(monitor) = look.monitor else { return Ok(()) };
+        let pidfd = match crate::sys::pidfd_open(nix::unistd::Pid::from_raw(monitor.pid)) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => return Err(fail(error)),
+        };
+        if monitor.alive() {
+            crate::sys::ended(pidfd).await.map_err(fail)?;
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// The toolchain of a language, found once.
+    pub fn toolchain(&self, runtime: NativeRuntime, wanted: Option<&str>) -> Result<Toolchain, EngineError> {
+        let key = (runtime, wanted.map(str::to_owned));
+        if let Some(known) = self.toolchains.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
+            && known.program.exists()
+        {
+            return Ok(known.clone());
+        }
+        let found = toolchain::resolve(runtime, wanted)?;
+        self.toolchains.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
+        Ok(found)
+    }
+}
+
+pub(crate) fn network_error(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> EngineError {
+    EngineError::new(doing, error.to_string()).caused_by(error)
+}
+
+fn machine(config: &Config) -> Result<Machine, EngineError> {
+    let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| EngineError::new("read the limits", error.to_string()).caused_by(error))?;
+    let folders = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+    let usr_merge = folders.into_iter().filter(|name| Path::new("/").join(name).exists()).map(|name| (name.to_owned(), fs::read_link(Path::new("/").join(name)).ok())).collect();
+    let own_exe = fs::canonicalize(&config.own_exe)
+        .map_err(|error| EngineError::new("find moat's own program", format!("`{}`: {error}", config.own_exe.display())).caused_by(error))?;
+    Ok(Machine {
+        arch: std::env::consts::ARCH,
+        open_files: open_files.min(1_048_576),
+        swap_accounting: cgroup::counts_swap(),
+        usr_merge,
+        etc: HOST_ETC.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
+        bash: Path::new("/bin/bash").exists(),
+        own_exe,
+    })
+}
+
+impl Engine for LinuxEngine {
+    async fn observe(&self) -> Result<ObservedState, EngineError> {
+        let instances = self.blocking(folder::observe_all).await?;
+        let router = self.inner.network.router_ns().is_ok();
+        Ok(ObservedState { router, instances, policy: self.inner.network.policy() })
+    }
+
+    async fn apply(&self, step: &Step) -> Result<StepOutcome, EngineError> {
+        match step {
+            Step::EnsureRouter => self.inner.network.ensure_router().await.map(changed).map_err(|error| network_error("make the private network", error)),
+            Step::SetPolicy { policy } => self.inner.network.set_policy(policy).await.map(changed).map_err(|error| network_error("set the network policy", error)),
+            Step::StartInstance { instance } => self.start(instance).await,
+            Step::StopInstance { id, grace_seconds } => self.stop(id, *grace_seconds).await,
+            Step::RemoveRouter => {
+                let outcome = self.inner.network.remove_router().await.map(changed).map_err(|error| network_error("remove the private network", error))?;
+                let _alone = self.inner.groups.write().await;
+                cgroup::remove_parent(&self.inner.paths.cgroup_parent())?;
+                Ok(outcome)
+            }
+        }
+    }
+
+    async fn wait(&self, id: &InstanceId) -> Result<InstancePhase, EngineError> {
+        loop {
+            let Some(look) = folder::look(&self.inner, id)? else { return Ok(InstancePhase::Lost) };
+            match look.phase {
+                InstancePhase::Exited(_) | InstancePhase::Lost => return Ok(look.phase),
+                InstancePhase::Preparing if look.monitor.is_none() => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                InstancePhase::Preparing | InstancePhase::Running => self.monitor_ends(&look).await?,
+            }
+        }
+    }
+
+    async fn listeners(&self, id: &InstanceId) -> Result<Vec<Listener>, EngineError> {
+        let ns = self.instance_ns(id).await?;
+        self.blocking(move |_| moat_net_linux::ports::listeners(&ns).map_err(|error| network_error("read the listening sockets", error))).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            limits: cgroup::layout() != cgroup::Layout::Missing,
+            ipv6: Path::new("/proc/sys/net/ipv6").exists(),
+            user_namespaces: Path::new("/proc/self/ns/user").exists(),
+        }
+    }
+}
+
+fn changed(changed: bool) -> StepOutcome {
+    if changed { StepOutcome::Changed } else { StepOutcome::Unchanged }
+}

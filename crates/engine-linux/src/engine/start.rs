@@ -1,0 +1,248 @@
+//! `StartInstance`: folders, toolchain and lowering; then the monitor, the network, and the word to go on.
+//!
+//! Invariant: the program's first instruction comes after its network is attached and closed by the policy in force.
+
+use super::folder::{self, FACTS, Facts};
+use super::{Inner, LinuxEngine, network_error};
+use crate::lower::sandbox::{self, Input, Places, UID};
+use crate::monitor::files::{self, Job};
+use crate::monitor::{GO, READY, RUNNING, VERB};
+use crate::toolchain::{self, Toolchain};
+use moat_engine::{EngineError, StepOutcome};
+use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, Persistence, Workload};
+use moat_model::{InstanceId, NativeRuntime, Purpose, Slug};
+use moat_planner::plan::InstanceSpec;
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::PoisonError;
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// How long a monitor may take to make its namespaces on a busy machine.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Seconds between SIGTERM and SIGKILL when a monitor is stopped by hand.
+const GRACE: u32 = 30;
+/// How many logs of ended instances of one service are kept.
+const LOGS_KEPT: usize = 20;
+
+impl LinuxEngine {
+    pub(super) async fn start(&self, spec: &InstanceSpec) -> Result<StepOutcome, EngineError> {
+        if let Some(look) = folder::look(&self.inner, &spec.id)? {
+            let half_made = look.facts.is_none() || look.phase == InstancePhase::Lost && !look.began;
+            if !half_made {
+                return Ok(StepOutcome::Unchanged);
+            }
+            self.remove(&spec.id).await?;
+        }
+        let _groups = self.inner.groups.read().await;
+        self.inner.starting.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.id.clone());
+        let started = self.start_new(spec).await;
+        self.inner.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(&spec.id);
+        if let Err(error) = started {
+            if let Err(cleaning) = self.remove(&spec.id).await {
+                tracing::warn!(instance = %spec.id, %cleaning, "what a failed start left could not be removed");
+            }
+            return Err(error);
+        }
+        Ok(StepOutcome::Changed)
+    }
+
+    async fn start_new(&self, spec: &InstanceSpec) -> Result<(), EngineError> {
+        let doing = format!("start `{}`", spec.id);
+        let fail = |error: io::Error| EngineError::new(&doing, error.to_string()).caused_by(error);
+        let dir = self.inner.paths.instance(spec.id.as_str());
+        let owned = spec.clone();
+        self.blocking(move |inner| write_folder(inner, &owned)).await?;
+
+        let (mut mine, theirs) = UnixStream::pair().map_err(fail).and_then(|(mine, theirs)| Ok((mine, theirs.into_std().map_err(fail)?)))?;
+        theirs.set_nonblocking(false).map_err(fail)?;
+        let mut child = tokio::process::Command::new(&self.inner.config.own_exe)
+            .arg(VERB)
+            .arg(&dir)
+            .current_dir("/")
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(fail)?;
+        let pid = child.id().ok_or_else(|| EngineError::new(&doing, "the monitor ended at once"))?;
+        // Only so that no dead process stays behind; nothing waits for this.
+        tokio::spawn(async move { child.wait().await });
+
+        let mut word = [0; READY.len()];
+        match tokio::time::timeout(READY_WITHIN, mine.read_exact(&mut word)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(self.told(spec, &doing, "the monitor ended before it was ready")),
+            Err(_) => return Err(EngineError::new(&doing, "the monitor did not get ready in a minute")),
+        }
+        let attached = self.inner.network.attach(pid, spec.address, &spec.link).await;
+        attached.map_err(|error| network_error(&format!("attach `{}` to the private network", spec.id), error))?;
+        mine.write_all(GO).await.map_err(fail)?;
+        let mut word = [0; RUNNING.len()];
+        match mine.read_exact(&mut word).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.told(spec, &doing, "the monitor ended before the program ran")),
+        }
+    }
+
+    /// The error of a start that failed, in the monitor's own words where it left some.
+    fn told(&self, spec: &InstanceSpec, doing: &str, otherwise: &str) -> EngineError {
+        let path = self.inner.paths.instance(spec.id.as_str()).join(files::STATUS);
+        let report: Option<ExitReport> = files::read_json(&path).ok().flatten();
+        EngineError::new(doing, report.and_then(|report| report.error).unwrap_or_else(|| otherwise.to_owned()))
+    }
+}
+
+/// Everything the monitor reads, in the instance's folder; the folders of the host that the sandbox shows.
+fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
+    let doing = format!("start `{}`", spec.id);
+    let fail = |path: &Path, error: io::Error| EngineError::new(&doing, format!("`{}`: {error}", path.display())).caused_by(error);
+    let toolchain = toolchain_of(inner, &spec.workload)?;
+    let first_id = inner.ranges.first(inner.paths.state(), &spec.service)?;
+    let user = first_id + UID;
+    let places = places(inner, spec)?;
+    let exclusive = places.disk.clone().or_else(|| places.data.clone());
+    if let Some(folder) = &exclusive {
+        alone(inner, &spec.id, folder)?;
+    }
+    let sandbox = sandbox::lower(&Input { instance: spec, machine: &inner.machine, places: &places, first_id, toolchain: &toolchain, pass_env: &inner.pass_env })
+        .map_err(|why| EngineError::new(&doing, why))?;
+
+    let make = |path: &Path, mode: u32, owner: u32| own_folder(path, mode, owner).map_err(|error| fail(path, error));
+    make(&places.scratch, 0o700, 0)?;
+    make(&places.scratch.join("home"), 0o755, user)?;
+    if spec.purpose == Purpose::Build {
+        make(&places.scratch.join("tmp"), 0o1777, user)?;
+        make(&places.cache, 0o700, user)?;
+    }
+    if places.project.is_some() {
+        make(&places.scratch.join("project"), 0o700, 0)?;
+    }
+    if let Some(folder) = &exclusive {
+        make(folder, 0o755, user)?;
+    }
+    let dir = inner.paths.instance(spec.id.as_str());
+    make(&dir, 0o700, 0)?;
+    let log = inner.paths.logs(&spec.slug).join(format!("{}.log", spec.id));
+    forget_old_logs(inner, &spec.slug);
+    let facts = Facts::of(spec, exclusive);
+    let job = Job {
+        id: spec.id.as_str().to_owned(),
+        runtime: inner.runtime.clone(),
+        runtime_root: inner.paths.runtime_root(),
+        cgroup: places.cgroup.clone(),
+        log,
+        netns_dir: inner.paths.netns(),
+        root: places.root.clone(),
+        grace_seconds: GRACE,
+    };
+    for folder in [files::BUNDLE, files::ROOTFS] {
+        make(&dir.join(folder), 0o700, 0)?;
+    }
+    let write = |name: &str, done: io::Result<()>| done.map_err(|error| fail(&dir.join(name), error));
+    write(FACTS, files::write_json(&dir.join(FACTS), &facts))?;
+    write(files::JOB, files::write_json(&dir.join(files::JOB), &job))?;
+    write(files::MOUNTS, files::write_json(&dir.join(files::MOUNTS), &sandbox.mounts))?;
+    write(files::BUNDLE, files::write_json(&dir.join(files::BUNDLE).join("config.json"), &sandbox.oci))
+}
+
+fn toolchain_of(inner: &Inner, workload: &Workload) -> Result<Toolchain, EngineError> {
+    match workload {
+        // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
+        Workload::Native(native) => inner.toolchain(native.runtime, native.version.as_deref()),
+        Workload::KeyValue(_) => toolchain::keyvalue_server(),
+    }
+}
+
+fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
+    let paths = &inner.paths;
+    let project = match (&spec.workload, &spec.release) {
+        (Workload::Native(native), Some(release)) => Some(crate::release::project_of(inner, release, spec.purpose, &native.root_dir)?),
+        (Workload::Native(_), None) => return Err(EngineError::new(format!("start `{}`", spec.id), "the instance names no release")),
+        (Workload::KeyValue(_), _) => None,
+    };
+    let serves = spec.purpose == Purpose::Serve;
+    let disk = match &spec.workload {
+        Workload::Native(native) if serves => native.disk.as_ref().map(|disk| paths.disk(&spec.service, &disk.name)),
+        Workload::Native(_) | Workload::KeyValue(_) => None,
+    };
+    let data = match &spec.workload {
+        Workload::KeyValue(KeyValueWorkload { persistence: Persistence::JournalSnapshot | Persistence::Snapshot, .. }) => Some(paths.data(&spec.service)),
+        Workload::KeyValue(_) | Workload::Native(_) => None,
+    };
+    Ok(Places {
+        root: paths.root_point()?,
+        project,
+        scratch: paths.scratch(spec.id.as_str()),
+        cache: paths.cache(&spec.slug),
+        disk,
+        data,
+        cgroup: paths.cgroup(spec.id.as_str()),
+    })
+}
+
+/// Refuses a second writer of a disk or of a Key Value's data.
+fn alone(inner: &Inner, id: &InstanceId, exclusive: &Path) -> Result<(), EngineError> {
+    for other in folder::ids(inner)? {
+        let Some(look) = folder::look(inner, &other)? else { continue };
+        let writes = look.facts.is_some_and(|facts| facts.exclusive.as_deref() == Some(exclusive));
+        if other != *id && writes && matches!(look.phase, InstancePhase::Running | InstancePhase::Preparing) {
+            let mut error = EngineError::new(format!("start `{id}`"), format!("`{}` is in use by `{other}`", exclusive.display())).hint("stop that instance first");
+            error.retry = true;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Makes a folder with its parents (0700); where it was made for another range of ids, what is in it changes hands.
+fn own_folder(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    if fs::symlink_metadata(path)?.uid() != owner {
+        hand_over(path, owner)?;
+    }
+    Ok(())
+}
+
+fn hand_over(path: &Path, owner: u32) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            hand_over(&entry?.path(), owner)?;
+        }
+    }
+    lchown(path, Some(owner), Some(owner))
+}
+
+/// Keeps the newest logs of a service; those of live instances always.
+fn forget_old_logs(inner: &Inner, slug: &Slug) {
+    let entries = fs::read_dir(inner.paths.logs(slug)).into_iter().flatten().flatten();
+    let mut logs: BTreeMap<PathBuf, SystemTime> = BTreeMap::new();
+    for entry in entries {
+        let path = entry.path();
+        let live = path.file_stem().is_some_and(|id| inner.paths.instances().join(id).exists());
+        if path.extension().is_some_and(|extension| extension == "log") && !live {
+            logs.insert(path, entry.metadata().and_then(|about| about.modified()).unwrap_or(SystemTime::UNIX_EPOCH));
+        }
+    }
+    let mut oldest: Vec<_> = logs.into_iter().collect();
+    oldest.sort_by_key(|(_, when)| *when);
+    let surplus = (oldest.len() + 1).saturating_sub(LOGS_KEPT);
+    for (path, _) in oldest.into_iter().take(surplus) {
+        let mut rotated = path.clone().into_os_string();
+        rotated.push(".1");
+        // An old log that stays does no harm; the next start tries again.
+        let _ = fs::remove_file(rotated);
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// The languages whose toolchain is looked for, for callers that show them.
+pub const RUNTIMES: [NativeRuntime; 6] = [NativeRuntime::Python, NativeRuntime::Node, NativeRuntime::Ruby, NativeRuntime::Go, NativeRuntime::Rust, NativeRuntime::Elixir];

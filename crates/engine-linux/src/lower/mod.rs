@@ -1,0 +1,8 @@
+//! Pure translation of an instance to what the sandbox is made of: mounts, an OCI configuration, a system call filter.
+//!
+//! Invariant: no I/O; everything that depends on the machine comes in as [`sandbox::Machine`] or as a path.
+
+pub mod keyvalue;
+pub mod oci;
+pub mod sandbox;
+pub mod seccomp;

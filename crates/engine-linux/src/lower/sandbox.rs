@@ -1,0 +1,398 @@
+//! An instance to its sandbox: what the monitor mounts, what the OCI runtime is told, what the monitor is told.
+//!
+//! Invariant: the root file system is a fresh tmpfs that holds nothing but what [`lower`] lists.
+
+use super::oci::{Capabilities, Cpu, IdMapping, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User};
+use super::{keyvalue, seccomp};
+use crate::toolchain::Toolchain;
+use moat_model::state::{Disk, NativeWorkload, Workload};
+use moat_model::{NativeRuntime, Purpose, Secret};
+use moat_planner::plan::InstanceSpec;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Where a service's files are, source and build result.
+pub const PROJECT: &str = "/opt/render/project";
+/// Where the source is.
+pub const SOURCE: &str = "/opt/render/project/src";
+/// The home folder of the user that runs everything.
+pub const HOME: &str = "/opt/render";
+/// Where builds keep their caches, below the home folder.
+pub const CACHE: &str = "/opt/render/.cache";
+/// The user and group inside, named `render`.
+pub const UID: u32 = 1000;
+/// How many ids a service's range has.
+pub const IDS: u32 = 65_536;
+/// Where PID 1 of every sandbox is mounted: this very program.
+pub const INIT: &str = "/run/moat-init";
+/// Where the toolchain's program has the names that people call it by.
+pub const NAMES: &str = "/run/moat-toolchain";
+/// Where a Python service's virtual environment is.
+pub const VENV: &str = "/opt/render/project/src/.venv";
+/// Where secret files are.
+pub const SECRETS: &str = "/etc/secrets";
+
+/// Files and folders of the host's `/etc` that are shown read-only: certificates, the dynamic linker's settings, Debian's
+/// alternatives, the time zone, and the package managers' system-wide settings.
+pub const HOST_ETC: [&str; 15] = [
+    "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/ca-certificates/extracted", "/etc/alternatives",
+    "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/timezone", "/etc/mime.types", "/etc/services", "/etc/pip.conf",
+    "/etc/npmrc",
+];
+
+/// One thing the monitor makes in the root file system, in order. Paths are absolute inside the sandbox unless said otherwise.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "op")]
+pub enum MountOp {
+    /// A folder, its parents 0755 and root's.
+    Dir {
+        /// Where.
+        path: PathBuf,
+        /// Mode.
+        mode: u32,
+        /// Owner and group, ids of the host.
+        owner: u32,
+    },
+    /// A file.
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Mode.
+        mode: u32,
+        /// Owner and group, ids of the host.
+        owner: u32,
+        /// Content.
+        content: Secret,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Where.
+        path: PathBuf,
+        /// What it holds.
+        target: PathBuf,
+    },
+    /// A file or folder of the host with everything below it, read-only, no set-user-id, no devices.
+    ReadOnly {
+        /// Path on the host.
+        source: PathBuf,
+        /// Where.
+        target: PathBuf,
+    },
+    /// A folder of the host.
+    Writable {
+        /// Path on the host.
+        source: PathBuf,
+        /// Where.
+        target: PathBuf,
+    },
+    /// A folder of the host below, writes kept in another one.
+    Overlay {
+        /// Folder of the host that is never written.
+        lower: PathBuf,
+        /// Folder of the host that holds `upper`, `work` (and the copy, where overlayfs can't be used).
+        scratch: PathBuf,
+        /// Where.
+        target: PathBuf,
+    },
+    /// Memory.
+    Tmpfs {
+        /// Where.
+        target: PathBuf,
+        /// Most bytes.
+        size: u64,
+        /// Mode.
+        mode: u32,
+    },
+    /// The network namespace's own `/sys`, read-only.
+    Sysfs {
+        /// Where.
+        target: PathBuf,
+    },
+}
+
+/// Facts of the machine that the lowering depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// `std::env::consts::ARCH`.
+    pub arch: &'static str,
+    /// The hard limit of open files of this process, which can't be raised.
+    pub open_files: u64,
+    /// Whether the kernel counts swap by control group.
+    pub swap_accounting: bool,
+    /// `bin`, `lib`, … of the host's root: the link's target, or none for a real folder.
+    pub usr_merge: BTreeMap<String, Option<PathBuf>>,
+    /// Those of [`HOST_ETC`] that exist, and `/usr/etc` comes with `/usr`.
+    pub etc: Vec<PathBuf>,
+    /// Whether `/bin/bash` exists.
+    pub bash: bool,
+    /// This program.
+    pub own_exe: PathBuf,
+}
+
+/// Folders of the host that belong to one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Where the assembled root file system is moved to, in the monitor's own mount namespace.
+    pub root: PathBuf,
+    /// The release's `project` folder.
+    pub project: Option<PathBuf>,
+    /// Writes of this instance: `project/{upper,work}`, `home`, `tmp`.
+    pub scratch: PathBuf,
+    /// The service's build cache.
+    pub cache: PathBuf,
+    /// The service's disks, by name.
+    pub disk: Option<PathBuf>,
+    /// A Key Value's data.
+    pub data: Option<PathBuf>,
+    /// Control group, from the root of each hierarchy.
+    pub cgroup: String,
+}
+
+/// What [`lower`] needs.
+#[derive(Debug, Clone)]
+pub struct Input<'a> {
+    /// The instance.
+    pub instance: &'a InstanceSpec,
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Folders.
+    pub places: &'a Places,
+    /// First id of the host in the service's range.
+    pub first_id: u32,
+    /// The toolchain, or the Key Value server.
+    pub toolchain: &'a Toolchain,
+    /// More variables for builds.
+    pub pass_env: &'a BTreeMap<String, Secret>,
+}
+
+/// A sandbox in full.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// What the monitor makes, in order.
+    pub mounts: Vec<MountOp>,
+    /// What the runtime is told.
+    pub oci: Spec,
+}
+
+/// Makes the sandbox of an instance. The only failure is a purpose that has no command.
+pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
+    let args = command(input)?;
+    let instance = input.instance;
+    let limits = instance.limits;
+    let mapping = vec![IdMapping { container_id: 0, host_id: input.first_id, size: IDS }];
+    let soft = input.machine.open_files.min(65_536);
+    let ceiling = i64::from(limits.cpu_millis.max(1000)) * 100;
+    let memory = i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX);
+    let oci = Spec {
+        oci_version: "1.0.2".to_owned(),
+        process: Process {
+            terminal: false,
+            user: User { uid: UID, gid: UID, umask: 0o022 },
+            args,
+            env: environment(input).into_iter().map(|(key, value)| format!("{key}={}", value.expose())).collect(),
+            cwd: cwd(&instance.workload),
+            capabilities: Capabilities::default(),
+            rlimits: vec![
+                Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: input.machine.open_files, soft },
+                Rlimit { kind: "RLIMIT_CORE".to_owned(), hard: 0, soft: 0 },
+            ],
+            no_new_privileges: true,
+        },
+        root: Root { path: input.places.root.clone(), readonly: false },
+        hostname: instance.slug.as_str().to_owned(),
+        mounts: runtime_mounts(),
+        linux: Linux {
+            uid_mappings: mapping.clone(),
+            gid_mappings: mapping,
+            namespaces: ["pid", "ipc", "uts", "mount", "cgroup", "user"].into_iter().map(|kind| Namespace { kind: kind.to_owned() }).collect(),
+            cgroups_path: input.places.cgroup.clone(),
+            resources: Resources {
+                memory: Memory { limit: memory, swap: input.machine.swap_accounting.then_some(memory) },
+                cpu: Cpu { shares: (u64::from(limits.cpu_millis) * 1024 / 1000).max(2), quota: Some(ceiling), period: Some(100_000) },
+                // PID 1 is ours and does not count against the service.
+                pids: Pids { limit: i64::from(limits.pids) + 1 },
+            },
+            seccomp: seccomp::filter(input.machine.arch),
+            masked_paths: strings(&["/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"]),
+            readonly_paths: strings(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]),
+        },
+    };
+    Ok(Sandbox { mounts: mounts(input), oci })
+}
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
+}
+
+fn runtime_mounts() -> Vec<Mount> {
+    let mount = |destination: &str, kind: &str, options: &[&str]| Mount { destination: destination.to_owned(), kind: kind.to_owned(), source: kind.to_owned(), options: strings(options) };
+    vec![
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+    ]
+}
+
+fn cwd(workload: &Workload) -> String {
+    match workload {
+        Workload::Native(native) => Path::new(SOURCE).join(&native.root_dir).to_string_lossy().trim_end_matches('/').to_owned(),
+        Workload::KeyValue(_) => keyvalue::DATA.to_owned(),
+    }
+}
+
+/// The program and its arguments, PID 1 of ours before them.
+fn command(input: &Input<'_>) -> Result<Vec<String>, &'static str> {
+    let mut args = strings(&[INIT, crate::monitor::VERB, crate::monitor::INIT_FLAG, "--"]);
+    match &input.instance.workload {
+        Workload::Native(native) => args.extend(shell(input, native)?),
+        Workload::KeyValue(_) => args.extend([input.toolchain.program.to_string_lossy().into_owned(), keyvalue::CONFIG.to_owned()]),
+    }
+    Ok(args)
+}
+
+fn shell(input: &Input<'_>, native: &NativeWorkload) -> Result<Vec<String>, &'static str> {
+    let purpose = input.instance.purpose;
+    let own = match purpose {
+        Purpose::Serve | Purpose::Cron => Some(&native.start_command),
+        Purpose::Build => native.build_command.as_ref(),
+        Purpose::PreDeploy => native.pre_deploy_command.as_ref(),
+        Purpose::Job => None,
+    };
+    let text = input.instance.command.as_ref().or(own).ok_or("the service has no command for this purpose")?;
+    let text = if purpose == Purpose::Build && native.runtime == NativeRuntime::Python {
+        format!("test -x {VENV}/bin/python || python3 -m venv {VENV}\n{text}")
+    } else {
+        text.clone()
+    };
+    let strict = matches!(purpose, Purpose::Build | Purpose::PreDeploy);
+    let mut args = strings(match (input.machine.bash, strict) {
+        (true, true) => &["/bin/bash", "-e", "-o", "pipefail", "-c"],
+        (true, false) => &["/bin/bash", "-c"],
+        (false, true) => &["/bin/sh", "-e", "-c"],
+        (false, false) => &["/bin/sh", "-c"],
+    });
+    args.push(text);
+    Ok(args)
+}
+
+/// The whole environment: a few variables that every program expects, then the service's own, which win.
+fn environment(input: &Input<'_>) -> BTreeMap<String, Secret> {
+    let mut env: BTreeMap<String, Secret> = BTreeMap::new();
+    let mut set = |key: &str, value: &str| {
+        env.insert(key.to_owned(), Secret::new(value));
+    };
+    let mut path = Vec::new();
+    if let Workload::Native(native) = &input.instance.workload {
+        if native.runtime == NativeRuntime::Python {
+            path.push(format!("{VENV}/bin"));
+            set("VIRTUAL_ENV", VENV);
+            set("VENV_ROOT", VENV);
+        }
+        if native.runtime == NativeRuntime::Node {
+            path.push(format!("{}/node_modules/.bin", cwd(&input.instance.workload)));
+        }
+    }
+    if !input.toolchain.names.is_empty() {
+        path.push(NAMES.to_owned());
+    }
+    path.extend(input.toolchain.path.iter().map(|dir| dir.to_string_lossy().into_owned()));
+    path.extend(["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(str::to_owned));
+    set("PATH", &path.join(":"));
+    set("HOME", HOME);
+    set("USER", "render");
+    set("LOGNAME", "render");
+    set("SHELL", if input.machine.bash { "/bin/bash" } else { "/bin/sh" });
+    set("LANG", "C.UTF-8");
+    if input.instance.purpose == Purpose::Build {
+        set("XDG_CACHE_HOME", CACHE);
+        set("npm_config_cache", &format!("{CACHE}/npm"));
+        env.extend(input.pass_env.clone());
+    }
+    env.extend(input.toolchain.env.iter().map(|(key, value)| (key.clone(), Secret::new(value.as_str()))));
+    env.extend(input.instance.env.clone());
+    env
+}
+
+fn mounts(input: &Input<'_>) -> Vec<MountOp> {
+    let (instance, places, machine) = (input.instance, input.places, input.machine);
+    let user = input.first_id + UID;
+    let dir = |path: &str, mode: u32, owner: u32| MountOp::Dir { path: path.into(), mode, owner };
+    let read_only = |source: &Path, target: &Path| MountOp::ReadOnly { source: source.to_owned(), target: target.to_owned() };
+    let mut ops = vec![read_only(Path::new("/usr"), Path::new("/usr"))];
+    for (name, link) in &machine.usr_merge {
+        let path = Path::new("/").join(name);
+        ops.push(match link {
+            Some(target) => MountOp::Symlink { path, target: target.clone() },
+            None => read_only(&path, &path),
+        });
+    }
+    for folder in ["/proc", "/dev", "/etc", "/run", "/var/tmp", "/mnt"] {
+        ops.push(dir(folder, 0o755, 0));
+    }
+    ops.push(MountOp::Symlink { path: "/var/run".into(), target: "/run".into() });
+    ops.push(MountOp::Sysfs { target: "/sys".into() });
+    ops.extend(machine.etc.iter().map(|path| read_only(path, path)));
+    ops.extend(own_etc(input));
+    ops.push(read_only(&machine.own_exe, Path::new(INIT)));
+    ops.extend(input.toolchain.trees.iter().map(|tree| read_only(tree, tree)));
+    ops.extend(input.toolchain.names.iter().map(|name| MountOp::Symlink { path: Path::new(NAMES).join(name), target: input.toolchain.program.clone() }));
+    ops.push(MountOp::Writable { source: places.scratch.join("home"), target: HOME.into() });
+    if instance.purpose == Purpose::Build {
+        ops.push(MountOp::Writable { source: places.scratch.join("tmp"), target: "/tmp".into() });
+        ops.push(MountOp::Writable { source: places.cache.clone(), target: CACHE.into() });
+    } else {
+        ops.push(MountOp::Tmpfs { target: "/tmp".into(), size: instance.limits.memory_bytes, mode: 0o1777 });
+    }
+    if let Some(project) = &places.project {
+        ops.push(if instance.purpose == Purpose::Build {
+            MountOp::Writable { source: project.clone(), target: PROJECT.into() }
+        } else {
+            MountOp::Overlay { lower: project.clone(), scratch: places.scratch.join("project"), target: PROJECT.into() }
+        });
+    }
+    if let (Workload::Native(NativeWorkload { disk: Some(Disk { mount_path, .. }), .. }), Some(disk)) = (&instance.workload, &places.disk) {
+        ops.push(MountOp::Writable { source: disk.clone(), target: mount_path.clone() });
+    }
+    if let Workload::KeyValue(server) = &instance.workload {
+        ops.push(match &places.data {
+            Some(data) => MountOp::Writable { source: data.clone(), target: keyvalue::DATA.into() },
+            None => dir(keyvalue::DATA, 0o700, user),
+        });
+        let content = Secret::new(keyvalue::config(server, instance.limits.memory_bytes));
+        ops.push(MountOp::File { path: keyvalue::CONFIG.into(), mode: 0o644, owner: 0, content });
+    }
+    if !instance.secret_files.is_empty() {
+        ops.push(dir(SECRETS, 0o755, 0));
+    }
+    for (name, content) in &instance.secret_files {
+        ops.push(MountOp::File { path: Path::new(SECRETS).join(name), mode: 0o400, owner: user, content: content.clone() });
+    }
+    ops
+}
+
+/// The files of `/etc` that are made for this sandbox.
+fn own_etc(input: &Input<'_>) -> Vec<MountOp> {
+    let instance = input.instance;
+    let mut hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
+    // What has no name on the private network still resolves its own host name, as many programs expect; what has one asks the DNS.
+    let receives = matches!(instance.workload, Workload::KeyValue(_))
+        || instance.purpose == Purpose::Serve && instance.env.get("RENDER_SERVICE_TYPE").is_none_or(|kind| matches!(kind.expose(), "web" | "pserv"));
+    if !receives {
+        for address in [instance.address.v4.to_string(), instance.address.v6.to_string()] {
+            hosts.push_str(&format!("{address} {}\n", instance.slug));
+        }
+    }
+    let file = |path: &str, content: String| MountOp::File { path: path.into(), mode: 0o644, owner: 0, content: Secret::new(content) };
+    vec![
+        file("/etc/hostname", format!("{}\n", instance.slug)),
+        file("/etc/hosts", hosts),
+        file("/etc/resolv.conf", format!("nameserver {}\noptions ndots:1 timeout:2 attempts:2\n", moat_model::net::GATEWAY_V4)),
+        file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n".to_owned()),
+        file("/etc/passwd", format!("root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nrender:x:{UID}:{UID}:render:{HOME}:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n")),
+        file("/etc/group", format!("root:x:0:\nrender:x:{UID}:\nnogroup:x:65534:\n")),
+    ]
+}

@@ -1,0 +1,170 @@
+//! The root file system of a sandbox, made of mounts in the monitor's own mount namespace.
+//!
+//! Invariant: no path inside is followed through a symbolic link while it is made, so what a service's source or build
+//! left there can't lead a mount or a file out of the sandbox.
+
+use crate::lower::sandbox::MountOp;
+use crate::{sys, tree};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Gid, Uid, fchown};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+/// Most bytes of the root's own files: a few of `/etc`, and secret files.
+const ROOT_SIZE: &str = "mode=0755,size=32m";
+const NONE: Option<&str> = None;
+
+/// Makes everything below `rootfs` (an empty folder), then moves it to `root`, whose parents every user can pass.
+pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp]) -> Result<(), String> {
+    let fail = |what: &str, path: &Path, error: &dyn std::fmt::Display| format!("{what} `{}`: {error}", path.display());
+    mount(Some("moat"), rootfs, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(ROOT_SIZE)).map_err(|error| fail("mounting", rootfs, &error))?;
+    let top = open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(|error| fail("opening", rootfs, &error))?;
+    let root_fs = RootFs { top };
+    for op in ops {
+        root_fs.apply(op).map_err(|error| match op {
+            MountOp::ReadOnly { source, .. } | MountOp::Writable { source, .. } => fail("showing", source, &error),
+            MountOp::Overlay { lower, .. } => fail("showing", lower, &error),
+            MountOp::Dir { path, .. } | MountOp::File { path, .. } | MountOp::Symlink { path, .. } => fail("making", path, &error),
+            MountOp::Tmpfs { target, .. } | MountOp::Sysfs { target } => fail("mounting", target, &error),
+        })?;
+    }
+    mount(Some(rootfs), root, NONE, MsFlags::MS_MOVE, NONE).map_err(|error| fail("moving the root to", root, &error))
+}
+
+struct RootFs {
+    top: OwnedFd,
+}
+
+impl RootFs {
+    fn apply(&self, op: &MountOp) -> io::Result<()> {
+        match op {
+            MountOp::Dir { path, mode, owner } => {
+                let dir = self.folder(path)?;
+                let handle = open(&handle_path(&dir), OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+                fchown(&handle, Some(Uid::from_raw(*owner)), Some(Gid::from_raw(*owner)))?;
+                File::from(handle).set_permissions(fs::Permissions::from_mode(*mode))
+            }
+            MountOp::File { path, mode, owner, content } => {
+                let (parent, name) = self.parent(path)?;
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let mut file = File::from(openat(&parent, name, flags, Mode::from_bits_truncate(0o600))?);
+                file.write_all(content.expose().as_bytes())?;
+                fchown(&file, Some(Uid::from_raw(*owner)), Some(Gid::from_raw(*owner)))?;
+                file.set_permissions(fs::Permissions::from_mode(*mode))
+            }
+            MountOp::Symlink { path, target } => {
+                let (parent, name) = self.parent(path)?;
+                Ok(nix::unistd::symlinkat(target.as_path(), &parent, name)?)
+            }
+            MountOp::ReadOnly { source, target } => {
+                self.bind(source, target)?;
+                sys::seal_mount(&handle_path(&self.existing(target)?))
+            }
+            MountOp::Writable { source, target } => {
+                self.bind(source, target)?;
+                let handle = self.existing(target)?;
+                let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+                Ok(mount(NONE, &handle_path(&handle), NONE, flags, NONE)?)
+            }
+            MountOp::Overlay { lower, scratch, target } => self.overlay(lower, scratch, target),
+            MountOp::Tmpfs { target, size, mode } => {
+                let options = format!("mode={mode:o},size={size}");
+                Ok(mount(Some("tmpfs"), &handle_path(&self.folder(target)?), Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))?)
+            }
+            MountOp::Sysfs { target } => {
+                let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+                Ok(mount(Some("sysfs"), &handle_path(&self.folder(target)?), Some("sysfs"), flags, NONE)?)
+            }
+        }
+    }
+
+    fn bind(&self, source: &Path, target: &Path) -> io::Result<()> {
+        let point = if fs::metadata(source)?.is_dir() { self.folder(target)? } else { self.file_point(target)? };
+        Ok(mount(Some(source), &handle_path(&point), NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?)
+    }
+
+    /// `lower` with writes kept in `scratch`; where the file system below can't carry an overlay, a whole copy.
+    fn overlay(&self, lower: &Path, scratch: &Path, target: &Path) -> io::Result<()> {
+        let owner = fs::metadata(lower)?;
+        let (upper, work) = (scratch.join("upper"), scratch.join("work"));
+        for folder in [&upper, &work] {
+            fs::create_dir_all(folder)?;
+        }
+        std::os::unix::fs::chown(&upper, Some(owner.uid()), Some(owner.gid()))?;
+        fs::set_permissions(&upper, owner.permissions())?;
+        let mut options = Vec::new();
+        for (key, path) in [("lowerdir=", lower), (",upperdir=", &upper), (",workdir=", &work)] {
+            options.extend_from_slice(key.as_bytes());
+            for &byte in path.as_os_str().as_bytes() {
+                if matches!(byte, b'\\' | b':' | b',') {
+                    options.push(b'\\');
+                }
+                options.push(byte);
+            }
+        }
+        let options = PathBuf::from(std::ffi::OsString::from_vec(options));
+        let point = self.folder(target)?;
+        match mount(Some("overlay"), &handle_path(&point), Some("overlay"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(&options)) {
+            Ok(()) => Ok(()),
+            Err(Errno::EINVAL | Errno::ENODEV | Errno::EOPNOTSUPP) => {
+                let copy = scratch.join("copy");
+                tree::copy(lower, &copy)?;
+                self.apply(&MountOp::Writable { source: copy, target: target.to_owned() })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens the folder, making what is missing of it, root's and 0755.
+    fn folder(&self, path: &Path) -> io::Result<OwnedFd> {
+        let mut here = self.top.try_clone()?;
+        for component in path.components() {
+            let name = match component {
+                Component::RootDir | Component::CurDir => continue,
+                Component::Normal(name) => name,
+                Component::ParentDir | Component::Prefix(_) => return Err(Errno::EINVAL.into()),
+            };
+            match mkdirat(&here, name, Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                // What is there may be mounted read-only and whole.
+                Err(Errno::EROFS) => {}
+                Err(error) => return Err(error.into()),
+            }
+            here = openat(&here, name, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+        }
+        Ok(here)
+    }
+
+    fn parent<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
+        let name = path.file_name().ok_or(Errno::EINVAL)?;
+        Ok((self.folder(path.parent().ok_or(Errno::EINVAL)?)?, name))
+    }
+
+    /// Opens the file, making an empty one where nothing is.
+    fn file_point(&self, path: &Path) -> io::Result<OwnedFd> {
+        let (parent, name) = self.parent(path)?;
+        match openat(&parent, name, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o644)) {
+            Ok(_) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.existing(path)
+    }
+
+    fn existing(&self, path: &Path) -> io::Result<OwnedFd> {
+        let (parent, name) = self.parent(path)?;
+        Ok(openat(&parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+}
+
+/// The path that means exactly what the handle means.
+fn handle_path(handle: &impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd()))
+}

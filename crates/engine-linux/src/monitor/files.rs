@@ -1,0 +1,108 @@
+//! The files of an instance folder that the monitor and the engine share.
+//!
+//! Invariant: every file is replaced as a whole (written aside, then renamed), so a reader sees an old or a new one.
+
+use moat_model::state::ExitReport;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// What the monitor needs to know itself; no secret.
+pub const JOB: &str = "job.json";
+/// What is mounted; holds secret files, removed once they are in place.
+pub const MOUNTS: &str = "mounts.json";
+/// Folder of the OCI bundle.
+pub const BUNDLE: &str = "bundle";
+/// Mount point of the root file system while it is assembled.
+pub const ROOTFS: &str = "rootfs";
+/// The monitor, as [`ProcessId`].
+pub const MONITOR: &str = "monitor.json";
+/// The first process of the sandbox, as [`ProcessId`].
+pub const PROGRAM: &str = "program.json";
+/// How it ended, as [`ExitReport`].
+pub const STATUS: &str = "status.json";
+/// Seconds between SIGTERM and SIGKILL, written before the monitor is told to stop.
+pub const GRACE: &str = "grace.json";
+/// What the runtime had to say.
+pub const RUNTIME_LOG: &str = "runtime.log";
+/// Where the runtime writes the first process' number.
+pub const INIT_PID: &str = "init.pid";
+
+/// What a monitor is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The instance's id.
+    pub id: String,
+    /// The OCI runtime.
+    pub runtime: PathBuf,
+    /// Its state folder.
+    pub runtime_root: PathBuf,
+    /// Control group, from the root of each hierarchy.
+    pub cgroup: String,
+    /// The log file.
+    pub log: PathBuf,
+    /// The folder of bind-mounted network namespaces, which the monitor must not pin.
+    pub netns_dir: PathBuf,
+    /// Where the finished root file system is moved to, in the monitor's own mount namespace.
+    pub root: PathBuf,
+    /// Seconds between SIGTERM and SIGKILL when nobody says.
+    pub grace_seconds: u32,
+}
+
+/// A process, told apart from a later one with the same number by its start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Number in the host's PID namespace.
+    pub pid: i32,
+    /// Start time in clock ticks since boot (proc_pid_stat(5), field 22).
+    pub start: u64,
+}
+
+impl ProcessId {
+    /// The process with this number, if it lives.
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The command name, in parentheses, may hold anything.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        let start = fields.nth(18)?.parse().ok()?;
+        Some(Self { pid, start })
+    }
+    /// Whether this very process lives.
+    pub fn alive(self) -> bool {
+        Self::of(self.pid) == Some(self)
+    }
+}
+
+/// Replaces a file as a whole; only root can read it.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    file.write_all(content)?;
+    drop(file);
+    fs::rename(&aside, path)
+}
+
+/// Replaces a file with a value as JSON.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    replace(path, &serde_json::to_vec(value)?)
+}
+
+/// Reads a value; `None` when the file is absent.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A report of a program that never ran.
+pub fn never_ran(error: impl Into<String>) -> ExitReport {
+    ExitReport { code: 126, signal: None, oom: false, error: Some(error.into()) }
+}

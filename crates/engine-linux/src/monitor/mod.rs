@@ -1,0 +1,86 @@
+//! The small process beside each instance: it makes the sandbox, keeps the log and records how the program ended.
+//!
+//! One program, four roles, told apart by the first argument after [`VERB`]:
+//!
+//! | arguments | role |
+//! |---|---|
+//! | `DIR` | the monitor of the instance folder `DIR` ([`life`]) |
+//! | `--init -- PROGRAM…` | PID 1 inside the sandbox ([`init`]) |
+//! | `--run -- PROGRAM…` | inside, for `exec`: becomes the program, or says why not with 127 or 126 |
+//! | `--enter PID -- PROGRAM…` | on the host: enters that process' mount namespace and becomes the program |
+//!
+//! Invariant: single-threaded, outlives whoever started it, and takes its instance with it when it dies.
+
+mod assemble;
+pub mod files;
+mod init;
+mod life;
+mod pump;
+
+pub(crate) use life::{GO, READY, RUNNING};
+
+use nix::sched::{CloneFlags, setns};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+/// The sub-command of the `moat` program that ends up in [`main`].
+pub const VERB: &str = "__monitor";
+/// See the table above.
+pub const INIT_FLAG: &str = "--init";
+/// See the table above.
+pub const RUN_FLAG: &str = "--run";
+/// See the table above.
+pub const ENTER_FLAG: &str = "--enter";
+
+/// Exit code of a monitor that was asked for something that makes no sense.
+const USAGE: u8 = 2;
+
+/// Runs the role that the arguments after [`VERB`] name. Must be called before the process has started a thread.
+pub fn main(args: &[OsString]) -> ExitCode {
+    let rest = |from: usize| args.get(from..).filter(|rest| rest.first().is_some_and(|dash| dash == "--")).map(|rest| &rest[1..]);
+    match args.first().and_then(|arg| arg.to_str()) {
+        Some(INIT_FLAG) => rest(1).map_or(ExitCode::from(USAGE), init::main),
+        Some(RUN_FLAG) => rest(1).map_or(ExitCode::from(USAGE), |program| become_program(program)),
+        Some(ENTER_FLAG) => match (args.get(1), rest(2)) {
+            (Some(pid), Some(program)) => enter(pid, program),
+            _ => ExitCode::from(USAGE),
+        },
+        _ => args.first().map_or(ExitCode::from(USAGE), |dir| life::main(dir.as_ref())),
+    }
+}
+
+/// Exit code of a command that could not be started, as shells have it.
+pub(crate) fn start_failure(error: &std::io::Error) -> u8 {
+    if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }
+}
+
+/// The text for a command that could not be started.
+pub(crate) fn start_failure_text(program: &OsStr, error: &std::io::Error) -> String {
+    let program = program.to_string_lossy();
+    if error.kind() == std::io::ErrorKind::NotFound { format!("`{program}`: command not found") } else { format!("`{program}`: {error}") }
+}
+
+fn become_program(program: &[OsString]) -> ExitCode {
+    let Some((name, args)) = program.split_first() else { return ExitCode::from(USAGE) };
+    let error = Command::new(name).args(args).exec();
+    complain(&start_failure_text(name, &error));
+    ExitCode::from(start_failure(&error))
+}
+
+fn enter(pid: &OsStr, program: &[OsString]) -> ExitCode {
+    let path = std::path::Path::new("/proc").join(pid).join("ns/mnt");
+    let entered = std::fs::File::open(&path).and_then(|ns| setns(ns, CloneFlags::CLONE_NEWNS).map_err(Into::into));
+    if let Err(error) = entered {
+        complain(&format!("entering `{}`: {error}", path.display()));
+        return ExitCode::from(USAGE);
+    }
+    become_program(program)
+}
+
+/// Writes one line to standard error, which is the command's own in these roles.
+pub(crate) fn complain(text: &str) {
+    use std::io::Write as _;
+    // A closed standard error leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "moat: {text}");
+}

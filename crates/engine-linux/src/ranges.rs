@@ -1,0 +1,60 @@
+//! Which ids of the host a service's users are: a range of its own for each service, kept in `STATE/ranges.json`.
+//!
+//! Invariant: two services never share an id of the host, and a service keeps its range for as long as the state folder lives.
+
+use crate::lower::sandbox::IDS;
+use crate::monitor::files;
+use moat_engine::EngineError;
+use moat_model::ServiceId;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// The first id of the first range.
+const FIRST: u32 = 1_000_000;
+/// How many ranges there are.
+const COUNT: u32 = 30_000;
+
+/// The ranges handed out.
+pub struct Ranges {
+    lock: Mutex<()>,
+}
+
+impl Ranges {
+    /// Nothing is read until it is asked for.
+    pub fn new() -> Self {
+        Self { lock: Mutex::new(()) }
+    }
+
+    /// The first id of a service's range; a new service gets a free one.
+    pub fn first(&self, state: &Path, service: &ServiceId) -> Result<u32, EngineError> {
+        let _one_at_a_time = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = state.join("ranges.json");
+        let fail = |error: std::io::Error| EngineError::new("choose user ids", format!("`{}`: {error}", path.display())).caused_by(error);
+        let mut ranges: BTreeMap<ServiceId, u32> = files::read_json(&path).map_err(fail)?.unwrap_or_default();
+        if let Some(&index) = ranges.get(service) {
+            return Ok(FIRST + index * IDS);
+        }
+        let next = ranges.values().max().map_or(0, |last| last + 1);
+        let index = if next < COUNT { Some(next) } else { (0..COUNT).find(|index| !ranges.values().any(|taken| taken == index)) };
+        let index = index.ok_or_else(|| EngineError::new("choose user ids", "every range is taken"))?;
+        ranges.insert(service.clone(), index);
+        files::write_json(&path, &ranges).map_err(fail)?;
+        Ok(FIRST + index * IDS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_keeps_its_range_and_shares_it_with_nobody() {
+        let state = tempfile::tempdir().unwrap();
+        let (a, b) = (ServiceId::new("srv-a").unwrap(), ServiceId::new("srv-b").unwrap());
+        let ranges = Ranges::new();
+        let first = ranges.first(state.path(), &a).unwrap();
+        assert_eq!(ranges.first(state.path(), &b).unwrap(), first + IDS);
+        assert_eq!(Ranges::new().first(state.path(), &a).unwrap(), first);
+    }
+}

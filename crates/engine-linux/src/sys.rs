@@ -1,0 +1,71 @@
+//! System calls that have no safe wrapper in the crates used here.
+//!
+//! Invariant: the only module of this crate with `unsafe`.
+#![expect(unsafe_code, reason = "close_range, mount_setattr, pidfd_open, pidfd_send_signal, fork and registering a descriptor have no safe wrapper")]
+
+use nix::errno::Errno;
+use nix::unistd::{ForkResult, Pid};
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Closes every descriptor from `first` on (close_range(2)).
+///
+/// The caller owns none of them any more; only called before anything else has been opened.
+pub fn close_from(first: RawFd) -> io::Result<()> {
+    let first = libc::c_uint::try_from(first).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: the arguments are plain integers; the callers hold no owned descriptor in the range.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes a mount and everything below it read-only, without set-user-id programs and without devices
+/// (mount_setattr(2) with `AT_RECURSIVE`, Linux 5.12).
+pub fn seal_mount(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: `path` is NUL-terminated, `attributes` lives across the call and its true size is passed.
+    let done = unsafe { libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, path.as_ptr(), libc::AT_RECURSIVE, &raw const attributes, size_of::<libc::mount_attr>()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Opens a handle of a process that can't be confused with a later one of the same number (pidfd_open(2)).
+pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: plain integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let fd = RawFd::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends a signal to exactly the process of the handle (pidfd_send_signal(2)).
+pub fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal) -> io::Result<()> {
+    // SAFETY: a null siginfo is allowed and means the same as kill(2).
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as libc::c_int, std::ptr::null::<libc::siginfo_t>(), 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Waits until the process of the handle has ended.
+pub async fn ended(pidfd: OwnedFd) -> io::Result<()> {
+    // SAFETY: an `OwnedFd` means one and the same descriptor until it is dropped, and closes it only then.
+    let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
+    pidfd.readable().await.map(|_| ())
+}
+
+/// Forks a process that has one thread.
+pub fn fork_single_threaded() -> Result<ForkResult, Errno> {
+    // SAFETY: the monitor never starts a thread, so no lock can be held by another one in the child.
+    unsafe { nix::unistd::fork() }
+}

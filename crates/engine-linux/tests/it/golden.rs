@@ -1,0 +1,4 @@
+//! The lowering of one instance, whole.
+
+#[test]
+fn an_instance_lowers_to_this() {}
