@@ -1,1 +1,33 @@
-//! ingress.
+//! The way in: HTTP/1.1 requests from outside go to a ready instance of the web service that their host name means.
+//!
+//! [`decide`] is pure: a request's head and the [`Routes`] give a route or a refusal. [`serve`] owns connections: it
+//! streams bodies both ways, passes upgrades (WebSocket) through, keeps connections to instances alive, and says in a
+//! page what is wrong when nobody answers. How a socket to an instance is made is the caller's choice ([`Dial`]).
+//!
+//! Invariants: only hosts in the routes lead anywhere; what an instance reads about the client (`X-Forwarded-*`, the
+//! request id, `Host`) was written here; each message is framed anew, and nothing behind a doubtful one is read.
+
+mod body;
+mod decide;
+mod failure;
+mod heads;
+mod pages;
+mod pool;
+mod proxy;
+mod routes;
+mod serve;
+
+pub use decide::{Decision, Fault, Refusal, decide};
+pub use routes::{Route, RouteState, Routes};
+pub use serve::{Settings, serve, serve_with};
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use tokio::net::TcpStream;
+
+/// Makes connections to instances.
+pub trait Dial: Send + Sync + 'static {
+    /// Connects to an instance's address; the error's kind is what the 502 page explains.
+    fn dial(&self, to: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send;
+}

@@ -1,0 +1,60 @@
+//! Bodies that stream through.
+
+use crate::pool::{Flight, Sender};
+use http_body_util::{Either, Empty, Full};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// A request's body on its way to an instance; empty for a request that is sent again.
+pub(crate) type RequestBody = Either<Incoming, Empty<Bytes>>;
+/// A response's body on its way to the client: an instance's, or a page.
+pub(crate) type ResponseBody = Either<Relay, Full<Bytes>>;
+
+/// An instance's response body. When it has ended, its connection is kept for the next request; when it is dropped
+/// before, the connection is closed.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    body: Incoming,
+    lease: Option<(Flight, Sender)>,
+}
+
+impl Relay {
+    pub fn new(body: Incoming, flight: Flight, sender: Sender) -> Self {
+        let mut relay = Self { body, lease: Some((flight, sender)) };
+        relay.settle();
+        relay
+    }
+
+    fn settle(&mut self) {
+        if self.body.is_end_stream()
+            && let Some((flight, sender)) = self.lease.take()
+        {
+            flight.keep(sender);
+        }
+    }
+}
+
+impl Body for Relay {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(None | Some(Ok(_))) => self.settle(),
+            // A response that broke off: its connection is of no use.
+            Poll::Ready(Some(Err(_))) => self.lease = None,
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

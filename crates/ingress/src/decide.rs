@@ -1,0 +1,276 @@
+//! The routing decision: a request's head and the routes give a route, or the reason why not.
+
+use crate::{Route, RouteState, Routes};
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::{Method, StatusCode};
+use moat_model::Slug;
+use std::net::Ipv6Addr;
+
+/// What becomes of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision<'r> {
+    /// Pass it to one of the route's instances; there is at least one.
+    Proxy(&'r Route),
+    /// Answer it here.
+    Refuse(Refusal),
+}
+
+/// Why a request is answered here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The head is not one to pass on; the connection is closed after the answer.
+    Bad(Fault),
+    /// No public service has this host name. A private service's name is answered the same.
+    UnknownHost {
+        /// The name, checked and in lower case.
+        host: String,
+    },
+    /// A public service without a ready instance.
+    NoInstance {
+        /// The service.
+        service: Slug,
+        /// Why.
+        reason: String,
+    },
+    /// A suspended service.
+    Suspended {
+        /// The service.
+        service: Slug,
+    },
+}
+
+/// What is wrong with a request's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// RFC 9112 §3.2.
+    #[error("the request has no `Host` header")]
+    MissingHost,
+    /// RFC 9112 §3.2.
+    #[error("the request has more than one `Host` header")]
+    ManyHosts,
+    /// RFC 9110 §7.2.
+    #[error("the `Host` header is not a host name")]
+    BadHost,
+    /// An absolute target (`GET http://a/`) names one host and the `Host` header another.
+    #[error("the request's target and its `Host` header name different hosts")]
+    HostMismatch,
+    /// Neither a path nor an `http` or `https` URL.
+    #[error("the request's target is neither a path nor an http URL")]
+    BadTarget,
+    /// Tunnels to elsewhere are not made here.
+    #[error("CONNECT is not served here")]
+    Connect,
+    /// A body coding other than `chunked` alone (RFC 9112 §6.1).
+    #[error("the only transfer coding served here is `chunked`")]
+    TransferCoding,
+}
+
+impl Refusal {
+    /// The status to answer with.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Bad(Fault::Connect) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Bad(Fault::TransferCoding) => StatusCode::NOT_IMPLEMENTED,
+            Self::Bad(Fault::MissingHost | Fault::ManyHosts | Fault::BadHost | Fault::HostMismatch | Fault::BadTarget) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::UnknownHost { .. } => StatusCode::NOT_FOUND,
+            Self::NoInstance { .. } | Self::Suspended { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// Decides where a request goes, by its head alone.
+///
+/// The host is that of the one `Host` header, in any letter case, with or without port and trailing dot. When the
+/// target names a host too, both must be the same.
+pub fn decide<'r>(routes: &'r Routes, head: &Parts) -> Decision<'r> {
+    let host = match host_of(head) {
+        Ok(host) => host,
+        Err(fault) => return Decision::Refuse(Refusal::Bad(fault)),
+    };
+    let Some(route) = routes.hosts.get(&host) else {
+        return Decision::Refuse(Refusal::UnknownHost { host });
+    };
+    let service = route.service.clone();
+    match &route.state {
+        RouteState::Suspended => Decision::Refuse(Refusal::Suspended { service }),
+        RouteState::NoInstance { reason } => Decision::Refuse(Refusal::NoInstance { service, reason: reason.clone() }),
+        RouteState::Live if route.upstreams.is_empty() => {
+            Decision::Refuse(Refusal::NoInstance { service, reason: "none of its instances is ready".to_owned() })
+        }
+        RouteState::Live => Decision::Proxy(route),
+    }
+}
+
+fn host_of(head: &Parts) -> Result<String, Fault> {
+    if head.method == Method::CONNECT {
+        return Err(Fault::Connect);
+    }
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) || codings.next().is_some() {
+        return Err(Fault::TransferCoding);
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next().ok_or(Fault::MissingHost)?;
+    if hosts.next().is_some() {
+        return Err(Fault::ManyHosts);
+    }
+    let (host, port) = host.to_str().ok().and_then(split_host).ok_or(Fault::BadHost)?;
+    let uri = &head.uri;
+    if let Some(authority) = uri.authority() {
+        let default = match uri.scheme_str() {
+            Some("http") => 80,
+            Some("https") => 443,
+            _ => return Err(Fault::BadTarget),
+        };
+        let (target, target_port) = split_host(authority.as_str()).ok_or(Fault::BadTarget)?;
+        if target != host || target_port.unwrap_or(default) != port.unwrap_or(default) {
+            return Err(Fault::HostMismatch);
+        }
+    } else {
+        let whole_server = head.method == Method::OPTIONS && uri.path() == "*";
+        if !uri.path().starts_with('/') && !whole_server {
+            return Err(Fault::BadTarget);
+        }
+    }
+    Ok(host)
+}
+
+/// Host in lower case without its trailing dot, and port. `None` for what is no `uri-host [":" port]` of letters,
+/// digits, `-`, `_`, `.` or an IPv6 literal.
+fn split_host(text: &str) -> Option<(String, Option<u16>)> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (address, rest) = rest.split_once(']')?;
+        let address: Ipv6Addr = address.parse().ok()?;
+        if !rest.is_empty() && !rest.starts_with(':') {
+            return None;
+        }
+        return Some((format!("[{address}]"), port(rest.strip_prefix(':').unwrap_or_default()).ok()?));
+    }
+    let (host, digits) = text.split_once(':').unwrap_or((text, ""));
+    let port = port(digits).ok()?;
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    (host.len() <= 253 && host.split('.').all(is_label)).then(|| (host.to_ascii_lowercase(), port))
+}
+
+/// A port behind its colon; none may be there (RFC 3986 §3.2.3).
+fn port(digits: &str) -> Result<Option<u16>, Fault> {
+    if digits.is_empty() {
+        return Ok(None);
+    }
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Fault::BadHost);
+    }
+    digits.parse().map(Some).map_err(|_| Fault::BadHost)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn routes() -> Routes {
+        let route = |service: &str, upstreams: &[&str], state| Route {
+            service: Slug::new(service).unwrap(),
+            upstreams: upstreams.iter().map(|upstream| upstream.parse().unwrap()).collect(),
+            state,
+        };
+        let hosts = [
+            ("shop.localhost", route("shop", &["10.64.0.1:10000"], RouteState::Live)),
+            ("empty.localhost", route("empty", &[], RouteState::Live)),
+            ("new.localhost", route("new", &[], RouteState::NoInstance { reason: "it is building".to_owned() })),
+            ("off.localhost", route("off", &["10.64.0.2:10000"], RouteState::Suspended)),
+        ];
+        Routes { hosts: hosts.into_iter().map(|(host, route)| (host.to_owned(), route)).collect() }
+    }
+
+    /// Method and target, `Host` headers, and what comes of it: the service, or a status and a word of the reason.
+    fn check(target: &str, hosts: &[&str], want: &str) {
+        let (method, uri) = target.split_once(' ').unwrap();
+        let mut request = Request::builder().method(method).uri(uri);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        let routes = routes();
+        let got = match decide(&routes, &request.body(()).unwrap().into_parts().0) {
+            Decision::Proxy(route) => route.service.to_string(),
+            Decision::Refuse(refusal) => format!("{} {refusal:?}", refusal.status().as_u16()),
+        };
+        assert!(if want.contains(' ') { got.starts_with(want) } else { got == want }, "{target} {hosts:?}: {got}, not {want}");
+    }
+
+    #[test]
+    fn rows() {
+        for (target, hosts, want) in [
+            ("GET /", &["shop.localhost"][..], "shop"),
+            ("GET /", &["shop.localhost:8080"], "shop"),
+            ("GET /", &["shop.localhost:"], "shop"),
+            ("GET /", &["SHOP.LocalHost.:8080"], "shop"),
+            ("GET /", &["shop.localhost."], "shop"),
+            ("OPTIONS *", &["shop.localhost"], "shop"),
+            ("GET http://shop.localhost/x", &["shop.localhost"], "shop"),
+            ("GET http://shop.localhost:80/x", &["shop.localhost"], "shop"),
+            ("GET http://SHOP.localhost:8080/x", &["shop.localhost:8080"], "shop"),
+            ("GET https://shop.localhost/x", &["shop.localhost:443"], "shop"),
+            ("GET http://shop.localhost/x", &["other.localhost"], "400 Bad(HostMismatch)"),
+            ("GET http://other.localhost/x", &["shop.localhost"], "400 Bad(HostMismatch)"),
+            ("GET http://shop.localhost:81/x", &["shop.localhost:82"], "400 Bad(HostMismatch)"),
+            ("GET http://shop.localhost/x", &[], "400 Bad(MissingHost)"),
+            ("GET http://me@shop.localhost/x", &["shop.localhost"], "400 Bad(BadTarget)"),
+            ("GET ftp://shop.localhost/x", &["shop.localhost"], "400 Bad(BadTarget)"),
+            ("GET shop.localhost", &["shop.localhost"], "400 Bad(BadTarget)"),
+            ("GET *", &["shop.localhost"], "400 Bad(BadTarget)"),
+            ("CONNECT shop.localhost:80", &["shop.localhost"], "405 Bad(Connect)"),
+            ("GET /", &[], "400 Bad(MissingHost)"),
+            ("GET /", &["shop.localhost", "shop.localhost"], "400 Bad(ManyHosts)"),
+            ("GET /", &["shop.localhost", "other"], "400 Bad(ManyHosts)"),
+            ("GET /", &[""], "400 Bad(BadHost)"),
+            ("GET /", &["."], "400 Bad(BadHost)"),
+            ("GET /", &["shop.localhost.."], "400 Bad(BadHost)"),
+            ("GET /", &["shop..localhost"], "400 Bad(BadHost)"),
+            ("GET /", &["shop.localhost, other"], "400 Bad(BadHost)"),
+            ("GET /", &["shop.localhost/x"], "400 Bad(BadHost)"),
+            ("GET /", &["me@shop.localhost"], "400 Bad(BadHost)"),
+            ("GET /", &["shop.localhost:80:80"], "400 Bad(BadHost)"),
+            ("GET /", &["shop.localhost:99999"], "400 Bad(BadHost)"),
+            ("GET /", &["shop.localhost:+80"], "400 Bad(BadHost)"),
+            ("GET /", &["<script>"], "400 Bad(BadHost)"),
+            ("GET /", &["catalog"], "404 UnknownHost { host: \"catalog\" }"),
+            ("GET /", &["shop"], "404 UnknownHost"),
+            ("GET /", &["127.0.0.1:8080"], "404 UnknownHost"),
+            ("GET /", &["[::1]:8080"], "404 UnknownHost { host: \"[::1]\" }"),
+            ("GET /", &["[::1]8080"], "400 Bad(BadHost)"),
+            ("GET /", &["[::g]"], "400 Bad(BadHost)"),
+            ("GET /", &["x.shop.localhost"], "404 UnknownHost"),
+            ("GET /", &["empty.localhost"], "503 NoInstance"),
+            ("GET /", &["new.localhost"], "503 NoInstance { service: Slug(\"new\"), reason: \"it is building\" }"),
+            ("GET /", &["off.localhost"], "503 Suspended"),
+        ] {
+            check(target, hosts, want);
+        }
+    }
+
+    #[test]
+    fn transfer_codings() {
+        for (codings, want) in [
+            (&["chunked"][..], true),
+            (&["Chunked"], true),
+            (&["gzip, chunked"], false),
+            (&["chunked", "chunked"], false),
+            (&["identity"], false),
+        ] {
+            let mut request = Request::builder().method("POST").uri("/").header(HOST, "shop.localhost");
+            for coding in codings {
+                request = request.header(TRANSFER_ENCODING, *coding);
+            }
+            let routes = routes();
+            let got = decide(&routes, &request.body(()).unwrap().into_parts().0);
+            assert_eq!(matches!(got, Decision::Proxy(_)), want, "{codings:?}: {got:?}");
+        }
+    }
+}

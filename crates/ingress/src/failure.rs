@@ -1,0 +1,99 @@
+//! Why an instance gave no answer, in words for the 502 page.
+
+use http::StatusCode;
+use std::io;
+
+/// What went wrong between here and an instance.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// No connection.
+    #[error("its instance refused the connection on port {port}: no program listens there")]
+    Refused {
+        /// The HTTP port.
+        port: u16,
+    },
+    /// No connection, for another reason.
+    #[error("its instance can't be connected to on port {port}")]
+    Unreachable {
+        /// The HTTP port.
+        port: u16,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// No connection in time.
+    #[error("its instance did not accept the connection on port {port} in time")]
+    ConnectLate {
+        /// The HTTP port.
+        port: u16,
+    },
+    /// No response head in time: 504.
+    #[error("its instance did not respond in time")]
+    ResponseLate,
+    /// The connection ended before a response began.
+    #[error("its instance closed the connection before it responded")]
+    Closed(#[source] hyper::Error),
+    /// Not HTTP/1.1, or a head that breaks its rules.
+    #[error("its instance responded with something that is not HTTP")]
+    Malformed(#[source] hyper::Error),
+    /// `101` without having been asked to switch.
+    #[error("its instance switched protocols without being asked to")]
+    Switched,
+    /// The client's request ended early: 400.
+    #[error("the request's body ended early")]
+    ClientBody(#[source] hyper::Error),
+    /// Everything else that a connection can suffer.
+    #[error("the connection to its instance broke")]
+    Broken(#[source] hyper::Error),
+}
+
+impl Failure {
+    pub fn of_dial(error: io::Error, port: u16) -> Self {
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            Self::Refused { port }
+        } else if error.kind() == io::ErrorKind::TimedOut {
+            Self::ConnectLate { port }
+        } else {
+            Self::Unreachable { port, source: error }
+        }
+    }
+
+    pub fn of_exchange(error: hyper::Error) -> Self {
+        if error.is_user() {
+            Self::ClientBody(error)
+        } else if error.is_parse() {
+            Self::Malformed(error)
+        } else if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
+            Self::Closed(error)
+        } else {
+            Self::Broken(error)
+        }
+    }
+
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::ResponseLate => StatusCode::GATEWAY_TIMEOUT,
+            Self::ClientBody(_) => StatusCode::BAD_REQUEST,
+            Self::Refused { .. }
+            | Self::Unreachable { .. }
+            | Self::ConnectLate { .. }
+            | Self::Closed(_)
+            | Self::Malformed(_)
+            | Self::Switched
+            | Self::Broken(_) => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// What the service's owner can do.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Refused { .. } | Self::Unreachable { .. } | Self::ConnectLate { .. } => {
+                "The program must listen on 0.0.0.0 (not 127.0.0.1), on the port in PORT."
+            }
+            Self::ResponseLate => "The program accepted the request and stayed silent; its logs may say why.",
+            Self::Closed(_) | Self::Broken(_) => "The program may have crashed or restarted; its logs say why.",
+            Self::Malformed(_) | Self::Switched => "The port in PORT must speak plain HTTP/1.1, not TLS or another protocol.",
+            Self::ClientBody(_) => "Send the request again.",
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Rewriting heads: what an instance and a client get to read.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, Uri, Version};
+use std::net::IpAddr;
+
+/// The request's id, in the platform's own header and in the common one.
+pub(crate) const ID_HEADERS: [HeaderName; 2] = [HeaderName::from_static("rndr-id"), HeaderName::from_static("x-request-id")];
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Headers that speak of this connection only (RFC 9110 §7.6.1).
+const HOP_BY_HOP: [&str; 8] =
+    ["connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "transfer-encoding", "upgrade"];
+
+/// Names by which programs learn who the client is; only what is written here may say that.
+const CLIENT_CLAIMS: [&str; 8] =
+    ["forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "x-cluster-client-ip", "cf-connecting-ip", "rndr-id", "x-request-id"];
+
+/// A fresh request id: 64 random bits, `xxxxxxxx-xxxx-xxxx`.
+pub(crate) fn request_id(random: u64) -> String {
+    format!("{:08x}-{:04x}-{:04x}", random >> 32, (random >> 16) & 0xffff, random & 0xffff)
+}
+
+/// The protocol that a request asks to switch to. `None` for none; for `h2c`, whose streams would pass by every check
+/// made here; and for a request that is not a bare HTTP/1.1 GET.
+pub(crate) fn wanted_upgrade<B: hyper::body::Body>(request: &Request<B>) -> Option<HeaderValue> {
+    let asked = request.method() == Method::GET
+        && request.version() == Version::HTTP_11
+        && request.body().is_end_stream()
+        && connection_tokens(request.headers()).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let mut upgrades = request.headers().get_all(header::UPGRADE).iter();
+    let upgrade = upgrades.next().filter(|_| asked && upgrades.next().is_none())?;
+    let token = upgrade.to_str().ok()?;
+    let plain = !token.is_empty() && !token.contains(',') && !token.trim().eq_ignore_ascii_case("h2c");
+    plain.then(|| upgrade.clone())
+}
+
+/// Makes a request fit for an instance: origin-form target, one `Host`, no headers of the client's connection, no
+/// claims of the client about itself, and what is known here instead.
+pub(crate) fn to_instance<B>(request: &mut Request<B>, client: IpAddr, id: &str, upgrade: Option<&HeaderValue>) {
+    let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    if let Ok(uri) = target.parse::<Uri>() {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_11;
+    let host = request.headers().get(header::HOST).cloned();
+    let headers = request.headers_mut();
+    strip(headers);
+    // The body is asked for here (100-continue), so the instance must not wait for that too.
+    headers.remove(header::EXPECT);
+    let claims: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
+    for name in claims {
+        headers.remove(name);
+    }
+    if let Ok(client) = HeaderValue::try_from(client.to_canonical().to_string()) {
+        headers.insert(FORWARDED_FOR, client);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    if let Some(host) = host {
+        headers.insert(FORWARDED_HOST, host.clone());
+        headers.insert(header::HOST, host);
+    }
+    switch(headers, upgrade);
+    identify(headers, id);
+}
+
+/// Makes an instance's response fit for the client.
+pub(crate) fn to_client<B>(response: &mut Response<B>, id: &str, upgrade: Option<&HeaderValue>) {
+    *response.version_mut() = Version::HTTP_11;
+    let headers = response.headers_mut();
+    strip(headers);
+    switch(headers, upgrade);
+    identify(headers, id);
+}
+
+/// Writes the request id.
+pub(crate) fn identify(headers: &mut HeaderMap, id: &str) {
+    if let Ok(id) = HeaderValue::try_from(id) {
+        for name in ID_HEADERS {
+            headers.insert(name, id.clone());
+        }
+    }
+}
+
+fn switch(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
+    if let Some(upgrade) = upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, upgrade.clone());
+    }
+}
+
+/// Whether a header claims who the client is. CGI-like servers read `_` as `-`, so both spellings count.
+fn is_claim(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let folded;
+    let name = if name.contains('_') {
+        folded = name.replace('_', "-");
+        folded.as_str()
+    } else {
+        name
+    };
+    name.starts_with("x-forwarded-") || CLIENT_CLAIMS.contains(&name)
+}
+
+/// Removes hop-by-hop headers and those that `Connection` names.
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = connection_tokens(headers).filter_map(|token| HeaderName::try_from(token).ok()).collect();
+    for name in named {
+        // Framing and routing are no options of a connection; naming them there must not take them away.
+        if name != header::HOST && name != header::CONTENT_LENGTH {
+            headers.remove(name);
+        }
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{Empty, Full};
+    use hyper::body::Bytes;
+
+    fn rewritten(headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
+        let mut request = Request::get("http://shop.localhost:8080/a/../b?c=%2e").header("host", "shop.localhost:8080");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Empty::new()).unwrap();
+        to_instance(&mut request, "::ffff:192.0.2.7".parse().unwrap(), "id-1", None);
+        request
+    }
+
+    #[test]
+    fn an_instance_reads_what_is_known_here() {
+        let request = rewritten(&[]);
+        assert_eq!(request.uri(), "/a/../b?c=%2e", "the target is passed as it is");
+        let got: Vec<_> = request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        let mut sorted = got.clone();
+        sorted.sort();
+        assert_eq!(
+            sorted,
+            [
+                "host: shop.localhost:8080",
+                "rndr-id: id-1",
+                "x-forwarded-for: 192.0.2.7",
+                "x-forwarded-host: shop.localhost:8080",
+                "x-forwarded-proto: http",
+                "x-request-id: id-1"
+            ]
+        );
+    }
+
+    #[test]
+    fn claims_and_hop_by_hop_headers_are_dropped() {
+        let plain = rewritten(&[]);
+        for (name, value) in [
+            ("X-Forwarded-For", "127.0.0.1"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "evil"),
+            ("X-Forwarded-Port", "1"),
+            ("X-Forwarded-Prefix", "/x"),
+            ("X_Forwarded_For", "127.0.0.1"),
+            ("X-Forwarded_For", "127.0.0.1"),
+            ("Forwarded", "for=127.0.0.1"),
+            ("X-Real-IP", "127.0.0.1"),
+            ("X_Real_Ip", "127.0.0.1"),
+            ("True-Client-IP", "127.0.0.1"),
+            ("CF-Connecting-IP", "127.0.0.1"),
+            ("Rndr-Id", "mine"),
+            ("X-Request-Id", "mine"),
+            ("Connection", "close"),
+            ("Connection", "host, content-length, x-forwarded-for"),
+            ("Keep-Alive", "timeout=5"),
+            ("Proxy-Connection", "keep-alive"),
+            ("Proxy-Authorization", "Basic x"),
+            ("TE", "trailers"),
+            ("Upgrade", "websocket"),
+            ("Expect", "100-continue"),
+        ] {
+            assert_eq!(rewritten(&[(name, value)]).headers(), plain.headers(), "{name}: {value}");
+        }
+        assert_eq!(rewritten(&[("Connection", "X-Mine"), ("X-Mine", "1")]).headers(), plain.headers());
+        assert_eq!(rewritten(&[("X-Mine", "1")]).headers().len(), plain.headers().len() + 1);
+    }
+
+    #[test]
+    fn upgrades() {
+        for (headers, want) in [
+            (&[("connection", "Upgrade"), ("upgrade", "websocket")][..], Some("websocket")),
+            (&[("connection", "keep-alive, upgrade"), ("upgrade", "WebSocket")], Some("WebSocket")),
+            (&[("connection", "upgrade"), ("upgrade", "raw/1")], Some("raw/1")),
+            (&[("connection", "close"), ("upgrade", "websocket")], None),
+            (&[("upgrade", "websocket")], None),
+            (&[("connection", "upgrade")], None),
+            (&[("connection", "upgrade"), ("upgrade", "h2c")], None),
+            (&[("connection", "upgrade"), ("upgrade", "websocket, H2C")], None),
+            (&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")], None),
+        ] {
+            let mut request = Request::get("/");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let got = wanted_upgrade(&request.body(Empty::<Bytes>::new()).unwrap());
+            assert_eq!(got.as_ref().map(|value| value.to_str().unwrap()), want, "{headers:?}");
+        }
+        let post = Request::post("/").header("connection", "upgrade").header("upgrade", "websocket").body(Full::new(Bytes::from("x")));
+        assert_eq!(wanted_upgrade(&post.unwrap()), None);
+    }
+}

@@ -1,0 +1,214 @@
+//! Connections to instances: which instance is next, connections kept alive, and how many requests each one serves.
+
+use crate::body::RequestBody;
+use crate::failure::Failure;
+use crate::{Dial, Settings};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+
+/// The sending half of a connection to an instance.
+pub(crate) type Sender = http1::SendRequest<RequestBody>;
+
+/// How long an unused connection is kept: below the 5 s after which common servers (Node, uvicorn) close theirs.
+const KEEP: Duration = Duration::from_secs(4);
+/// How fresh a kept connection must be for a request that can't be sent twice.
+const FRESH: Duration = Duration::from_secs(1);
+/// Unused connections kept for one instance.
+const KEEP_MOST: usize = 64;
+/// How long a connection may take to become free after its response ended (the request's body may still be on its way).
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// All instances that requests run on, or ran on a moment ago.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    instances: Mutex<HashMap<SocketAddr, Instance>>,
+}
+
+#[derive(Debug, Default)]
+struct Instance {
+    in_flight: usize,
+    idle: Vec<Idle>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: Sender,
+    since: Instant,
+}
+
+/// One request (or tunnel) that runs on an instance, counted until dropped.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pool: Arc<Pool>,
+    address: SocketAddr,
+}
+
+impl Pool {
+    /// The one of two random candidates that serves fewer requests. `None` without candidates.
+    pub fn choose(&self, candidates: &[SocketAddr], random: u64) -> Option<SocketAddr> {
+        let (first, second) = two(candidates.len(), random)?;
+        let (first, second) = (*candidates.get(first)?, *candidates.get(second)?);
+        let instances = self.lock();
+        let load = |address| instances.get(address).map_or(0, |instance| instance.in_flight);
+        Some(if load(&second) < load(&first) { second } else { first })
+    }
+
+    /// Counts a request.
+    pub fn enter(self: &Arc<Self>, address: SocketAddr) -> Flight {
+        self.lock().entry(address).or_default().in_flight += 1;
+        Flight { pool: Arc::clone(self), address }
+    }
+
+    /// A kept connection that is still open. `replayable`: whether the request may be sent again when the instance
+    /// closes the connection at this very moment.
+    pub fn take(&self, address: SocketAddr, replayable: bool) -> Option<Sender> {
+        let most = if replayable { KEEP } else { FRESH };
+        let mut instances = self.lock();
+        let idle = &mut instances.get_mut(&address)?.idle;
+        let now = Instant::now();
+        // The latest one is last.
+        while let Some(entry) = idle.pop() {
+            if now.saturating_duration_since(entry.since) > most {
+                idle.push(entry);
+                return None;
+            }
+            if entry.sender.is_ready() {
+                return Some(entry.sender);
+            }
+        }
+        None
+    }
+
+    fn put(&self, address: SocketAddr, sender: Sender) {
+        let mut instances = self.lock();
+        let idle = &mut instances.entry(address).or_default().idle;
+        if idle.len() < KEEP_MOST {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+
+    /// Closes connections that were unused for too long, and forgets instances without any.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.lock().retain(|_, instance| {
+            instance.idle.retain(|entry| !entry.sender.is_closed() && now.saturating_duration_since(entry.since) <= KEEP);
+            instance.in_flight > 0 || !instance.idle.is_empty()
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Instance>> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Flight {
+    /// Keeps the connection for the next request, once its response and its request have ended.
+    pub fn keep(self, mut sender: Sender) {
+        if sender.is_ready() {
+            self.pool.put(self.address, sender);
+            return;
+        }
+        tokio::spawn(async move {
+            if let Ok(Ok(())) = timeout(SETTLE, sender.ready()).await {
+                self.pool.put(self.address, sender);
+            }
+        });
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if let Some(instance) = self.pool.lock().get_mut(&self.address) {
+            instance.in_flight = instance.in_flight.saturating_sub(1);
+        }
+    }
+}
+
+/// Makes a connection.
+pub(crate) async fn connect(dial: &impl Dial, address: SocketAddr, settings: &Settings) -> Result<Sender, Failure> {
+    let port = address.port();
+    let stream = timeout(settings.connect_wait, dial.dial(address))
+        .await
+        .map_err(|_| Failure::ConnectLate { port })?
+        .map_err(|error| Failure::of_dial(error, port))?;
+    stream.set_nodelay(true).map_err(|error| Failure::of_dial(error, port))?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Failure::of_exchange)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%address, %error, "a connection to an instance ended");
+        }
+    });
+    Ok(sender)
+}
+
+/// Two different indices below `count` (the same one when there is only one), evenly.
+fn two(count: usize, random: u64) -> Option<(usize, usize)> {
+    let pick = |random: u64, count: usize| usize::try_from((u128::from(random & 0xffff_ffff) * (count as u128)) >> 32).unwrap_or(0);
+    match count {
+        0 => None,
+        1 => Some((0, 0)),
+        _ => {
+            let first = pick(random, count);
+            let second = pick(random >> 32, count - 1);
+            Some((first, if second >= first { second + 1 } else { second }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(count: u8) -> Vec<SocketAddr> {
+        (0..count).map(|n| ([10, 64, 0, n], 10000).into()).collect()
+    }
+
+    /// A plain generator is enough to walk through the choices.
+    fn randoms() -> impl Iterator<Item = u64> {
+        std::iter::successors(Some(1u64), |last| Some(last.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)))
+            .map(|state| state.rotate_left(29) ^ (state >> 13))
+    }
+
+    #[test]
+    fn the_choice_is_even_and_avoids_the_busy_one() {
+        let pool = Arc::new(Pool::default());
+        let candidates = addresses(5);
+        assert_eq!(pool.choose(&[], 1), None);
+        assert_eq!(pool.choose(&candidates[..1], u64::MAX), Some(candidates[0]));
+        let mut counts: HashMap<SocketAddr, usize> = HashMap::new();
+        for random in randoms().take(5000) {
+            *counts.entry(pool.choose(&candidates, random).unwrap()).or_default() += 1;
+        }
+        assert!(counts.len() == 5 && counts.values().all(|count| (850..1150).contains(count)), "{counts:?}");
+
+        let busy = pool.enter(candidates[2]);
+        assert!(randoms().take(1000).all(|random| pool.choose(&candidates, random) != Some(candidates[2])), "never the only busy one");
+        drop(busy);
+        assert!(randoms().take(1000).any(|random| pool.choose(&candidates, random) == Some(candidates[2])));
+    }
+
+    #[test]
+    fn held_requests_spread_evenly() {
+        let pool = Arc::new(Pool::default());
+        let candidates = addresses(4);
+        let _held: Vec<Flight> = randoms().take(400).map(|random| pool.enter(pool.choose(&candidates, random).unwrap())).collect();
+        let instances = pool.lock();
+        assert!(candidates.iter().all(|address| (90..=110).contains(&instances[address].in_flight)), "{instances:?}");
+    }
+
+    #[test]
+    fn idle_instances_are_forgotten() {
+        let pool = Arc::new(Pool::default());
+        let held = pool.enter(addresses(1)[0]);
+        pool.sweep();
+        assert_eq!(pool.lock().len(), 1);
+        drop(held);
+        pool.sweep();
+        assert_eq!(pool.lock().len(), 0);
+    }
+}

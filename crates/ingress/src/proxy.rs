@@ -1,0 +1,248 @@
+//! One request: decide, pass on, answer, log.
+
+use crate::body::{Relay, RequestBody, ResponseBody};
+use crate::decide::{Decision, Refusal, decide};
+use crate::failure::Failure;
+use crate::pool::{Flight, Pool, Sender, connect};
+use crate::serve::end;
+use crate::{Dial, Route, Routes, Settings, heads, pages};
+use arc_swap::ArcSwap;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{Either, Empty, Full};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// What every request needs.
+pub(crate) struct Proxy<D> {
+    pub routes: Arc<ArcSwap<Routes>>,
+    pub dial: Arc<D>,
+    pub pool: Arc<Pool>,
+    pub settings: Settings,
+    /// Turns true, or is closed, when serving ends: tunnels end with it.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// Who asks, and under which id.
+struct Caller<'a> {
+    address: IpAddr,
+    id: &'a str,
+}
+
+/// An answer from an instance.
+struct Answered {
+    response: Response<Incoming>,
+    flight: Flight,
+    sender: Sender,
+}
+
+/// Why sending over one connection failed.
+enum Unsent {
+    /// Nothing left this machine; the request is whole.
+    Nothing(Box<Request<RequestBody>>, Failure),
+    /// Some of it may have arrived.
+    Some(Failure),
+}
+
+impl<D: Dial> Proxy<D> {
+    /// Answers one request; every failure becomes a page.
+    pub async fn handle(&self, request: Request<Incoming>, client: IpAddr) -> Response<ResponseBody> {
+        let id = heads::request_id(random());
+        let mut log = AccessLog::new(&request, client, &id);
+        // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
+        let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+        let mut response = self.answer(request, &Caller { address: client, id: &id }, &mut log).await;
+        if chunked {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        log.status = Some(response.status());
+        response
+    }
+
+    async fn answer(&self, request: Request<Incoming>, caller: &Caller<'_>, log: &mut AccessLog) -> Response<ResponseBody> {
+        let routes = self.routes.load_full();
+        let (head, body) = request.into_parts();
+        let route = match decide(&routes, &head) {
+            Decision::Proxy(route) => route,
+            Decision::Refuse(refusal) => {
+                if let Refusal::NoInstance { service, .. } | Refusal::Suspended { service } = &refusal {
+                    log.service = Some(service.to_string());
+                }
+                return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);
+            }
+        };
+        log.service = Some(route.service.to_string());
+        let asked = head.headers.clone();
+        match self.pass(route, Request::from_parts(head, body), caller).await {
+            Ok(response) => response,
+            Err(failure) => {
+                log.failure = Some(failure.to_string());
+                page(pages::failure(&route.service, &failure, &asked, caller.id), caller.id)
+            }
+        }
+    }
+
+    async fn pass(&self, route: &Route, mut request: Request<Incoming>, caller: &Caller<'_>) -> Result<Response<ResponseBody>, Failure> {
+        let upgrade = heads::wanted_upgrade(&request);
+        let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        heads::to_instance(&mut request, caller.address, caller.id, upgrade.as_ref());
+        let Answered { mut response, flight, sender } = self.send(route, request.map(Either::Left), upgrade.is_some()).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            heads::to_client(&mut response, caller.id, None);
+            return Ok(response.map(|body| Either::Left(Relay::new(body, flight, sender))));
+        }
+        let Some(client_side) = client_side else { return Err(Failure::Switched) };
+        let instance_side = hyper::upgrade::on(&mut response);
+        let agreed = response.headers().get(header::UPGRADE).cloned().or(upgrade);
+        heads::to_client(&mut response, caller.id, agreed.as_ref());
+        tokio::spawn(tunnel(client_side, instance_side, flight, self.stopping.clone()));
+        Ok(response.map(|_| Either::Right(Full::default())))
+    }
+
+    /// Sends to one instance after the other while nothing has been sent.
+    async fn send(&self, route: &Route, mut request: Request<RequestBody>, upgrade: bool) -> Result<Answered, Failure> {
+        let idempotent = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+        let replayable = idempotent && request.body().is_end_stream();
+        let mut left = route.upstreams.clone();
+        let mut failed = None;
+        while let Some(address) = self.pool.choose(&left, random()) {
+            let flight = self.pool.enter(address);
+            // A kept connection may be closed by its instance at this moment; then the next one is tried, and at last
+            // a new one.
+            while let Some(sender) = self.pool.take(address, replayable).filter(|_| !upgrade) {
+                let copy = replayable.then(|| copy_of(&request));
+                match (self.send_over(sender, request).await, copy) {
+                    (Ok((response, sender)), _) => return Ok(Answered { response, flight, sender }),
+                    (Err(Unsent::Nothing(whole, _)), _) => request = *whole,
+                    (Err(Unsent::Some(Failure::Closed(_) | Failure::Broken(_))), Some(copy)) => request = copy,
+                    (Err(Unsent::Some(failure)), _) => return Err(failure),
+                }
+            }
+            let failure = match connect(&*self.dial, address, &self.settings).await {
+                Err(failure) => failure,
+                Ok(sender) => match self.send_over(sender, request).await {
+                    Ok((response, sender)) => return Ok(Answered { response, flight, sender }),
+                    Err(Unsent::Some(failure)) => return Err(failure),
+                    Err(Unsent::Nothing(whole, failure)) => {
+                        request = *whole;
+                        failure
+                    }
+                },
+            };
+            tracing::debug!(service = %route.service, %address, %failure, "an instance can't be reached");
+            failed = Some(failure);
+            left.retain(|candidate| *candidate != address);
+        }
+        // Without upstreams a route is refused before.
+        Err(failed.unwrap_or(Failure::ResponseLate))
+    }
+
+    async fn send_over(&self, mut sender: Sender, request: Request<RequestBody>) -> Result<(Response<Incoming>, Sender), Unsent> {
+        match timeout(self.settings.response_wait, sender.try_send_request(request)).await {
+            Ok(Ok(response)) => Ok((response, sender)),
+            Ok(Err(mut error)) => {
+                let whole = error.take_message();
+                let failure = Failure::of_exchange(error.into_error());
+                Err(match whole {
+                    Some(request) => Unsent::Nothing(Box::new(request), failure),
+                    None => Unsent::Some(failure),
+                })
+            }
+            Err(_) => Err(Unsent::Some(Failure::ResponseLate)),
+        }
+    }
+}
+
+/// A request without body, once more.
+fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(Either::Right(Empty::new()));
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+fn page(mut page: Response<Full<hyper::body::Bytes>>, id: &str) -> Response<ResponseBody> {
+    heads::identify(page.headers_mut(), id);
+    page.map(Either::Right)
+}
+
+/// Copies bytes both ways until both sides have ended, or serving does.
+async fn tunnel(client_side: OnUpgrade, instance_side: OnUpgrade, flight: Flight, mut stopping: watch::Receiver<bool>) {
+    let copied = async {
+        let (client, instance) =
+            tokio::try_join!(client_side, instance_side).map_err(|error| tracing::debug!(%error, "an upgrade failed")).ok()?;
+        let (mut client, mut instance) = (TokioIo::new(client), TokioIo::new(instance));
+        tokio::io::copy_bidirectional(&mut client, &mut instance).await.map_err(|error| tracing::debug!(%error, "a tunnel broke")).ok()
+    };
+    tokio::select! {
+        _ = copied => {}
+        () = end(&mut stopping) => {}
+    }
+    drop(flight);
+}
+
+/// 64 random bits, for ids and for the choice of an instance.
+fn random() -> u64 {
+    // The kernel's generator fails only before it was seeded once, at boot; the process' own seed covers that.
+    getrandom::u64().unwrap_or_else(|_| {
+        use std::hash::{BuildHasher, RandomState};
+        RandomState::new().hash_one(std::time::SystemTime::now())
+    })
+}
+
+/// One line per request, written when the request leaves: target `moat::access`.
+struct AccessLog {
+    started: Instant,
+    method: Method,
+    host: String,
+    path: String,
+    client: IpAddr,
+    id: String,
+    service: Option<String>,
+    status: Option<StatusCode>,
+    failure: Option<String>,
+}
+
+impl AccessLog {
+    fn new(request: &Request<Incoming>, client: IpAddr, id: &str) -> Self {
+        Self {
+            started: Instant::now(),
+            method: request.method().clone(),
+            host: request.headers().get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned()).unwrap_or_default(),
+            // Queries carry secrets too often.
+            path: request.uri().path().to_owned(),
+            client,
+            id: id.to_owned(),
+            service: None,
+            status: None,
+            failure: None,
+        }
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        // A client that went away before the answer is logged as 499, as nginx does.
+        let status = self.status.map_or(499, |status| status.as_u16());
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(
+            target: "moat::access",
+            method = %self.method,
+            host = self.host,
+            path = self.path,
+            status,
+            ms,
+            service = self.service,
+            client = %self.client,
+            request = self.id,
+            failure = self.failure,
+        );
+    }
+}

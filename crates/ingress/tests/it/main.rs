@@ -1,0 +1,12 @@
+//! Tests of moat-ingress: real connections on loopback, raw clients and instances of our own.
+
+#[cfg(test)]
+mod failures;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod passing;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod upgrades;
