@@ -7,7 +7,7 @@
 //! | `DIR` | the monitor of the instance folder `DIR` ([`life`]) |
 //! | `--init -- PROGRAM…` | PID 1 inside the sandbox ([`init`]) |
 //! | `--run -- PROGRAM…` | inside, for `exec`: becomes the program, or says why not with 127 or 126 |
-//! | `--enter PID -- PROGRAM…` | on the host: enters that process' mount namespace and becomes the program |
+//! | `--enter PID -- PROGRAM…` | on the host: enters that process' network and mount namespaces and becomes the program |
 //!
 //! Invariant: single-threaded, outlives whoever started it, and takes its instance with it when it dies.
 
@@ -68,11 +68,17 @@ fn become_program(program: &[OsString]) -> ExitCode {
     ExitCode::from(start_failure(&error))
 }
 
+/// Joins the monitor's network and mount namespaces: the runtime itself joins only namespaces that it made.
 fn enter(pid: &OsStr, program: &[OsString]) -> ExitCode {
-    let path = std::path::Path::new("/proc").join(pid).join("ns/mnt");
-    let entered = std::fs::File::open(&path).and_then(|ns| setns(ns, CloneFlags::CLONE_NEWNS).map_err(Into::into));
-    if let Err(error) = entered {
-        complain(&format!("entering `{}`: {error}", path.display()));
+    let folder = std::path::Path::new("/proc").join(pid).join("ns");
+    let entered = || -> std::io::Result<()> {
+        // Both before either: afterwards `/proc` may be another.
+        let (net, mnt) = (std::fs::File::open(folder.join("net"))?, std::fs::File::open(folder.join("mnt"))?);
+        setns(net, CloneFlags::CLONE_NEWNET)?;
+        Ok(setns(mnt, CloneFlags::CLONE_NEWNS)?)
+    };
+    if let Err(error) = entered() {
+        complain(&format!("entering `{}`: {error}", folder.display()));
         return ExitCode::from(USAGE);
     }
     become_program(program)

@@ -82,9 +82,12 @@ pub fn program(name: &str) -> Option<PathBuf> {
 pub fn keyvalue_server() -> Result<Toolchain, EngineError> {
     for name in ["valkey-server", "redis-server"] {
         if let Some(path) = program(name) {
-            let real = std::fs::canonicalize(&path).unwrap_or(path);
-            let mut toolchain = Toolchain { program: real.clone(), ..Toolchain::default() };
-            toolchain.show(real.parent().unwrap_or(&real), &real);
+            // Called by this very name: one program is the server and its tools, told apart by how it is called.
+            let mut toolchain = Toolchain { program: path.clone(), ..Toolchain::default() };
+            let real = std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+            for file in [&path, &real] {
+                toolchain.show(file.parent().unwrap_or(file), file);
+            }
             return Ok(toolchain);
         }
     }

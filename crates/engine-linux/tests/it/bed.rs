@@ -12,6 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::collections::BTreeMap;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -37,21 +38,29 @@ pub fn test(body: impl AsyncFnOnce(&Bed) + Send) {
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
             mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let bed = runtime.block_on(async { Bed::new() });
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                runtime.block_on(async {
+                    bed.engine.apply(&Step::EnsureRouter).await.unwrap();
+                    body(&bed).await;
+                });
+            }));
+            // Cleaned up after a failure as well; what is left is only judged after a success.
             runtime.block_on(async {
-                let bed = Bed::new();
-                bed.engine.apply(&Step::EnsureRouter).await.unwrap();
-                body(&bed).await;
                 for id in bed.engine.observe().await.unwrap().instances.into_keys() {
                     bed.stop(&id, 0).await;
                 }
                 bed.engine.apply(&Step::RemoveRouter).await.unwrap();
+                if let Err(panic) = outcome {
+                    resume_unwind(panic);
+                }
                 let left = bed.engine.leftovers().await.unwrap();
                 assert!(left.is_empty(), "{left:?}");
                 assert_eq!(fs::read_dir(bed.run.join("crun")).unwrap().count(), 0, "the runtime's state is left");
             });
         });
         if let Err(panic) = done.join() {
-            std::panic::resume_unwind(panic);
+            resume_unwind(panic);
         }
     });
 }
@@ -126,10 +135,8 @@ impl Bed {
         let release = self.engine.prepare_release(request).await.unwrap();
         if !release.cached {
             if native.build_command.is_some() {
-                let mut build = spec.clone();
-                build.id = InstanceId::new(format!("{}-build", spec.service)).unwrap();
-                build.purpose = Purpose::Build;
-                build.release = Some(release.name.clone());
+                let build = crate::bed::spec("app", spec.workload.clone());
+                let build = InstanceSpec { purpose: Purpose::Build, release: Some(release.name.clone()), env: spec.env.clone(), ..build };
                 self.start(&build).await.unwrap();
                 let report = self.end(&build.id).await;
                 assert_eq!(report.code, 0, "{report:?}: {:?}", self.log(&build.id));

@@ -14,6 +14,8 @@ async fn cli(bed: &Bed, id: &moat_model::InstanceId, args: &[&str]) -> i32 {
 
 async fn ready(bed: &Bed, id: &moat_model::InstanceId) {
     for _ in 0..300 {
+        let phase = moat_engine::Engine::observe(&bed.engine).await.unwrap().instances[id].phase.clone();
+        assert_eq!(phase, moat_model::state::InstancePhase::Running, "{:?}", bed.log(id));
         if cli(bed, id, &["-e", "ping"]).await == 0 {
             return;
         }
