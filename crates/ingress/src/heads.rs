@@ -114,6 +114,10 @@ fn strip(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
+    // Of two statements about a body's length the coding is the true one (RFC 9112 §6.3).
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     for name in HOP_BY_HOP {
         headers.remove(name);
     }

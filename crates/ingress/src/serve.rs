@@ -32,7 +32,7 @@ pub struct Settings {
     pub drain_wait: Duration,
     /// Client connections held at once; more wait to be accepted.
     pub max_connections: usize,
-    /// The longest head of a request, bytes (431 above it; at least 8 KiB).
+    /// The longest head of a request, bytes (431 above it).
     pub max_head: usize,
 }
 
@@ -128,7 +128,7 @@ async fn converse<D: Dial>(proxy: Arc<Proxy<D>>, stream: TcpStream, client: IpAd
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(proxy.settings.header_wait)
-        .max_buf_size(proxy.settings.max_head.max(8192))
+        .max_header_size(proxy.settings.max_head)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);

@@ -9,7 +9,6 @@ use hyper_util::rt::TokioIo;
 use moat_ingress::{Route, RouteState, Routes};
 use moat_model::Slug;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -156,7 +155,7 @@ async fn a_large_upload_and_download() {
         }
         connection.send(&format!("HTTP/1.1 200 OK\r\nX-Sum: {sum}\r\nContent-Length: {length}\r\n\r\n")).await;
         for _ in 0..length / 65_536 {
-            connection.stream.write_all(&[7; 65_536]).await.unwrap();
+            connection.stream.write_all(&vec![7; 65_536]).await.unwrap();
         }
     })
     .await;
@@ -164,7 +163,7 @@ async fn a_large_upload_and_download() {
     let mut client = ingress.client().await;
     client.send(&format!("POST / HTTP/1.1\r\nHost: shop.localhost\r\nContent-Length: {SIZE}\r\n\r\n")).await;
     for _ in 0..SIZE / 65_536 {
-        client.stream.write_all(&[3; 65_536]).await.unwrap();
+        client.stream.write_all(&vec![3; 65_536]).await.unwrap();
     }
     let head = client.head().await;
     assert_eq!(head.header("x-sum").unwrap().parse::<usize>().unwrap(), 3 * SIZE);
@@ -306,6 +305,6 @@ async fn stopping_lets_requests_end() {
     go.notify_one();
     assert_eq!(busy.response().await.body, "done");
     timeout(PATIENCE, ingress.task).await.unwrap().unwrap().unwrap();
-    let again: Result<_, _> = tokio::net::TcpListener::bind(SocketAddr::from(ingress.address)).await;
+    let again = tokio::net::TcpListener::bind(ingress.address).await;
     assert!(again.is_ok(), "the port is free again");
 }

@@ -33,9 +33,9 @@ async fn a_web_socket_passes_both_ways() {
         let sent: Vec<u8> = (0..size).map(|n: usize| n.to_le_bytes()[0]).collect();
         let (mut read, mut write) = client.stream.split();
         let mut got = vec![0; size];
-        let (wrote, read) = tokio::join!(write.write_all(&sent), read.read_exact(&mut got));
-        wrote.unwrap();
-        read.unwrap();
+        let (there, back) = tokio::join!(write.write_all(&sent), read.read_exact(&mut got));
+        there.unwrap();
+        back.unwrap();
         assert!(got == sent, "{size}");
     }
     // One side ends, the other may still speak.
