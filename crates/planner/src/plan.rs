@@ -93,8 +93,14 @@ impl InstanceSpec {
             command: None,
             env,
             secret_files: service.secret_files.clone(),
-            limits: service.limits,
+            limits: if build { build_limits(service.limits) } else { service.limits },
             release,
         }
     }
+}
+
+/// A build is not what the plan was chosen for: compilers and installers get at least 4 GiB, four CPUs' worth and room for
+/// their processes.
+fn build_limits(limits: Limits) -> Limits {
+    Limits { memory_bytes: limits.memory_bytes.max(4 << 30), cpu_millis: limits.cpu_millis.max(4000), pids: limits.pids.max(4096) }
 }
