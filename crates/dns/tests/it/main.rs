@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod libc;
+#[cfg(test)]
 mod live;
 #[cfg(test)]
 mod rows;
