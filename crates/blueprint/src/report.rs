@@ -2,7 +2,6 @@
 
 use crate::codes::{Code, E0113};
 use moat_model::{Diagnostic, Span};
-use std::fmt;
 
 /// More diagnostics than this are counted, not kept.
 const MAX_DIAGNOSTICS: usize = 1_000;
@@ -31,21 +30,28 @@ impl<'a> Path<'a> {
     }
 }
 
-impl fmt::Display for Path<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Path<'_> {
+    /// The pointer, as RFC 6901 writes it but for the leading `/`.
+    pub(crate) fn pointer(&self) -> String {
+        let mut out = String::with_capacity(48);
+        self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) {
         let parent = match self {
-            Self::Root => return Ok(()),
+            Self::Root => return,
             Self::Key(parent, _) | Self::Item(parent, _) => parent,
         };
-        parent.fmt(f)?;
+        parent.write(out);
         if !matches!(parent, Self::Root) {
-            f.write_str("/")?;
+            out.push('/');
         }
         match self {
-            Self::Root => Ok(()),
-            // RFC 6901: `~` and `/` of a key are escaped.
-            Self::Key(_, key) => f.write_str(&key.replace('~', "~0").replace('/', "~1")),
-            Self::Item(_, index) => write!(f, "{index}"),
+            Self::Root => {}
+            Self::Key(_, key) if key.contains(['~', '/']) => out.push_str(&key.replace('~', "~0").replace('/', "~1")),
+            Self::Key(_, key) => out.push_str(key),
+            Self::Item(_, index) => out.push_str(&index.to_string()),
         }
     }
 }
@@ -63,7 +69,7 @@ impl Report {
         if self.list.len() >= MAX_DIAGNOSTICS {
             self.dropped += 1;
         } else {
-            self.say_at(code, span, path.to_string(), message, help);
+            self.say_at(code, span, path.pointer(), message, help);
         }
     }
 
@@ -75,6 +81,11 @@ impl Report {
         }
         let (message, help) = (message.into(), help.into());
         self.list.push(Diagnostic { code: code.id, severity: code.severity, span, pointer, message, help });
+    }
+
+    /// Whether more is only counted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.list.len() >= MAX_DIAGNOSTICS
     }
 
     /// Whether nothing was said.
@@ -136,8 +147,8 @@ mod tests {
     fn a_path_reads_as_a_pointer() {
         let services = Path::Root.key("services");
         let first = services.item(0);
-        assert_eq!(first.key("a/b~c").to_string(), "services/0/a~1b~0c");
-        assert_eq!(Path::Root.to_string(), "");
+        assert_eq!(first.key("a/b~c").pointer(), "services/0/a~1b~0c");
+        assert_eq!(Path::Root.pointer(), "");
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub(crate) fn readable(places: &Places<'_>, report: &mut Report) -> bool {
         matches!(c, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
             && c != '\u{feff}'
     };
+    if text.bytes().all(|b| matches!(b, b'\t' | b'\n' | b'\r' | b' '..=b'~')) {
+        return true;
+    }
     let Some((at, c)) = text.char_indices().find(|(_, c)| !allowed(*c)) else { return true };
     let span = places.bytes(at, at + c.len_utf8());
     let message = format!("the character U+{:04X} can't stand in YAML", u32::from(c));

@@ -27,7 +27,7 @@ pub(super) fn database(obj: Obj<'_, '_>, path: &Path<'_>, environment: Environme
         "until then, name a server of your own by `sync: false` variables".to_owned(),
     );
     Some(DatabaseSpec {
-        pointer: path.to_string(),
+        pointer: path.pointer(),
         span: obj.span(),
         environment,
         name,

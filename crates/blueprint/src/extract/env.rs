@@ -35,7 +35,7 @@ pub(super) fn group(obj: Obj<'_, '_>, path: &Path<'_>, environment: EnvironmentI
     }
     asked_for(&asked, &list, cx);
     twice(&env_vars, cx);
-    Some(EnvGroupSpec { pointer: path.to_string(), environment, name: obj.filled("name")?, env_vars })
+    Some(EnvGroupSpec { pointer: path.pointer(), environment, name: obj.filled("name")?, env_vars })
 }
 
 /// Says once per group which of its variables are left out, because a group can't ask for a value.
@@ -58,7 +58,7 @@ fn asked_for(keys: &[Text], path: &Path<'_>, cx: &mut Context<'_>) {
 /// Reads `envVars` of a service.
 pub(super) fn env_vars(obj: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) -> Vec<EnvVarSpec> {
     let list = path.key("envVars");
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(obj.get("envVars").and_then(Node::items).map_or(0, <[_]>::len));
     for (index, node) in obj.items("envVars") {
         out.extend(env_var(node, &list.item(index), cx));
     }
@@ -71,7 +71,7 @@ fn env_var(node: &Node<'_>, path: &Path<'_>, cx: &mut Context<'_>) -> Option<Env
     let obj = Obj::new(node, table)?;
     let source = source(obj, path, cx)?;
     Some(EnvVarSpec {
-        pointer: path.to_string(),
+        pointer: path.pointer(),
         span: node.span,
         source,
         preview_value: obj.text("previewValue"),

@@ -20,17 +20,22 @@ impl<'n, 't> Obj<'n, 't> {
         node.entries().map(|_| Self { node, table })
     }
 
-    /// The entry of a field, by its name or an alias, when something is written there.
+    /// The entry of a field, when something is written there and the table has the field.
     pub(super) fn entry(&self, name: &str) -> Option<&'n Entry<'t>> {
         debug_assert!(
             self.table.field(name).is_some() || OBJECTS.iter().any(|object| object.field(name).is_some()),
             "no table has `{name}`"
         );
-        let field = self.table.field(name)?;
-        std::iter::once(field.name)
-            .chain(field.aliases.iter().copied())
-            .filter_map(|name| self.node.entry(name))
-            .find(|entry| !entry.value.is_null())
+        self.written(name).filter(|_| self.table.field(name).is_some())
+    }
+
+    /// The entry of a field by its name or an old one.
+    pub(super) fn renamed(&self, name: &str) -> Option<&'n Entry<'t>> {
+        self.entry(name).or_else(|| self.table.field(name)?.aliases.iter().find_map(|alias| self.written(alias)))
+    }
+
+    fn written(&self, name: &str) -> Option<&'n Entry<'t>> {
+        self.node.entry(name).filter(|entry| !entry.value.is_null())
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&'n Node<'t>> {
@@ -95,7 +100,7 @@ impl<'n, 't> Obj<'n, 't> {
     where
         'n: 'p,
     {
-        let entry = self.entry(name)?;
+        let entry = self.renamed(name)?;
         Some((entry.key_span, path.key(&entry.key)))
     }
 }

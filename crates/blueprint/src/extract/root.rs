@@ -10,6 +10,7 @@ use crate::tables::{
     BUILD_SOURCE, BUILD_SOURCE_GIT, DATABASE, ENVIRONMENT, GENERATION, GROUP, IMAGE, NETWORKING, PERMISSIONS, PROJECT, ROOT_PREVIEWS,
     SWITCH, UNGROUPED,
 };
+use crate::yaml::Node;
 use moat_model::Spanned;
 
 /// Reads the root.
@@ -84,6 +85,7 @@ fn project(obj: Obj<'_, '_>, path: &Path<'_>, blueprint: &mut Blueprint, cx: &mu
 /// Services, databases and groups of one list.
 fn resources(obj: Obj<'_, '_>, path: &Path<'_>, environment: EnvironmentIndex, blueprint: &mut Blueprint, cx: &mut Context<'_>) {
     let services = path.key("services");
+    blueprint.services.reserve(obj.get("services").and_then(Node::items).map_or(0, <[_]>::len));
     for (index, node) in obj.items("services") {
         if let Some(spec) = service::service(node, &services.item(index), environment, cx) {
             blueprint.services.push(spec);
@@ -131,7 +133,7 @@ fn build_sources(obj: Obj<'_, '_>, path: &Path<'_>, blueprint: &mut Blueprint, c
             "give each service its own `runtime`, `buildCommand` and so on".to_owned(),
         );
         blueprint.build_sources.push(BuildSourceSpec {
-            pointer: path.to_string(),
+            pointer: path.pointer(),
             name,
             repo: git.and_then(|git| git.text("repo")),
             runtime: git.and_then(rules::runtime),

@@ -11,7 +11,8 @@ use moat_model::{NativeRuntime, ServiceKind, Spanned};
 
 /// `runtime`, by its word.
 pub(super) fn runtime(obj: Obj<'_, '_>) -> Option<Spanned<RuntimeSpec>> {
-    let word = obj.word("runtime", &RUNTIME)?;
+    let node = &obj.renamed("runtime")?.value;
+    let word = Spanned::new(RUNTIME.canonical(node.text()?)?, node.span);
     let runtime = match word.as_str() {
         "python" => RuntimeSpec::Native(NativeRuntime::Python),
         "node" => RuntimeSpec::Native(NativeRuntime::Node),

@@ -1,6 +1,6 @@
 //! Services.
 
-use super::object::Obj;
+use super::object::{Obj, text};
 use super::{Context, env, moat, rules, small};
 use crate::judge::choose;
 use crate::report::Path;
@@ -21,7 +21,7 @@ pub(super) fn service(node: &Node<'_>, path: &Path<'_>, environment: Environment
     let mut domains = obj.texts("domains");
     domains.extend(obj.filled("domain"));
     let spec = ServiceSpec {
-        pointer: path.to_string(),
+        pointer: path.pointer(),
         span: node.span,
         environment,
         name: obj.filled("name")?,
@@ -36,7 +36,7 @@ pub(super) fn service(node: &Node<'_>, path: &Path<'_>, environment: Environment
         build_command: obj.filled("buildCommand"),
         start_command: obj.filled("startCommand"),
         pre_deploy_command: obj.filled("preDeployCommand").filter(|_| table.name != CRON.name),
-        initial_deploy_hook: obj.filled("initialDeployHook"),
+        initial_deploy_hook: obj.renamed("initialDeployHook").and_then(|entry| text(&entry.value)).filter(|hook| !hook.trim().is_empty()),
         schedule: obj.filled("schedule"),
         auto_deploy_trigger: trigger(obj),
         domains,

@@ -140,15 +140,22 @@ pub(crate) fn sources<'n, 't>(node: &'n Node<'t>) -> Vec<(&'static str, Span, &'
 
 /// Finds the table of an entry of `envVars`.
 pub(crate) fn env_var(node: &Node<'_>) -> &'static Object {
-    let references: Vec<&'static Object> = [("fromDatabase", &FROM_DATABASE), ("fromService", &FROM_SERVICE), ("fromGroup", &FROM_GROUP)]
-        .into_iter()
-        .filter(|(key, _)| node.entry(key).is_some())
-        .map(|(_, table)| -> &'static Object { table })
-        .collect();
-    let written = ["value", "generateValue", "sync"].into_iter().any(|key| node.entry(key).is_some());
-    match (references.as_slice(), written) {
-        ([], _) => &FROM_VALUE,
-        ([one], false) => one,
-        _ => &ANY_ENV,
+    let mut reference: Option<&'static Object> = None;
+    let mut sources = 0;
+    for entry in node.entries().unwrap_or_default() {
+        let table: Option<&'static Object> = match entry.key.as_ref() {
+            "fromDatabase" => Some(&FROM_DATABASE),
+            "fromService" => Some(&FROM_SERVICE),
+            "fromGroup" => Some(&FROM_GROUP),
+            "value" | "generateValue" | "sync" => None,
+            _ => continue,
+        };
+        sources += 1;
+        reference = reference.or(table);
+    }
+    match reference {
+        None => &FROM_VALUE,
+        Some(table) if sources == 1 => table,
+        Some(_) => &ANY_ENV,
     }
 }

@@ -118,6 +118,9 @@ impl Judge<'_> {
 
     /// One field written under two of its names.
     fn spellings(&mut self, node: &Node<'_>, field: &'static Field, path: &Path<'_>) {
+        if field.aliases.is_empty() {
+            return;
+        }
         let Some(first) = node.entry(field.name) else { return };
         for alias in field.aliases {
             let Some(second) = node.entry(alias) else { continue };
@@ -164,6 +167,11 @@ impl Judge<'_> {
     fn unknown(&mut self, entry: &Entry<'_>, table: &'static Object, path: &Path<'_>) {
         let key = entry.key.as_ref();
         let span = entry.key_span;
+        if self.report.is_full() {
+            // Only counted: no need for good words.
+            self.report.say(E0201, span, path, "", None);
+            return;
+        }
         if key.starts_with("x-") && key != "x-moat" {
             let message = format!("{} is an extension that Moat does not read", quoted(key));
             self.report.say(E0223, span, path, message, None);
@@ -232,7 +240,9 @@ impl Judge<'_> {
 
     fn env_var(&mut self, node: &Node<'_>, path: &Path<'_>) {
         let table = choose::env_var(node);
-        let sources = choose::sources(node);
+        // A key and one source is what most have.
+        let several = node.entries().is_some_and(|entries| entries.len() > 2 || table.open);
+        let sources = if several { choose::sources(node) } else { Vec::new() };
         if let [first, .., last] = sources.as_slice() {
             let references = sources.iter().any(|(key, ..)| key.starts_with("from"));
             let names: Vec<String> = sources.iter().map(|(key, ..)| format!("`{key}`")).collect();

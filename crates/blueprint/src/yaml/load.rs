@@ -53,13 +53,38 @@ enum Body<'t> {
     Map {
         entries: Vec<Entry<'t>>,
         merges: Vec<Node<'t>>,
-        seen: HashMap<Cow<'t, str>, usize>,
+        seen: Seen<'t>,
         pending: Option<Pending<'t>>,
         /// Keys given again: the entry that has the key, the key, its place and the value.
         again: Vec<(usize, Cow<'t, str>, Span, Node<'t>)>,
         /// Whether some key was no word.
         wrong: bool,
     },
+}
+
+/// Which keys a mapping has; small ones are searched, large ones are indexed.
+#[derive(Default)]
+struct Seen<'t>(HashMap<Cow<'t, str>, usize>);
+
+impl<'t> Seen<'t> {
+    const SMALL: usize = 24;
+
+    fn find(&self, entries: &[Entry<'t>], key: &str) -> Option<usize> {
+        if self.0.is_empty() {
+            return entries.iter().position(|entry| entry.key == key);
+        }
+        self.0.get(key).copied()
+    }
+
+    fn push(&mut self, entries: &mut Vec<Entry<'t>>, entry: Entry<'t>) {
+        if !self.0.is_empty() {
+            self.0.insert(entry.key.clone(), entries.len());
+        }
+        entries.push(entry);
+        if self.0.is_empty() && entries.len() > Self::SMALL {
+            self.0 = entries.iter().enumerate().map(|(at, entry)| (entry.key.clone(), at)).collect();
+        }
+    }
 }
 
 /// A key whose value comes next; one that is no word swallows its value.
@@ -102,7 +127,7 @@ impl<'t> Loader<'_, 't> {
                 let body = Body::Map {
                     entries: Vec::new(),
                     merges: Vec::new(),
-                    seen: HashMap::new(),
+                    seen: Seen::default(),
                     pending: None,
                     again: Vec::new(),
                     wrong: false,
@@ -195,7 +220,12 @@ impl<'t> Loader<'_, 't> {
                     self.merge(&merge, &mut entries, &mut seen);
                 }
                 // `{{ x }}`: what is wrong with it was said at the key.
-                if entries.is_empty() && wrong { Kind::Broken } else { Kind::Map(entries) }
+                if entries.is_empty() && wrong {
+                    Kind::Broken
+                } else {
+                    entries.shrink_to_fit();
+                    Kind::Map(entries)
+                }
             }
         };
         let node = Node { span, kind };
@@ -274,11 +304,10 @@ impl<'t> Loader<'_, 't> {
                 Some(Pending::Wrong) => *wrong = true,
                 Some(Pending::Merge) => merges.push(node),
                 Some(Pending::Key(key, key_span)) => {
-                    if let Some(&at) = seen.get(&key) {
+                    if let Some(at) = seen.find(entries, &key) {
                         again.push((at, key, key_span, node));
                     } else {
-                        seen.insert(key.clone(), entries.len());
-                        entries.push(Entry { key, key_span, value: node });
+                        seen.push(entries, Entry { key, key_span, value: node });
                     }
                 }
             },
@@ -287,13 +316,12 @@ impl<'t> Loader<'_, 't> {
     }
 
     /// Adds what `<<` brings and is not written: the mapping's own keys win, then earlier mappings.
-    fn merge(&mut self, from: &Node<'t>, entries: &mut Vec<Entry<'t>>, seen: &mut HashMap<Cow<'t, str>, usize>) {
+    fn merge(&mut self, from: &Node<'t>, entries: &mut Vec<Entry<'t>>, seen: &mut Seen<'t>) {
         match &from.kind {
             Kind::Map(more) => {
                 for entry in more {
-                    if !seen.contains_key(&entry.key) {
-                        seen.insert(entry.key.clone(), entries.len());
-                        entries.push(entry.clone());
+                    if seen.find(entries, &entry.key).is_none() {
+                        seen.push(entries, entry.clone());
                     }
                 }
             }

@@ -31,9 +31,21 @@ impl<'t> Places<'t> {
         let mut lines = vec![0];
         let mut chars = 0;
         let mut after_return = false;
-        let ascii = text.is_ascii();
+        if text.is_ascii() {
+            // Bytes are characters.
+            for (at, byte) in text.bytes().enumerate() {
+                if byte == b'\n' || after_return {
+                    lines.push(if byte == b'\n' { at + 1 } else { at });
+                }
+                after_return = byte == b'\r';
+            }
+            if after_return {
+                lines.push(text.len());
+            }
+            return Self { offsets, lines, chars: text.len(), text, skipped: whole - text.len() };
+        }
         for (offset, c) in text.char_indices() {
-            if !ascii && chars % STRIDE == 0 {
+            if chars % STRIDE == 0 {
                 offsets.push(offset);
             }
             if after_return && c != '\n' {

@@ -138,6 +138,7 @@ fn variables() {
         ("{key: A, fromSecret: b}", &["E0201 7:18 services/0/envVars/0/fromSecret"]),
         ("{fromGroup: g}", &[]),
         ("{fromGroup: g, key: A}", &["E0213 7:24 services/0/envVars/0/key"]),
+        ("{value: b, fromGroup: g}", &["E0213 7:20 services/0/envVars/0"]),
         ("{key: A, value: b, fromGroup: g}", &["E0213 7:28 services/0/envVars/0"]),
         ("{key: A, fromService: b}", &["E0204 7:31 services/0/envVars/0/fromService"]),
         ("{key: A, fromService: {name: b, type: web, property: host}}", &[]),
