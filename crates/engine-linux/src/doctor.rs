@@ -1,1 +1,231 @@
-//! What this machine has of what Moat needs.
+//! What this machine has of what Moat needs. Everything that can be tried is tried, in namespaces that nobody else sees.
+//!
+//! Main type: [`Finding`]. Invariant: nothing is changed.
+
+use crate::cgroup::{self, Layout};
+use crate::toolchain::{self, version};
+use moat_model::NativeRuntime;
+use moat_net_linux::{link, ns};
+use nix::sched::{CloneFlags, unshare};
+use serde::Serialize;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// The oldest kernel whose calls are all there: mount_setattr(2) came with 5.12.
+const KERNEL: &str = "5.12";
+/// The oldest `crun` that is known to work here.
+const CRUN: &str = "1.8";
+/// The oldest `nft` that is known to work here.
+const NFT: &str = "1.0.2";
+
+const RUNTIMES: [NativeRuntime; 6] =
+    [NativeRuntime::Python, NativeRuntime::Node, NativeRuntime::Ruby, NativeRuntime::Go, NativeRuntime::Rust, NativeRuntime::Elixir];
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What: `kernel`, `crun`, `python`.
+    pub name: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// Whether Moat can't do without.
+    pub required: bool,
+    /// What was found: a version, a reason.
+    pub found: String,
+    /// What to do about it, with the command to run.
+    pub hint: Option<String>,
+}
+
+fn finding(name: &str, required: bool, found: Result<String, String>, hint: &str) -> Finding {
+    let ok = found.is_ok();
+    let hint = (!ok && !hint.is_empty()).then(|| hint.to_owned());
+    Finding { name: name.to_owned(), ok, required, found: found.unwrap_or_else(|why| why), hint }
+}
+
+/// Looks at everything: the kernel, the tools, the toolchains. Takes some tenths of a second.
+pub fn facts() -> Vec<Finding> {
+    let mut out = vec![
+        finding("root", true, root(), "run moat as root (sudo)"),
+        finding("kernel", true, kernel(), "install a newer kernel (Debian 12 and Ubuntu 22.04 have one)"),
+        finding("namespaces", true, namespaces(), "sysctl -w user.max_user_namespaces=15000 user.max_net_namespaces=15000"),
+        finding("seccomp", true, seccomp(), "use a kernel built with CONFIG_SECCOMP_FILTER"),
+        finding("veth", true, veth(), "modprobe veth"),
+        finding("nftables", true, nftables(), "modprobe nf_tables nft_ct nft_nat nft_masq"),
+        finding("ipv6", false, exists("/proc/sys/net/ipv6", "on", "off"), "start the kernel without ipv6.disable=1"),
+        finding("overlayfs", false, overlay(), "modprobe overlay (sources are copied for each instance without it)"),
+        cgroups(),
+        tool("crun", true, &["--version"], Some(CRUN), "apt-get install crun"),
+        tool("nft", true, &["--version"], Some(NFT), "apt-get install nftables"),
+        tool("bash", false, &["--version"], None, "apt-get install bash (commands run in sh without it)"),
+        tool("git", false, &["--version"], None, "apt-get install git (without it, what .gitignore names is copied too)"),
+        tool("ip", false, &["-Version"], None, "apt-get install iproute2 (to look at links yourself)"),
+        tool("conntrack", false, &["--version"], None, "apt-get install conntrack (to look at flows yourself)"),
+        key_value(),
+    ];
+    out.extend(RUNTIMES.iter().map(|&runtime| {
+        let mut versions: Vec<String> = toolchain::installed(runtime).into_iter().map(|found| found.version).collect();
+        let preferred = versions.first().cloned();
+        versions.sort_by_key(|version| version::key(version));
+        versions.dedup();
+        let found = preferred.map(|preferred| if versions.len() == 1 { preferred } else { format!("{preferred} (of {})", versions.join(", ")) });
+        finding(runtime.word(), false, found.ok_or_else(|| "not installed".to_owned()), &toolchain::install_hint(runtime))
+    }));
+    out
+}
+
+fn root() -> Result<String, String> {
+    let user = nix::unistd::geteuid();
+    if user.is_root() { Ok("yes".to_owned()) } else { Err(format!("user {user}")) }
+}
+
+fn at_least(found: &str, floor: &str) -> Result<String, String> {
+    if version::key(found) >= version::key(floor) { Ok(found.to_owned()) } else { Err(format!("{found}, older than {floor}")) }
+}
+
+fn kernel() -> Result<String, String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").map_err(|error| error.to_string())?;
+    at_least(release.trim(), KERNEL)
+}
+
+fn exists(path: &str, yes: &str, no: &str) -> Result<String, String> {
+    if Path::new(path).exists() { Ok(yes.to_owned()) } else { Err(no.to_owned()) }
+}
+
+/// Runs something on a thread that ends with its namespaces.
+fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| scope.spawn(work).join()).map_err(|_| "the attempt failed".to_owned())
+}
+
+fn namespaces() -> Result<String, String> {
+    let kinds = ["net", "mnt", "pid", "ipc", "uts", "cgroup", "user"];
+    let missing: Vec<&str> = kinds.into_iter().filter(|kind| !Path::new("/proc/self/ns").join(kind).exists()).collect();
+    if !missing.is_empty() {
+        return Err(format!("without {}", missing.join(", ")));
+    }
+    let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWCGROUP;
+    aside(move || unshare(flags))?.map_err(|error| format!("can't be made: {error}"))?;
+    match fs::read_to_string("/proc/sys/user/max_user_namespaces") {
+        Ok(most) if most.trim() == "0" => Err("user namespaces are turned off".to_owned()),
+        _ => Ok(kinds.join(", ")),
+    }
+}
+
+fn seccomp() -> Result<String, String> {
+    let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").map_err(|_| "not in this kernel".to_owned())?;
+    if actions.split(' ').any(|action| action.trim() == "errno") { Ok("filters".to_owned()) } else { Err(format!("only {actions}")) }
+}
+
+fn veth() -> Result<String, String> {
+    let near = link::End { name: "moat0", mac: [2, 0, 0, 0, 0, 1] };
+    let far = link::End { name: "moat1", mac: [2, 0, 0, 0, 0, 2] };
+    let attempt = || -> std::io::Result<()> {
+        let (one, other) = (ns::scratch()?, ns::scratch()?);
+        ns::in_ns(&one, || link::Links::open()?.run(vec![link::new_pair(&near, &far, &other)]))?
+    };
+    attempt().map(|()| "works".to_owned()).map_err(|error| format!("can't be made: {error}"))
+}
+
+/// A table with what the filter is made of: connection tracking, address translation, sets and verdict maps.
+const TRIAL: &str = "table inet moat {
+ set s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 } }
+ map m { type ipv4_addr . inet_service : verdict; elements = { 10.0.0.1 . 80 : accept } }
+ chain f { type filter hook forward priority 0; policy drop; ct state established,related accept; ip saddr @s drop; ip daddr . tcp dport vmap @m; fib saddr type local drop; }
+ chain n { type nat hook prerouting priority -100; meta l4proto tcp dnat ip to 10.0.0.2; }
+ chain p { type nat hook postrouting priority 100; masquerade; }
+}
+";
+
+fn nftables() -> Result<String, String> {
+    let nft = toolchain::program("nft").ok_or("`nft` is not installed, so it was not tried")?;
+    let attempt = || -> std::io::Result<Result<(), String>> {
+        let scratch = ns::scratch()?;
+        ns::in_ns(&scratch, || {
+            let mut child = Command::new(&nft).args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+            if let Some(mut input) = child.stdin.take() {
+                input.write_all(TRIAL.as_bytes())?;
+            }
+            let output = child.wait_with_output()?;
+            let said = String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("refused").to_owned();
+            Ok(if output.status.success() { Ok(()) } else { Err(said) })
+        })?
+    };
+    attempt().map_err(|error| error.to_string()).and_then(|tried| tried).map(|()| "sets, verdict maps, connection tracking, NAT".to_owned())
+}
+
+fn overlay() -> Result<String, String> {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let module = || Command::new("modprobe").args(["-n", "-q", "overlay"]).status().is_ok_and(|status| status.success());
+    if known.lines().any(|line| line.ends_with("\toverlay")) || module() { Ok("yes".to_owned()) } else { Err("not in this kernel".to_owned()) }
+}
+
+fn cgroups() -> Finding {
+    let wanted = ["cpu", "memory", "pids"];
+    let lacks = |have: &dyn Fn(&str) -> bool| wanted.into_iter().filter(|&controller| !have(controller)).collect::<Vec<_>>().join(", ");
+    let (words, missing) = match cgroup::layout() {
+        Layout::V2 => {
+            let controllers = fs::read_to_string(Path::new(cgroup::ROOT).join("cgroup.controllers")).unwrap_or_default();
+            ("version 2", lacks(&|controller| controllers.split_whitespace().any(|name| name == controller)))
+        }
+        layout @ (Layout::V1 | Layout::Hybrid) => {
+            let words = if layout == Layout::V1 { "version 1" } else { "hybrid: version 1 limits beside a version 2 tree" };
+            (words, lacks(&|controller| Path::new(cgroup::ROOT).join(controller).is_dir()))
+        }
+        Layout::Missing => ("none is mounted", wanted.join(", ")),
+    };
+    let found = if missing.is_empty() { Ok(words.to_owned()) } else { Err(format!("{words}, without {missing}")) };
+    finding("cgroups", true, found, "mount -t cgroup2 none /sys/fs/cgroup, with the controllers enabled on the kernel's command line")
+}
+
+/// The first thing in a program's answer that reads as a version.
+fn version_in(text: &str) -> Option<&str> {
+    text.split(|c: char| c.is_whitespace() || c == '(' || c == ',').map(|word| word.trim_start_matches(['v', '='])).map(|word| word.strip_prefix("v=").unwrap_or(word)).find(|word| {
+        word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.')
+    })
+}
+
+fn tool(name: &str, required: bool, args: &[&str], floor: Option<&str>, hint: &str) -> Finding {
+    let ask = || -> Result<String, String> {
+        let path = toolchain::program(name).ok_or("not installed")?;
+        let output = Command::new(&path).args(args).stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let found = version_in(text.lines().next().unwrap_or_default()).unwrap_or("installed").to_owned();
+        floor.map_or(Ok(found.clone()), |floor| at_least(&found, floor))
+    };
+    finding(name, required, ask(), hint)
+}
+
+fn key_value() -> Finding {
+    let found = ["valkey-server", "redis-server"].into_iter().find(|name| toolchain::program(name).is_some());
+    match found {
+        Some(name) => {
+            let mut finding = tool(name, false, &["--version"], None, "");
+            finding.found = format!("{name} {}", finding.found);
+            "key value server".clone_into(&mut finding.name);
+            finding
+        }
+        None => finding("key value server", false, Err("not installed".to_owned()), "apt-get install redis-server (or valkey-server)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_tools_print() {
+        for (text, version) in [
+            ("crun version 1.8.1", Some("1.8.1")),
+            ("nftables v1.0.6 (Lester Gooch #5)", Some("1.0.6")),
+            ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64", Some("7.0.15")),
+            ("GNU bash, version 5.2.15(1)-release (x86_64-pc-linux-gnu)", Some("5.2.15")),
+            ("ip utility, iproute2-6.1.0, libbpf 1.1.0", Some("1.1.0")),
+            ("no version", None),
+        ] {
+            assert_eq!(version_in(text), version, "{text}");
+        }
+        assert!(at_least("1.8.1", "1.8").is_ok() && at_least("1.10", "1.8").is_ok() && at_least("1.7.2", "1.8").is_err());
+        assert!(at_least("6.18.44-fc-v445", KERNEL).is_ok());
+    }
+}

@@ -1,7 +1,7 @@
 //! System calls that have no safe wrapper in the crates used here.
 //!
 //! Invariant: the only module of this crate with `unsafe`.
-#![expect(unsafe_code, reason = "close_range, mount_setattr, pidfd_open, pidfd_send_signal, fork and registering a descriptor have no safe wrapper")]
+#![expect(unsafe_code, reason = "close_range, mount_setattr, pidfd_open, pidfd_send_signal, fork, madvise and registering a descriptor have no safe wrapper")]
 
 use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid};
@@ -62,6 +62,28 @@ pub async fn ended(pidfd: OwnedFd) -> io::Result<()> {
     // SAFETY: an `OwnedFd` means one and the same descriptor until it is dropped, and closes it only then.
     let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
     pidfd.readable().await.map(|_| ())
+}
+
+/// Gives back the pages of program text and constants that only starting needed: of every file-backed mapping without a
+/// page of our own, so nothing is lost and what is needed again is read again (madvise(2), `MADV_DONTNEED`).
+pub fn trim() {
+    let table = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let mut mapping: Option<(usize, usize)> = None;
+    for line in table.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let Some(first) = fields.next() else { continue };
+        if first == "Anonymous:" {
+            if let (Some((start, end)), Some("0")) = (mapping.take(), fields.next()) {
+                // SAFETY: the range is one mapping of this process, of a file and without private pages: its pages are read
+                // from the file again when they are touched.
+                unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
+            }
+        } else if let Some((start, end)) = first.split_once('-').filter(|_| !first.ends_with(':')) {
+            let from_file = fields.nth(3).is_some_and(|inode| inode != "0");
+            let range = usize::from_str_radix(start, 16).ok().zip(usize::from_str_radix(end, 16).ok());
+            mapping = range.filter(|_| from_file);
+        }
+    }
 }
 
 /// Forks a process that has one thread.

@@ -10,7 +10,7 @@ use crate::monitor::{GO, READY, RUNNING, VERB};
 use crate::toolchain::{self, Toolchain};
 use moat_engine::{EngineError, StepOutcome};
 use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, Persistence, Workload};
-use moat_model::{InstanceId, NativeRuntime, Purpose, Slug};
+use moat_model::{InstanceId, Purpose, Slug};
 use moat_planner::plan::InstanceSpec;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -243,6 +243,3 @@ fn forget_old_logs(inner: &Inner, slug: &Slug) {
         let _ = fs::remove_file(path);
     }
 }
-
-/// The languages whose toolchain is looked for, for callers that show them.
-pub const RUNTIMES: [NativeRuntime; 6] = [NativeRuntime::Python, NativeRuntime::Node, NativeRuntime::Ruby, NativeRuntime::Go, NativeRuntime::Rust, NativeRuntime::Elixir];

@@ -54,6 +54,7 @@ fn supervise(program: &[OsString]) -> std::io::Result<u8> {
         }
     };
     let main = Pid::from_raw(i32::try_from(child.id()).map_err(|_| Errno::ERANGE)?);
+    crate::sys::trim();
     let mut told: Option<BTreeSet<i32>> = None;
     let mut ended: Option<u8> = None;
     loop {

@@ -227,6 +227,7 @@ impl Running {
         let program = Pid::from_raw(process.pid);
         let mut kill_at: Option<Instant> = None;
         let mut words = Words::default();
+        sys::trim();
         let mut ended = reap(program);
         while ended.is_none() {
             self.wait(wakeups, kill_at);

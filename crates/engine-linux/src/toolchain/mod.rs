@@ -78,6 +78,16 @@ pub fn program(name: &str) -> Option<PathBuf> {
     find::on_path(name).into_iter().next()
 }
 
+/// Every toolchain of a language on this machine, the preferred one first.
+pub fn installed(runtime: NativeRuntime) -> Vec<Toolchain> {
+    find::all(runtime, false)
+}
+
+/// What to do about a language that is not installed.
+pub fn install_hint(runtime: NativeRuntime) -> String {
+    find::hint(runtime, None)
+}
+
 /// The server of a Key Value.
 pub fn keyvalue_server() -> Result<Toolchain, EngineError> {
     for name in ["valkey-server", "redis-server"] {
