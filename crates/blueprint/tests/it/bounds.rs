@@ -20,7 +20,7 @@ fn hostile_files_get_a_clear_answer() {
     };
     let merges = {
         let mut text = String::from("a0: &a0 {k0: v}\n");
-        for level in 1..2_000 {
+        for level in 1..1_100 {
             writeln!(text, "a{level}: &a{level} {{k{level}: v, <<: *a{}}}", level - 1).unwrap();
         }
         text
@@ -30,7 +30,7 @@ fn hostile_files_get_a_clear_answer() {
         ("alias bomb", bomb, "E0103"),
         ("merge bomb", merges, "E0103"),
         ("too many bytes", "#".repeat(5 * megabyte), "E0103"),
-        ("too many values", "- a\n".repeat(megabyte - 1), "E0103"),
+        ("too many values", "- a\n".repeat(510_000), "E0103"),
         ("flow depth", "[".repeat(4 * megabyte), "E0104"),
         ("flow mapping depth", "{a: ".repeat(megabyte), "E0104"),
         ("block depth", "- ".repeat(2 * megabyte), "E0104"),
@@ -42,11 +42,11 @@ fn hostile_files_get_a_clear_answer() {
         ("comments only", "# x\n".repeat(megabyte - 1), "E0111"),
         ("blank lines", "\n".repeat(4 * megabyte), "E0111"),
         ("carriage returns", "\r".repeat(4 * megabyte), "E0111"),
-        ("anchors", "- &a x\n".repeat(megabyte / 2), "E0103"),
-        ("tags", "- !a x\n".repeat(megabyte / 8), "E0110"),
-        ("keys", (0..100_000).fold(String::new(), |text, n| text + &format!("k{n}: 1\n")), "E0113"),
-        ("the same key", "k: 1\n".repeat(100_000), "E0113"),
-        ("empty keys", "? \n".repeat(100_000), "E0113"),
+        ("anchors", "- &a x\n".repeat(260_000), "E0103"),
+        ("tags", "- !a x\n".repeat(20_000), "E0110"),
+        ("keys", (0..30_000).fold(String::new(), |text, n| text + &format!("k{n}: 1\n")), "E0113"),
+        ("the same key", "k: 1\n".repeat(30_000), "E0113"),
+        ("empty keys", "? \n".repeat(30_000), "E0113"),
         ("documents", "--- a\n".repeat(100_000), "E0106"),
         ("a NUL", "a: \"\0\"".to_owned(), "E0112"),
         ("a long flow line", format!("a: [{}]", "é, ".repeat(100_000)), "E0201"),
@@ -112,7 +112,7 @@ fn plain(services: usize) -> String {
 fn a_thousand_services_are_read() {
     for (name, text) in [("plain", plain(1_000)), ("rich", many(1_000))] {
         let mut best = std::time::Duration::MAX;
-        for _ in 0..3 {
+        for _ in 0..if cfg!(debug_assertions) { 1 } else { 3 } {
             let start = Instant::now();
             let read = read(&text);
             best = best.min(start.elapsed());
