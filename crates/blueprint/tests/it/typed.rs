@@ -124,3 +124,18 @@ fn database_properties_are_read() {
         assert_eq!(found.value, property);
     }
 }
+
+#[test]
+fn nothing_is_to_be_said_about_the_examples() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let file = entry.unwrap().path().join("render.yaml");
+        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        let read = read(&text);
+        assert!(read.diagnostics.is_empty(), "{}: {:#?}", file.display(), read.diagnostics);
+        assert!(!read.blueprint.services.is_empty());
+        seen += 1;
+    }
+    assert!(seen > 0);
+}
