@@ -49,7 +49,8 @@ pub fn folders(group: &str) -> Vec<PathBuf> {
     let relative = group.trim_start_matches('/');
     let mut bases = vec![PathBuf::from(ROOT)];
     bases.extend(fs::read_dir(ROOT).into_iter().flatten().flatten().map(|entry| entry.path()));
-    let hierarchy = |base: &PathBuf| statfs(base).is_ok_and(|about| matches!(about.filesystem_type(), CGROUP_SUPER_MAGIC | CGROUP2_SUPER_MAGIC));
+    let hierarchy =
+        |base: &PathBuf| statfs(base).is_ok_and(|about| matches!(about.filesystem_type(), CGROUP_SUPER_MAGIC | CGROUP2_SUPER_MAGIC));
     // In version 2 every group of the machine is a folder of the root as well; one of ours is in none of them.
     bases.into_iter().filter(hierarchy).map(|base| base.join(relative)).filter(|folder| folder.is_dir()).collect()
 }
@@ -70,9 +71,10 @@ pub fn children(parent: &str) -> Vec<String> {
 /// Whether the kernel killed a process of the group for memory (`memory.events` in version 2, `memory.oom_control` in 1).
 pub fn oom_killed(group: &str) -> bool {
     folders(group).iter().any(|folder| {
-        ["memory.events", "memory.oom_control"].iter().filter_map(|file| fs::read_to_string(folder.join(file)).ok()).any(|text| {
-            text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
-        })
+        ["memory.events", "memory.oom_control"]
+            .iter()
+            .filter_map(|file| fs::read_to_string(folder.join(file)).ok())
+            .any(|text| text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0")))
     })
 }
 
@@ -131,7 +133,9 @@ pub fn remove_parent(parent: &str) -> Result<(), EngineError> {
         match fs::remove_dir(&folder) {
             Ok(()) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOENT | libc::ENOTEMPTY)) => {}
-            Err(error) => return Err(EngineError::new("remove the control groups", format!("`{}`: {error}", folder.display())).caused_by(error)),
+            Err(error) => {
+                return Err(EngineError::new("remove the control groups", format!("`{}`: {error}", folder.display())).caused_by(error));
+            }
         }
     }
     Ok(())

@@ -69,7 +69,8 @@ pub fn facts() -> Vec<Finding> {
         let preferred = versions.first().cloned();
         versions.sort_by_key(|version| version::key(version));
         versions.dedup();
-        let found = preferred.map(|preferred| if versions.len() == 1 { preferred } else { format!("{preferred} (of {})", versions.join(", ")) });
+        let found =
+            preferred.map(|preferred| if versions.len() == 1 { preferred } else { format!("{preferred} (of {})", versions.join(", ")) });
         finding(runtime.word(), false, found.ok_or_else(|| "not installed".to_owned()), &toolchain::install_hint(runtime))
     }));
     out
@@ -104,7 +105,11 @@ fn namespaces() -> Result<String, String> {
     if !missing.is_empty() {
         return Err(format!("without {}", missing.join(", ")));
     }
-    let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWCGROUP;
+    let flags = CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
     aside(move || unshare(flags))?.map_err(|error| format!("can't be made: {error}"))?;
     match fs::read_to_string("/proc/sys/user/max_user_namespaces") {
         Ok(most) if most.trim() == "0" => Err("user namespaces are turned off".to_owned()),
@@ -142,7 +147,8 @@ fn nftables() -> Result<String, String> {
     let attempt = || -> std::io::Result<Result<(), String>> {
         let scratch = ns::scratch()?;
         ns::in_ns(&scratch, || {
-            let mut child = Command::new(&nft).args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+            let mut child =
+                Command::new(&nft).args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
             if let Some(mut input) = child.stdin.take() {
                 input.write_all(TRIAL.as_bytes())?;
             }
@@ -157,7 +163,11 @@ fn nftables() -> Result<String, String> {
 fn overlay() -> Result<String, String> {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let module = || Command::new("modprobe").args(["-n", "-q", "overlay"]).status().is_ok_and(|status| status.success());
-    if known.lines().any(|line| line.ends_with("\toverlay")) || module() { Ok("yes".to_owned()) } else { Err("not in this kernel".to_owned()) }
+    if known.lines().any(|line| line.ends_with("\toverlay")) || module() {
+        Ok("yes".to_owned())
+    } else {
+        Err("not in this kernel".to_owned())
+    }
 }
 
 fn cgroups() -> Finding {
@@ -180,9 +190,10 @@ fn cgroups() -> Finding {
 
 /// The first thing in a program's answer that reads as a version.
 fn version_in(text: &str) -> Option<&str> {
-    text.split(|c: char| c.is_whitespace() || c == '(' || c == ',').map(|word| word.trim_start_matches(['v', '='])).map(|word| word.strip_prefix("v=").unwrap_or(word)).find(|word| {
-        word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.')
-    })
+    text.split(|c: char| c.is_whitespace() || c == '(' || c == ',')
+        .map(|word| word.trim_start_matches(['v', '=']))
+        .map(|word| word.strip_prefix("v=").unwrap_or(word))
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
 }
 
 fn tool(name: &str, required: bool, args: &[&str], floor: Option<&str>, hint: &str) -> Finding {

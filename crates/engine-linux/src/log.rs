@@ -84,7 +84,8 @@ pub fn format_line(out: &mut Vec<u8>, now: Duration, stream: Stream, complete: b
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     let tag = if complete { 'F' } else { 'P' };
     // Writing to a vector does not fail.
-    let _ = write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z {} {tag} ", now.subsec_micros(), stream.word());
+    let _ =
+        write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z {} {tag} ", now.subsec_micros(), stream.word());
     out.extend_from_slice(text);
     out.push(b'\n');
 }
@@ -107,7 +108,14 @@ mod tests {
 
     #[test]
     fn dates_are_right() {
-        for (days, date) in [(0, (1970, 1, 1)), (59, (1970, 3, 1)), (11_016, (2000, 2, 29)), (20_778, (2026, 11, 21)), (47_540, (2100, 2, 28)), (47_541, (2100, 3, 1))] {
+        for (days, date) in [
+            (0, (1970, 1, 1)),
+            (59, (1970, 3, 1)),
+            (11_016, (2000, 2, 29)),
+            (20_778, (2026, 11, 21)),
+            (47_540, (2100, 2, 28)),
+            (47_541, (2100, 3, 1)),
+        ] {
             assert_eq!(civil(days), date, "{days}");
         }
     }
@@ -117,7 +125,10 @@ mod tests {
         let mut out = Vec::new();
         format_line(&mut out, Duration::new(1_000_000_000, 5_000), Stream::Stderr, false, b"a  b ");
         let line = parse(out.strip_suffix(b"\n").unwrap()).unwrap();
-        assert_eq!(line, LogLine { at: "2001-09-09T01:46:40.000005Z".to_owned(), stream: Stream::Stderr, complete: false, text: "a  b ".to_owned() });
+        assert_eq!(
+            line,
+            LogLine { at: "2001-09-09T01:46:40.000005Z".to_owned(), stream: Stream::Stderr, complete: false, text: "a  b ".to_owned() }
+        );
         for half in ["", "2001", "2001 stdout", "2001 stdout F", "2001 other F x", "2001 stdout Q x"] {
             assert_eq!(parse(half.as_bytes()), None, "{half}");
         }

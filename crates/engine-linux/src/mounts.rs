@@ -36,16 +36,8 @@ fn unescape(field: &[u8]) -> PathBuf {
     while let Some((&byte, tail)) = rest.split_first() {
         let octal = (byte == b'\\').then(|| tail.get(..3)).flatten();
         let value = octal.and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match value {
-            Some(value) => {
-                out.push(value);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(byte);
-                rest = tail;
-            }
-        }
+        out.push(value.unwrap_or(byte));
+        rest = if value.is_some() { &tail[3..] } else { tail };
     }
     PathBuf::from(OsString::from_vec(out))
 }

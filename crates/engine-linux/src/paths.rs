@@ -20,7 +20,11 @@ impl Paths {
     /// Makes both folders with what is in them; only root can look inside most.
     pub fn make(run: &Path, state: &Path) -> Result<Self, EngineError> {
         let fail = |path: &Path, error: io::Error| {
-            let hint = if error.kind() == io::ErrorKind::PermissionDenied { "run moat as root, or choose folders of your own with MOAT_STATE_DIR and MOAT_RUN_DIR" } else { "check the folder and the space left on its disk" };
+            let hint = if error.kind() == io::ErrorKind::PermissionDenied {
+                "run moat as root, or choose folders of your own with MOAT_STATE_DIR and MOAT_RUN_DIR"
+            } else {
+                "check the folder and the space left on its disk"
+            };
             EngineError::new("prepare the folders", format!("`{}`: {error}", path.display())).hint(hint).caused_by(error)
         };
         for folder in [run, state] {
@@ -39,8 +43,7 @@ impl Paths {
     /// A short name of this installation, for what every process of the machine sees.
     pub fn tag(&self) -> String {
         use std::os::unix::ffi::OsStrExt;
-        let digest = Sha256::digest(self.run.as_os_str().as_bytes());
-        digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect()
+        crate::source::hex(&Sha256::digest(self.run.as_os_str().as_bytes())[..3])
     }
 
     /// The control group that holds every instance's.

@@ -123,7 +123,11 @@ fn fail(name: &str, path: &Path, error: io::Error) -> EngineError {
 fn checked(inner: &Inner, name: &str) -> Result<PathBuf, EngineError> {
     let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
     let folder = inner.paths.releases().join(name);
-    if plain && folder.is_dir() { Ok(folder) } else { Err(EngineError::new(format!("find the release `{name}`"), "there is no such release")) }
+    if plain && folder.is_dir() {
+        Ok(folder)
+    } else {
+        Err(EngineError::new(format!("find the release `{name}`"), "there is no such release"))
+    }
 }
 
 /// The `project` folder of a release, for an instance with this purpose.
@@ -133,7 +137,9 @@ pub fn project_of(inner: &Inner, name: &str, purpose: Purpose, root_dir: &Path) 
     match (folder.join(SEALED).exists(), purpose == Purpose::Build) {
         (true, true) => Err(EngineError::new(doing, "it is finished and can't be built again")),
         (false, false) => Err(EngineError::new(doing, "its build has not finished")),
-        _ if !folder.join("project/src").join(root_dir).is_dir() => Err(EngineError::new(doing, format!("it has no folder `{}`", root_dir.display()))),
+        _ if !folder.join("project/src").join(root_dir).is_dir() => {
+            Err(EngineError::new(doing, format!("it has no folder `{}`", root_dir.display())))
+        }
         _ => Ok(folder.join("project")),
     }
 }
@@ -141,7 +147,8 @@ pub fn project_of(inner: &Inner, name: &str, purpose: Purpose, root_dir: &Path) 
 fn prepare(inner: &Inner, request: &BuildRequest) -> Result<Release, EngineError> {
     let slug = request.slug.as_str();
     let toolchain = inner.toolchain(request.runtime, request.version.as_deref())?;
-    let root = fs::canonicalize(&request.source).map_err(|error| fail(slug, &request.source, error).hint("the source folder must exist"))?;
+    let root =
+        fs::canonicalize(&request.source).map_err(|error| fail(slug, &request.source, error).hint("the source folder must exist"))?;
     if !root.join(&request.root_dir).is_dir() {
         let message = format!("`rootDir` is `{}`, and `{}` has no such folder", request.root_dir.display(), root.display());
         return Err(EngineError::new(format!("prepare `{slug}`"), message));
@@ -149,7 +156,14 @@ fn prepare(inner: &Inner, request: &BuildRequest) -> Result<Release, EngineError
     let name_of = |text: &str| {
         let mut digest = Sha256::new();
         let root_dir = request.root_dir.to_string_lossy();
-        for part in [text, &request.build_fingerprint, &*root_dir, request.runtime.word(), &toolchain.version, &*toolchain.program.to_string_lossy()] {
+        for part in [
+            text,
+            &request.build_fingerprint,
+            &*root_dir,
+            request.runtime.word(),
+            &toolchain.version,
+            &*toolchain.program.to_string_lossy(),
+        ] {
             digest.update((part.len() as u64).to_le_bytes());
             digest.update(part);
         }

@@ -1,7 +1,10 @@
 //! System calls that have no safe wrapper in the crates used here.
 //!
 //! Invariant: the only module of this crate with `unsafe`.
-#![expect(unsafe_code, reason = "close_range, mount_setattr, pidfd_open, pidfd_send_signal, fork, madvise and registering a descriptor have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "close_range, mount_setattr, pidfd_open, pidfd_send_signal, fork, madvise and registering a descriptor have no safe wrapper"
+)]
 
 use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid};
@@ -34,7 +37,16 @@ pub fn seal_mount(path: &Path) -> io::Result<()> {
         userns_fd: 0,
     };
     // SAFETY: `path` is NUL-terminated, `attributes` lives across the call and its true size is passed.
-    let done = unsafe { libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, path.as_ptr(), libc::AT_RECURSIVE, &raw const attributes, size_of::<libc::mount_attr>()) };
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -53,7 +65,9 @@ pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
 /// Sends a signal to exactly the process of the handle (pidfd_send_signal(2)).
 pub fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal) -> io::Result<()> {
     // SAFETY: a null siginfo is allowed and means the same as kill(2).
-    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as libc::c_int, std::ptr::null::<libc::siginfo_t>(), 0) };
+    let done = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as libc::c_int, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -1,8 +1,36 @@
-//! The monitor on its own, for this crate's tests: what `moat __monitor` is in the product.
+//! For this crate's tests: the monitor on its own (`__monitor …`, as the product's program has it), and an engine in a
+//! process that can be killed (`start STATE RUN SPEC`).
 
+use moat_engine::Engine;
+use moat_engine_linux::{Config, LinuxEngine, monitor};
+use moat_planner::Step;
+use moat_planner::plan::InstanceSpec;
+use std::error::Error;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().skip(2).collect();
-    moat_engine_linux::monitor::main(&args)
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    match args.get(1).and_then(|arg| arg.to_str()) {
+        Some(monitor::VERB) => Ok(monitor::main(&args[2..])),
+        Some("start") if args.len() == 5 => start(&args[2..]),
+        _ => Err("`__monitor …` or `start STATE RUN SPEC` is expected".into()),
+    }
+}
+
+/// Starts the instance of the file and stays.
+fn start(args: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
+    let instance: InstanceSpec = serde_json::from_slice(&std::fs::read(&args[2])?)?;
+    let config = Config {
+        state_dir: (&args[0]).into(),
+        run_dir: (&args[1]).into(),
+        oci_runtime: None,
+        pass_env: Vec::new(),
+        own_exe: std::env::current_exe()?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        LinuxEngine::open(config)?.apply(&Step::StartInstance { instance: Box::new(instance) }).await?;
+        std::future::pending().await
+    })
 }

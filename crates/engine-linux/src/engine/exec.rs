@@ -21,17 +21,28 @@ impl LinuxEngine {
     /// `env` is added to the instance's own environment. `stdio` is standard input, output and error; with `tty`, standard
     /// input must be a terminal. Returns the command's exit code; 128 + signal when one ended it; 127 when there is no such
     /// command and 126 when it can't be run, which is said on standard error.
-    pub async fn exec(&self, id: &InstanceId, argv: Vec<String>, env: BTreeMap<String, Secret>, tty: bool, stdio: [OwnedFd; 3]) -> Result<i32, EngineError> {
+    pub async fn exec(
+        &self,
+        id: &InstanceId,
+        argv: Vec<String>,
+        env: BTreeMap<String, Secret>,
+        tty: bool,
+        stdio: [OwnedFd; 3],
+    ) -> Result<i32, EngineError> {
         let doing = format!("run a command in `{id}`");
         let fail = |error: std::io::Error| EngineError::new(&doing, error.to_string()).caused_by(error);
         let look = folder::look(&self.inner, id)?.ok_or_else(|| EngineError::new(&doing, "there is no such instance"))?;
-        let (Some(monitor), Some(_)) = (look.monitor, look.program) else { return Err(EngineError::new(&doing, "the instance does not run")) };
+        let (Some(monitor), Some(_)) = (look.monitor, look.program) else {
+            return Err(EngineError::new(&doing, "the instance does not run"));
+        };
         let dir = self.inner.paths.instance(id.as_str());
-        let spec: Spec = files::read_json(&dir.join(files::BUNDLE).join("config.json")).map_err(fail)?.ok_or_else(|| EngineError::new(&doing, "the instance has just ended"))?;
+        let spec: Spec = files::read_json(&dir.join(files::BUNDLE).join("config.json"))
+            .map_err(fail)?
+            .ok_or_else(|| EngineError::new(&doing, "the instance has just ended"))?;
         // The environment goes by a file that only root can read, never by an argument.
         let file = dir.join(format!("exec-{}-{}.json", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         files::write_json(&file, &process(spec.process, argv, &env, tty)).map_err(fail)?;
-        let [stdin, stdout, stderr] = stdio.map(Stdio::from);
+        let [input, output, errors] = stdio.map(Stdio::from);
         let status = tokio::process::Command::new(&self.inner.config.own_exe)
             .args([VERB, ENTER_FLAG])
             .arg(monitor.pid.to_string())
@@ -43,9 +54,9 @@ impl LinuxEngine {
             .arg(&file)
             .arg(id.as_str())
             .current_dir("/")
-            .stdin(stdin)
-            .stdout(stdout)
-            .stderr(stderr)
+            .stdin(input)
+            .stdout(output)
+            .stderr(errors)
             .kill_on_drop(true)
             .status()
             .await;

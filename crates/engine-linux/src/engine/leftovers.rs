@@ -34,7 +34,14 @@ impl LinuxEngine {
     /// Looks for everything of ours.
     pub async fn leftovers(&self) -> Result<Leftovers, EngineError> {
         let links = match self.network().router_ns() {
-            Ok(_) => self.network().links().await.map_err(|error| super::network_error("list the links", error))?.iter().map(ToString::to_string).collect(),
+            Ok(_) => self
+                .network()
+                .links()
+                .await
+                .map_err(|error| super::network_error("list the links", error))?
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             Err(_) => Vec::new(),
         };
         self.blocking(move |inner| {
@@ -51,7 +58,14 @@ impl LinuxEngine {
             // A folder that the machine itself mounts there is not ours.
             mounts.retain(|point| point != inner.paths.run() && point != inner.paths.state());
             let scratch = std::fs::read_dir(inner.paths.scratches()).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-            Ok(Leftovers { instances, monitors: looks.into_iter().flatten().filter_map(|look| look.monitor).map(|monitor| monitor.pid).collect(), cgroups, mounts, links, scratch })
+            Ok(Leftovers {
+                instances,
+                monitors: looks.into_iter().flatten().filter_map(|look| look.monitor).map(|monitor| monitor.pid).collect(),
+                cgroups,
+                mounts,
+                links,
+                scratch,
+            })
         })
         .await
     }

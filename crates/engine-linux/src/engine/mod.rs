@@ -52,11 +52,14 @@ impl LinuxEngine {
         let runtime = match &config.oci_runtime {
             Some(path) if path.is_file() => path.clone(),
             Some(path) => return Err(EngineError::new("find the OCI runtime", format!("`{}` is not a file", path.display()))),
-            None => toolchain::program("crun").ok_or_else(|| EngineError::new("find the OCI runtime", "`crun` is not installed").hint("apt-get install crun"))?,
+            None => toolchain::program("crun")
+                .ok_or_else(|| EngineError::new("find the OCI runtime", "`crun` is not installed").hint("apt-get install crun"))?,
         };
-        let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned() }).map_err(|error| network_error("open the network", error))?;
+        let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned() })
+            .map_err(|error| network_error("open the network", error))?;
         let machine = machine(&config)?;
-        let pass_env = config.pass_env.iter().filter_map(|key| std::env::var(key).ok().map(|value| (key.clone(), Secret::new(value)))).collect();
+        let pass_env =
+            config.pass_env.iter().filter_map(|key| std::env::var(key).ok().map(|value| (key.clone(), Secret::new(value)))).collect();
         let inner = Inner {
             config,
             paths,
@@ -84,15 +87,24 @@ impl LinuxEngine {
 
     /// A handle of an instance's network namespace, while it lives.
     pub async fn instance_ns(&self, id: &InstanceId) -> Result<OwnedFd, EngineError> {
-        let doing = format!("enter the network of `{id}`");
-        let look = folder::look(&self.inner, id)?.ok_or_else(|| EngineError::new(&doing, "there is no such instance"))?;
-        let monitor = look.monitor.ok_or_else(|| EngineError::new(&doing, "the instance does not run"))?;
-        let ns = fs::File::open(format!("/proc/{}/ns/net", monitor.pid)).map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;
-        if monitor.alive() { Ok(ns.into()) } else { Err(EngineError::new(doing, "the instance has just ended")) }
+        let id = id.clone();
+        self.blocking(move |inner| {
+            let doing = format!("enter the network of `{id}`");
+            let look = folder::look(inner, &id)?.ok_or_else(|| EngineError::new(&doing, "there is no such instance"))?;
+            let monitor = look.monitor.ok_or_else(|| EngineError::new(&doing, "the instance does not run"))?;
+            let ns = fs::File::open(format!("/proc/{}/ns/net", monitor.pid));
+            let ns = ns.map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;
+            // Still the same process, so the namespace was its own.
+            if monitor.alive() { Ok(ns.into()) } else { Err(EngineError::new(doing, "the instance has just ended")) }
+        })
+        .await
     }
 
     /// Runs what blocks on a thread of its own.
-    pub(crate) async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T, EngineError> + Send + 'static) -> Result<T, EngineError> {
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
         let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || work(&inner)).await.map_err(|error| EngineError::new("run a task", error.to_string()))?
     }
@@ -133,11 +145,17 @@ pub(crate) fn network_error(doing: &str, error: impl std::error::Error + Send + 
 }
 
 fn machine(config: &Config) -> Result<Machine, EngineError> {
-    let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| EngineError::new("read the limits", error.to_string()).caused_by(error))?;
+    let (_, open_files) =
+        getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| EngineError::new("read the limits", error.to_string()).caused_by(error))?;
     let folders = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
-    let usr_merge = folders.into_iter().filter(|name| Path::new("/").join(name).exists()).map(|name| (name.to_owned(), fs::read_link(Path::new("/").join(name)).ok())).collect();
-    let own_exe = fs::canonicalize(&config.own_exe)
-        .map_err(|error| EngineError::new("find moat's own program", format!("`{}`: {error}", config.own_exe.display())).caused_by(error))?;
+    let usr_merge = folders
+        .into_iter()
+        .filter(|name| Path::new("/").join(name).exists())
+        .map(|name| (name.to_owned(), fs::read_link(Path::new("/").join(name)).ok()))
+        .collect();
+    let own_exe = fs::canonicalize(&config.own_exe).map_err(|error| {
+        EngineError::new("find moat's own program", format!("`{}`: {error}", config.own_exe.display())).caused_by(error)
+    })?;
     Ok(Machine {
         arch: std::env::consts::ARCH,
         open_files: open_files.min(1_048_576),
@@ -158,12 +176,24 @@ impl Engine for LinuxEngine {
 
     async fn apply(&self, step: &Step) -> Result<StepOutcome, EngineError> {
         match step {
-            Step::EnsureRouter => self.inner.network.ensure_router().await.map(changed).map_err(|error| network_error("make the private network", error)),
-            Step::SetPolicy { policy } => self.inner.network.set_policy(policy).await.map(changed).map_err(|error| network_error("set the network policy", error)),
+            Step::EnsureRouter => {
+                self.remove_half_made().await?;
+                self.inner.network.ensure_router().await.map(changed).map_err(|error| network_error("make the private network", error))
+            }
+            Step::SetPolicy { policy } => {
+                self.inner.network.set_policy(policy).await.map(changed).map_err(|error| network_error("set the network policy", error))
+            }
             Step::StartInstance { instance } => self.start(instance).await,
             Step::StopInstance { id, grace_seconds } => self.stop(id, *grace_seconds).await,
             Step::RemoveRouter => {
-                let outcome = self.inner.network.remove_router().await.map(changed).map_err(|error| network_error("remove the private network", error))?;
+                self.remove_half_made().await?;
+                let outcome = self
+                    .inner
+                    .network
+                    .remove_router()
+                    .await
+                    .map(changed)
+                    .map_err(|error| network_error("remove the private network", error))?;
                 let _alone = self.inner.groups.write().await;
                 cgroup::remove_parent(&self.inner.paths.cgroup_parent())?;
                 Ok(outcome)
@@ -184,7 +214,8 @@ impl Engine for LinuxEngine {
 
     async fn listeners(&self, id: &InstanceId) -> Result<Vec<Listener>, EngineError> {
         let ns = self.instance_ns(id).await?;
-        self.blocking(move |_| moat_net_linux::ports::listeners(&ns).map_err(|error| network_error("read the listening sockets", error))).await
+        self.blocking(move |_| moat_net_linux::ports::listeners(&ns).map_err(|error| network_error("read the listening sockets", error)))
+            .await
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -25,7 +25,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 /// How long a monitor may take to make its namespaces on a busy machine.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// Seconds between SIGTERM and SIGKILL when a monitor is stopped by hand.
 const GRACE: u32 = 30;
 /// How many logs of ended instances of one service are kept.
@@ -34,7 +34,7 @@ const LOGS_KEPT: usize = 20;
 impl LinuxEngine {
     pub(super) async fn start(&self, spec: &InstanceSpec) -> Result<StepOutcome, EngineError> {
         if let Some(look) = folder::look(&self.inner, &spec.id)? {
-            let half_made = look.facts.is_none() || look.phase == InstancePhase::Lost && !look.began;
+            let half_made = look.facts.is_none() || !look.began && matches!(look.phase, InstancePhase::Lost | InstancePhase::Exited(_));
             if !half_made {
                 return Ok(StepOutcome::Unchanged);
             }
@@ -60,7 +60,8 @@ impl LinuxEngine {
         let owned = spec.clone();
         self.blocking(move |inner| write_folder(inner, &owned)).await?;
 
-        let (mut mine, theirs) = UnixStream::pair().map_err(fail).and_then(|(mine, theirs)| Ok((mine, theirs.into_std().map_err(fail)?)))?;
+        let (mut mine, theirs) =
+            UnixStream::pair().map_err(fail).and_then(|(mine, theirs)| Ok((mine, theirs.into_std().map_err(fail)?)))?;
         theirs.set_nonblocking(false).map_err(fail)?;
         let mut child = tokio::process::Command::new(&self.inner.config.own_exe)
             .arg(VERB)
@@ -112,8 +113,15 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     if let Some(folder) = &exclusive {
         alone(inner, &spec.id, folder)?;
     }
-    let sandbox = sandbox::lower(&Input { instance: spec, machine: &inner.machine, places: &places, first_id, toolchain: &toolchain, pass_env: &inner.pass_env })
-        .map_err(|why| EngineError::new(&doing, why))?;
+    let sandbox = sandbox::lower(&Input {
+        instance: spec,
+        machine: &inner.machine,
+        places: &places,
+        first_id,
+        toolchain: &toolchain,
+        pass_env: &inner.pass_env,
+    })
+    .map_err(|why| EngineError::new(&doing, why))?;
 
     let make = |path: &Path, mode: u32, owner: u32| own_folder(path, mode, owner).map_err(|error| fail(path, error));
     make(&places.scratch, 0o700, 0)?;
@@ -174,7 +182,9 @@ fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
         Workload::Native(_) | Workload::KeyValue(_) => None,
     };
     let data = match &spec.workload {
-        Workload::KeyValue(KeyValueWorkload { persistence: Persistence::JournalSnapshot | Persistence::Snapshot, .. }) => Some(paths.data(&spec.service)),
+        Workload::KeyValue(KeyValueWorkload { persistence: Persistence::JournalSnapshot | Persistence::Snapshot, .. }) => {
+            Some(paths.data(&spec.service))
+        }
         Workload::KeyValue(_) | Workload::Native(_) => None,
     };
     Ok(Places {
@@ -194,7 +204,8 @@ fn alone(inner: &Inner, id: &InstanceId, exclusive: &Path) -> Result<(), EngineE
         let Some(look) = folder::look(inner, &other)? else { continue };
         let writes = look.facts.is_some_and(|facts| facts.exclusive.as_deref() == Some(exclusive));
         if other != *id && writes && matches!(look.phase, InstancePhase::Running | InstancePhase::Preparing) {
-            let mut error = EngineError::new(format!("start `{id}`"), format!("`{}` is in use by `{other}`", exclusive.display())).hint("stop that instance first");
+            let mut error = EngineError::new(format!("start `{id}`"), format!("`{}` is in use by `{other}`", exclusive.display()))
+                .hint("stop that instance first");
             error.retry = true;
             return Err(error);
         }

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// How long a monitor may take to clean up after its program's end.
@@ -30,13 +31,25 @@ impl LinuxEngine {
             files::write_json(&grace, &grace_seconds).map_err(|error| failed(id, &error.to_string()))?;
             self.signal(id, Signal::SIGTERM)?;
             let limit = Duration::from_secs(u64::from(grace_seconds)) + CLEANING;
-            match tokio::time::timeout(limit, self.monitor_ends(&look)).await {
-                Ok(ended) => ended?,
-                Err(_) => tracing::warn!(instance = %id, "the monitor did not end in time and is killed"),
+            if let Ok(ended) = tokio::time::timeout(limit, self.monitor_ends(&look)).await {
+                ended?;
+            } else {
+                tracing::warn!(instance = %id, "the monitor did not end in time and is killed");
             }
         }
         self.remove(id).await?;
         Ok(StepOutcome::Changed)
+    }
+
+    /// Removes what a start has left that was killed before it had written what it starts.
+    pub(super) async fn remove_half_made(&self) -> Result<(), EngineError> {
+        for id in folder::ids(&self.inner)? {
+            let starting = self.inner.starting.lock().unwrap_or_else(PoisonError::into_inner).contains(&id);
+            if !starting && folder::look(&self.inner, &id)?.is_some_and(|look| look.facts.is_none()) {
+                self.remove(&id).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends whatever is left of an instance, at once, and removes its traces.

@@ -21,7 +21,9 @@ pub fn config(server: &KeyValueWorkload, memory_bytes: u64) -> String {
     let maxmemory = memory_bytes / 4 * 3;
     let policy = &server.maxmemory_policy;
     // The private network decides who gets here, so the server's own address check is off.
-    format!("bind * -::*\nport {PORT}\nprotected-mode no\ndaemonize no\nlogfile \"\"\ndir {DATA}\nmaxmemory {maxmemory}\nmaxmemory-policy {policy}\n{keeping}")
+    format!(
+        "bind * -::*\nport {PORT}\nprotected-mode no\ndaemonize no\nlogfile \"\"\ndir {DATA}\nmaxmemory {maxmemory}\nmaxmemory-policy {policy}\n{keeping}"
+    )
 }
 
 #[cfg(test)]
@@ -32,7 +34,8 @@ mod tests {
     fn persistence_and_memory_become_settings() {
         let check = |persistence, has: &[&str], lacks: &[&str]| {
             let text = config(&KeyValueWorkload { maxmemory_policy: "noeviction".to_owned(), persistence }, 400);
-            for line in has.iter().chain(&["maxmemory 300", "maxmemory-policy noeviction", "protected-mode no", "bind * -::*", "port 6379"]) {
+            for line in has.iter().chain(&["maxmemory 300", "maxmemory-policy noeviction", "protected-mode no", "bind * -::*", "port 6379"])
+            {
                 assert!(text.lines().any(|l| l == *line), "{line}: {text}");
             }
             for line in lacks {

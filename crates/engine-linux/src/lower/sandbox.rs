@@ -10,6 +10,7 @@ use moat_model::{NativeRuntime, Purpose, Secret};
 use moat_planner::plan::InstanceSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Where a service's files are, source and build result.
@@ -36,8 +37,20 @@ pub const SECRETS: &str = "/etc/secrets";
 /// Files and folders of the host's `/etc` that are shown read-only: certificates, the dynamic linker's settings, Debian's
 /// alternatives, the time zone, and the package managers' system-wide settings.
 pub const HOST_ETC: [&str; 15] = [
-    "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/ca-certificates/extracted", "/etc/alternatives",
-    "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/timezone", "/etc/mime.types", "/etc/services", "/etc/pip.conf",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls/certs",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/ca-certificates/extracted",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/etc/timezone",
+    "/etc/mime.types",
+    "/etc/services",
+    "/etc/pip.conf",
     "/etc/npmrc",
 ];
 
@@ -205,7 +218,10 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
         linux: Linux {
             uid_mappings: mapping.clone(),
             gid_mappings: mapping,
-            namespaces: ["pid", "ipc", "uts", "mount", "cgroup", "user"].into_iter().map(|kind| Namespace { kind: kind.to_owned() }).collect(),
+            namespaces: ["pid", "ipc", "uts", "mount", "cgroup", "user"]
+                .into_iter()
+                .map(|kind| Namespace { kind: kind.to_owned() })
+                .collect(),
             cgroups_path: input.places.cgroup.clone(),
             resources: Resources {
                 memory: Memory { limit: memory, swap: input.machine.swap_accounting.then_some(memory) },
@@ -214,7 +230,20 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
                 pids: Pids { limit: i64::from(limits.pids) + 1 },
             },
             seccomp: seccomp::filter(input.machine.arch),
-            masked_paths: strings(&["/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"]),
+            masked_paths: strings(&[
+                "/proc/acpi",
+                "/proc/asound",
+                "/proc/interrupts",
+                "/proc/kcore",
+                "/proc/keys",
+                "/proc/latency_stats",
+                "/proc/sched_debug",
+                "/proc/scsi",
+                "/proc/timer_list",
+                "/proc/timer_stats",
+                "/sys/devices/virtual/powercap",
+                "/sys/firmware",
+            ]),
             readonly_paths: strings(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]),
         },
     };
@@ -226,7 +255,12 @@ fn strings(texts: &[&str]) -> Vec<String> {
 }
 
 fn runtime_mounts() -> Vec<Mount> {
-    let mount = |destination: &str, kind: &str, options: &[&str]| Mount { destination: destination.to_owned(), kind: kind.to_owned(), source: kind.to_owned(), options: strings(options) };
+    let mount = |destination: &str, kind: &str, options: &[&str]| Mount {
+        destination: destination.to_owned(),
+        kind: kind.to_owned(),
+        source: kind.to_owned(),
+        options: strings(options),
+    };
     vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -330,16 +364,24 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
             None => read_only(&path, &path),
         });
     }
-    for folder in ["/proc", "/dev", "/etc", "/run", "/var/tmp", "/mnt"] {
+    for folder in ["/proc", "/dev", "/etc", "/run", "/var", "/mnt"] {
         ops.push(dir(folder, 0o755, 0));
     }
-    ops.push(MountOp::Symlink { path: "/var/run".into(), target: "/run".into() });
+    for (path, target) in [("/var/run", "/run"), ("/var/tmp", "/tmp")] {
+        ops.push(MountOp::Symlink { path: path.into(), target: target.into() });
+    }
     ops.push(MountOp::Sysfs { target: "/sys".into() });
     ops.extend(machine.etc.iter().map(|path| read_only(path, path)));
     ops.extend(own_etc(input));
     ops.push(read_only(&machine.own_exe, Path::new(INIT)));
     ops.extend(input.toolchain.trees.iter().map(|tree| read_only(tree, tree)));
-    ops.extend(input.toolchain.names.iter().map(|name| MountOp::Symlink { path: Path::new(NAMES).join(name), target: input.toolchain.program.clone() }));
+    ops.extend(
+        input
+            .toolchain
+            .names
+            .iter()
+            .map(|name| MountOp::Symlink { path: Path::new(NAMES).join(name), target: input.toolchain.program.clone() }),
+    );
     ops.push(MountOp::Writable { source: places.scratch.join("home"), target: HOME.into() });
     if instance.purpose == Purpose::Build {
         ops.push(MountOp::Writable { source: places.scratch.join("tmp"), target: "/tmp".into() });
@@ -380,10 +422,12 @@ fn own_etc(input: &Input<'_>) -> Vec<MountOp> {
     let mut hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
     // What has no name on the private network still resolves its own host name, as many programs expect; what has one asks the DNS.
     let receives = matches!(instance.workload, Workload::KeyValue(_))
-        || instance.purpose == Purpose::Serve && instance.env.get("RENDER_SERVICE_TYPE").is_none_or(|kind| matches!(kind.expose(), "web" | "pserv"));
+        || instance.purpose == Purpose::Serve
+            && instance.env.get("RENDER_SERVICE_TYPE").is_none_or(|kind| matches!(kind.expose(), "web" | "pserv"));
     if !receives {
         for address in [instance.address.v4.to_string(), instance.address.v6.to_string()] {
-            hosts.push_str(&format!("{address} {}\n", instance.slug));
+            // Writing to a text does not fail.
+            let _ = writeln!(hosts, "{address} {}", instance.slug);
         }
     }
     let file = |path: &str, content: String| MountOp::File { path: path.into(), mode: 0o644, owner: 0, content: Secret::new(content) };
@@ -392,7 +436,12 @@ fn own_etc(input: &Input<'_>) -> Vec<MountOp> {
         file("/etc/hosts", hosts),
         file("/etc/resolv.conf", format!("nameserver {}\noptions ndots:1 timeout:2 attempts:2\n", moat_model::net::GATEWAY_V4)),
         file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n".to_owned()),
-        file("/etc/passwd", format!("root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nrender:x:{UID}:{UID}:render:{HOME}:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n")),
+        file(
+            "/etc/passwd",
+            format!(
+                "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nrender:x:{UID}:{UID}:render:{HOME}:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+            ),
+        ),
         file("/etc/group", format!("root:x:0:\nrender:x:{UID}:\nnogroup:x:65534:\n")),
     ]
 }

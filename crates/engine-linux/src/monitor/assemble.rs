@@ -25,11 +25,13 @@ const NONE: Option<&str> = None;
 /// Makes everything below `rootfs` (an empty folder), then moves it to `root`, whose parents every user can pass.
 pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp]) -> Result<(), String> {
     let fail = |what: &str, path: &Path, error: &dyn std::fmt::Display| format!("{what} `{}`: {error}", path.display());
-    mount(Some("moat"), rootfs, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(ROOT_SIZE)).map_err(|error| fail("mounting", rootfs, &error))?;
-    let top = open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(|error| fail("opening", rootfs, &error))?;
-    let root_fs = RootFs { top };
+    mount(Some("moat"), rootfs, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(ROOT_SIZE))
+        .map_err(|error| fail("mounting", rootfs, &error))?;
+    let top = open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|error| fail("opening", rootfs, &error))?;
+    let inside = RootFs { top };
     for op in ops {
-        root_fs.apply(op).map_err(|error| match op {
+        inside.apply(op).map_err(|error| match op {
             MountOp::ReadOnly { source, .. } | MountOp::Writable { source, .. } => fail("showing", source, &error),
             MountOp::Overlay { lower, .. } => fail("showing", lower, &error),
             MountOp::Dir { path, .. } | MountOp::File { path, .. } | MountOp::Symlink { path, .. } => fail("making", path, &error),
@@ -77,7 +79,13 @@ impl RootFs {
             MountOp::Overlay { lower, scratch, target } => self.overlay(lower, scratch, target),
             MountOp::Tmpfs { target, size, mode } => {
                 let options = format!("mode={mode:o},size={size}");
-                Ok(mount(Some("tmpfs"), &handle_path(&self.folder(target)?), Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))?)
+                Ok(mount(
+                    Some("tmpfs"),
+                    &handle_path(&self.folder(target)?),
+                    Some("tmpfs"),
+                    MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+                    Some(options.as_str()),
+                )?)
             }
             MountOp::Sysfs { target } => {
                 let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -133,9 +141,8 @@ impl RootFs {
                 Component::ParentDir | Component::Prefix(_) => return Err(Errno::EINVAL.into()),
             };
             match mkdirat(&here, name, Mode::from_bits_truncate(0o755)) {
-                Ok(()) | Err(Errno::EEXIST) => {}
                 // What is there may be mounted read-only and whole.
-                Err(Errno::EROFS) => {}
+                Ok(()) | Err(Errno::EEXIST | Errno::EROFS) => {}
                 Err(error) => return Err(error.into()),
             }
             here = openat(&here, name, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -151,7 +158,12 @@ impl RootFs {
     /// Opens the file, making an empty one where nothing is.
     fn file_point(&self, path: &Path) -> io::Result<OwnedFd> {
         let (parent, name) = self.parent(path)?;
-        match openat(&parent, name, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o644)) {
+        match openat(
+            &parent,
+            name,
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::from_bits_truncate(0o644),
+        ) {
             Ok(_) | Err(Errno::EEXIST) => {}
             Err(error) => return Err(error.into()),
         }

@@ -69,8 +69,7 @@ impl ProcessId {
         if matches!(fields.next()?, "Z" | "X") {
             return None;
         }
-        let start = fields.nth(18)?.parse().ok()?;
-        Some(Self { pid, start })
+        Some(Self { pid, start: fields.nth(18)?.parse().ok()? })
     }
     /// Whether this very process lives.
     pub fn alive(self) -> bool {

@@ -92,7 +92,11 @@ fn reap(main: Pid, monitor: &mut File, ended: &mut Option<u8>, mut told: Option<
         let (pid, code, signal) = match status {
             WaitStatus::Exited(pid, code) => (pid, code, 0),
             WaitStatus::Signaled(pid, signal, _) => (pid, 128 + signal as i32, signal as i32),
-            _ => return,
+            WaitStatus::Stopped(..)
+            | WaitStatus::PtraceEvent(..)
+            | WaitStatus::PtraceSyscall(_)
+            | WaitStatus::Continued(_)
+            | WaitStatus::StillAlive => return,
         };
         if let Some(told) = told.as_mut() {
             told.remove(&pid.as_raw());
@@ -136,7 +140,9 @@ fn terminate(main: Pid) -> BTreeSet<i32> {
 
 fn is_shell(pid: i32) -> bool {
     let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    exe.file_name().and_then(|name| name.to_str()).is_some_and(|name| matches!(name, "bash" | "dash" | "sh" | "ash" | "busybox" | "zsh" | "ksh"))
+    exe.file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| matches!(name, "bash" | "dash" | "sh" | "ash" | "busybox" | "zsh" | "ksh"))
 }
 
 /// Whether the process catches or ignores SIGTERM (the masks of proc_pid_status(5)).

@@ -8,7 +8,7 @@
 //! Invariant: `status.json` is written last, when nothing of the sandbox is left but its folder and its log.
 
 use super::files::{self, Job, ProcessId};
-use super::pump::{LogFile, Lines};
+use super::pump::{Lines, LogFile};
 use crate::log::Stream;
 use crate::lower::sandbox::MountOp;
 use crate::{cgroup, mounts, sys, tree};
@@ -241,7 +241,7 @@ impl Running {
             }
             if kill_at.is_some_and(|at| Instant::now() >= at) {
                 let _ = kill(program, Signal::SIGKILL);
-                kill_at = Some(Instant::now() + Duration::from_secs(3600));
+                kill_at = Some(Instant::now() + Duration::from_hours(1));
             }
             self.pump(log);
             words.read(&mut self.lifeline);
@@ -256,7 +256,9 @@ impl Running {
         let oom = cgroup::oom_killed(&job.cgroup);
         match (words.report, ended) {
             (Some((code, signal)), _) => ExitReport { code, signal, oom: oom && signal == Some(9), error: None },
-            (None, Some(WaitStatus::Signaled(_, signal, _))) => ExitReport { code: 128 + signal as i32, signal: Some(signal as i32), oom, error: None },
+            (None, Some(WaitStatus::Signaled(_, signal, _))) => {
+                ExitReport { code: 128 + signal as i32, signal: Some(signal as i32), oom, error: None }
+            }
             (None, Some(WaitStatus::Exited(_, code))) => ExitReport { code, signal: None, oom, error: None },
             (None, _) => ExitReport { code: 1, signal: None, oom, error: Some("the program's end was not seen".to_owned()) },
         }
@@ -290,7 +292,8 @@ impl Running {
 /// Whether every writer has closed the pipe and it is empty: polling it again would not wait.
 fn finished(file: &File) -> bool {
     let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP) && !events.contains(PollFlags::POLLIN))
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP) && !events.contains(PollFlags::POLLIN))
 }
 
 /// Collects every ended child; the program's end is returned.

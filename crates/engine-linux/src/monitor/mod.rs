@@ -41,7 +41,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
     let rest = |from: usize| args.get(from..).filter(|rest| rest.first().is_some_and(|dash| dash == "--")).map(|rest| &rest[1..]);
     match args.first().and_then(|arg| arg.to_str()) {
         Some(INIT_FLAG) => rest(1).map_or(ExitCode::from(USAGE), init::main),
-        Some(RUN_FLAG) => rest(1).map_or(ExitCode::from(USAGE), |program| become_program(program)),
+        Some(RUN_FLAG) => rest(1).map_or(ExitCode::from(USAGE), become_program),
         Some(ENTER_FLAG) => match (args.get(1), rest(2)) {
             (Some(pid), Some(program)) => enter(pid, program),
             _ => ExitCode::from(USAGE),

@@ -133,3 +133,53 @@ impl Lines {
         log.write(self.stream, true, line.strip_suffix(b"\r").unwrap_or(line));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Stream, read};
+
+    fn texts(path: &Path) -> Vec<(bool, String)> {
+        read(path).unwrap().into_iter().map(|line| (line.complete, line.text)).collect()
+    }
+
+    #[test]
+    fn lines_are_cut_where_they_end_however_they_arrive() {
+        let folder = tempfile::tempdir().unwrap();
+        let wide = "x".repeat(MAX_LINE + 5);
+        for (name, chunks, expect) in [
+            ("a", vec!["one\ntwo\n"], vec![(true, "one"), (true, "two")]),
+            ("b", vec!["o", "ne\nt", "wo"], vec![(true, "one"), (true, "two")]),
+            ("c", vec!["\n\n", "end\r\n"], vec![(true, ""), (true, ""), (true, "end")]),
+            ("d", vec![&wide, "y\n"], vec![(false, &wide[..MAX_LINE]), (true, "xxxxxy")]),
+            ("e", vec![], vec![]),
+        ] {
+            let path = folder.path().join(name);
+            let mut log = LogFile::open(&path).unwrap();
+            let mut lines = Lines::new(Stream::Stdout);
+            for chunk in chunks {
+                lines.take(chunk.as_bytes(), &mut log);
+            }
+            lines.finish(&mut log);
+            let expect: Vec<(bool, String)> = expect.into_iter().map(|(complete, text)| (complete, text.to_owned())).collect();
+            assert!(texts(&path) == expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_log_is_bounded_and_loses_nothing_at_its_seam() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut log = LogFile::open(&path).unwrap();
+        let text = "x".repeat(MAX_LINE - 16);
+        let count = 3 * usize::try_from(MAX_FILE).unwrap() / MAX_LINE;
+        for number in 0..count {
+            log.write(Stream::Stderr, true, format!("{number:08} {text}").as_bytes());
+        }
+        let size = |path: &Path| fs::metadata(path).unwrap().len();
+        assert!(size(&path) <= MAX_FILE && size(&folder.path().join("log.1")) <= MAX_FILE);
+        let numbers: Vec<usize> = read(&path).unwrap().iter().map(|line| line.text[..8].parse().unwrap()).collect();
+        assert!(numbers.len() > count / 3, "{}", numbers.len());
+        assert_eq!(numbers, (count - numbers.len()..count).collect::<Vec<_>>());
+    }
+}

@@ -26,12 +26,22 @@ pub fn program(runtime: NativeRuntime) -> &'static str {
 /// Places of version managers below a home folder; `*` is one folder of any name.
 fn managed(runtime: NativeRuntime) -> &'static [&'static str] {
     match runtime {
-        NativeRuntime::Python => &[".pyenv/versions/*/bin", ".local/share/uv/python/*/bin", ".asdf/installs/python/*/bin", ".local/share/mise/installs/python/*/bin"],
+        NativeRuntime::Python => &[
+            ".pyenv/versions/*/bin",
+            ".local/share/uv/python/*/bin",
+            ".asdf/installs/python/*/bin",
+            ".local/share/mise/installs/python/*/bin",
+        ],
         NativeRuntime::Node => &[
-            ".nvm/versions/node/*/bin", ".volta/tools/image/node/*/bin", ".asdf/installs/nodejs/*/bin", ".local/share/mise/installs/node/*/bin",
+            ".nvm/versions/node/*/bin",
+            ".volta/tools/image/node/*/bin",
+            ".asdf/installs/nodejs/*/bin",
+            ".local/share/mise/installs/node/*/bin",
             ".local/share/fnm/node-versions/*/installation/bin",
         ],
-        NativeRuntime::Ruby => &[".rbenv/versions/*/bin", ".rvm/rubies/*/bin", ".asdf/installs/ruby/*/bin", ".local/share/mise/installs/ruby/*/bin"],
+        NativeRuntime::Ruby => {
+            &[".rbenv/versions/*/bin", ".rvm/rubies/*/bin", ".asdf/installs/ruby/*/bin", ".local/share/mise/installs/ruby/*/bin"]
+        }
         NativeRuntime::Go => &["sdk/*/bin", "go/sdk/*/bin", ".asdf/installs/golang/*/go/bin", ".local/share/mise/installs/go/*/bin"],
         NativeRuntime::Rust => &[".rustup/toolchains/*/bin"],
         NativeRuntime::Elixir => &[".asdf/installs/elixir/*/bin", ".local/share/mise/installs/elixir/*/bin"],
@@ -43,7 +53,9 @@ pub fn hint(runtime: NativeRuntime, wanted: Option<&str>) -> String {
     let version = wanted.unwrap_or_default();
     match (runtime, wanted) {
         (NativeRuntime::Python, None) => "apt-get install python3 python3-venv".to_owned(),
-        (NativeRuntime::Python, Some(_)) => format!("install it with `pyenv install {version}` or `uv python install {version}`, or change PYTHON_VERSION"),
+        (NativeRuntime::Python, Some(_)) => {
+            format!("install it with `pyenv install {version}` or `uv python install {version}`, or change PYTHON_VERSION")
+        }
         (NativeRuntime::Node, None) => "apt-get install nodejs npm".to_owned(),
         (NativeRuntime::Node, Some(_)) => format!("install it with `nvm install {version}`, or change NODE_VERSION"),
         (NativeRuntime::Ruby, _) => "apt-get install ruby-full ruby-bundler, or install another version with `rbenv install`".to_owned(),
@@ -94,7 +106,8 @@ fn expand(base: &Path, pattern: &str) -> Vec<PathBuf> {
 fn candidates(runtime: NativeRuntime) -> Vec<PathBuf> {
     let name = program(runtime);
     let mut found = on_path(name);
-    let mut folders: Vec<PathBuf> = homes().iter().flat_map(|home| managed(runtime).iter().flat_map(|pattern| expand(home, pattern))).collect();
+    let mut folders: Vec<PathBuf> =
+        homes().iter().flat_map(|home| managed(runtime).iter().flat_map(|pattern| expand(home, pattern))).collect();
     // A shim says where its manager lives, whoever's home that is: `ROOT/shims/python3` stands for `ROOT/versions/*/bin`.
     for shim in &found {
         if let Some(root) = shim.parent().filter(|folder| folder.ends_with("shims")).and_then(Path::parent) {
@@ -142,7 +155,13 @@ fn probe(runtime: NativeRuntime, candidate: &Path) -> Option<Toolchain> {
     let mut toolchain = Toolchain::default();
     match runtime {
         NativeRuntime::Python => {
-            let lines = ask(candidate, &["-c", "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.base_prefix); print('%d.%d' % sys.version_info[:2])"])?;
+            let lines = ask(
+                candidate,
+                &[
+                    "-c",
+                    "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.base_prefix); print('%d.%d' % sys.version_info[:2])",
+                ],
+            )?;
             let [version, prefix, minor] = lines.as_slice() else { return None };
             let prefix = PathBuf::from(prefix);
             toolchain.program = fs::canonicalize(prefix.join("bin").join(format!("python{minor}"))).ok()?;

@@ -60,7 +60,10 @@ pub fn resolve(runtime: NativeRuntime, wanted: Option<&str>) -> Result<Toolchain
             Some(true) => fitting.push(toolchain),
             Some(false) => {}
             None if runtime == NativeRuntime::Rust => {}
-            None => return Err(EngineError::new(doing, format!("the version `{wanted}` can't be read")).hint("write a version such as `3.11`, or a range such as `>=18 <21`")),
+            None => {
+                return Err(EngineError::new(doing, format!("the version `{wanted}` can't be read"))
+                    .hint("write a version such as `3.11`, or a range such as `>=18 <21`"));
+            }
         }
     }
     if let Some(best) = fitting.into_iter().max_by_key(|toolchain| version::key(&toolchain.version)) {
@@ -101,5 +104,6 @@ pub fn keyvalue_server() -> Result<Toolchain, EngineError> {
             return Ok(toolchain);
         }
     }
-    Err(EngineError::new("find a Key Value server", "neither `valkey-server` nor `redis-server` is installed").hint("apt-get install redis-server (or valkey-server)"))
+    Err(EngineError::new("find a Key Value server", "neither `valkey-server` nor `redis-server` is installed")
+        .hint("apt-get install redis-server (or valkey-server)"))
 }

@@ -3,8 +3,8 @@
 use moat_engine::{Engine, EngineError};
 use moat_engine_linux::{BuildRequest, Config, LinuxEngine};
 use moat_model::net::{NetworkId, Ula};
-use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, NativeWorkload, Persistence, Workload};
 use moat_model::policy::SourceEntry;
+use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, NativeWorkload, Persistence, Workload};
 use moat_model::{Egress, InstanceId, Limits, LinkName, NativeRuntime, Purpose, Secret, ServiceId, Slug, ZoneId};
 use moat_planner::Step;
 use moat_planner::plan::InstanceSpec;
@@ -65,31 +65,31 @@ pub fn test(body: impl AsyncFnOnce(&Bed) + Send) {
     });
 }
 
+fn config(state: &Path, run: &Path) -> Config {
+    Config {
+        state_dir: state.to_owned(),
+        run_dir: run.to_owned(),
+        oci_runtime: None,
+        pass_env: vec!["PIP_INDEX_URL".to_owned()],
+        own_exe: PathBuf::from(env!("CARGO_BIN_EXE_moat-monitor-test")),
+    }
+}
+
 impl Bed {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (state, run, source) = (folder.path().join("state"), folder.path().join("run"), folder.path().join("source"));
         fs::create_dir(&source).unwrap();
-        let config = Config {
-            state_dir: state.clone(),
-            run_dir: run.clone(),
-            oci_runtime: None,
-            pass_env: vec!["PIP_INDEX_URL".to_owned()],
-            own_exe: PathBuf::from(env!("CARGO_BIN_EXE_moat-monitor-test")),
-        };
-        Self { engine: LinuxEngine::open(config).unwrap(), state, run, source, _folder: folder }
+        Self { engine: LinuxEngine::open(config(&state, &run)).unwrap(), state, run, source, _folder: folder }
     }
 
     /// Another engine over the same folders: what a restarted daemon sees.
     pub fn reopen(&self) -> LinuxEngine {
-        LinuxEngine::open(Config {
-            state_dir: self.state.clone(),
-            run_dir: self.run.clone(),
-            oci_runtime: None,
-            pass_env: Vec::new(),
-            own_exe: PathBuf::from(env!("CARGO_BIN_EXE_moat-monitor-test")),
-        })
-        .unwrap()
+        LinuxEngine::open(self.config()).unwrap()
+    }
+
+    pub fn config(&self) -> Config {
+        config(&self.state, &self.run)
     }
 
     /// A file of the source.
@@ -116,7 +116,7 @@ impl Bed {
         spec("app", workload)
     }
 
-    pub fn key_value(&self, persistence: Persistence) -> InstanceSpec {
+    pub fn key_value(persistence: Persistence) -> InstanceSpec {
         spec("cache", Workload::KeyValue(KeyValueWorkload { maxmemory_policy: "noeviction".to_owned(), persistence }))
     }
 
@@ -156,7 +156,13 @@ impl Bed {
     pub async fn permit(&self, spec: &InstanceSpec) {
         let mut policy = self.engine.network().policy();
         let zone = ZoneId(1);
-        let entry = SourceEntry { link: spec.link.clone(), address: spec.address, zone: Some(zone), egress: Egress::Internet, service: spec.service.clone() };
+        let entry = SourceEntry {
+            link: spec.link.clone(),
+            address: spec.address,
+            zone: Some(zone),
+            egress: Egress::Internet,
+            service: spec.service.clone(),
+        };
         policy.sources.insert(spec.id.clone(), entry);
         policy.receivers.insert((zone, spec.address));
         self.engine.apply(&Step::SetPolicy { policy }).await.unwrap();
@@ -170,7 +176,7 @@ impl Bed {
     pub async fn end(&self, id: &InstanceId) -> ExitReport {
         match self.engine.wait(id).await.unwrap() {
             InstancePhase::Exited(report) => report,
-            other => panic!("{other:?}"),
+            other @ (InstancePhase::Preparing | InstancePhase::Running | InstancePhase::Lost) => panic!("{other:?}"),
         }
     }
 

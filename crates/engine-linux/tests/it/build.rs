@@ -37,7 +37,10 @@ fn python_builds_into_a_virtual_environment_and_serves() {
         bed.write("web/app.py", "import sys, os\nprint(sys.prefix, os.getcwd(), open('made.txt').read(), flush=True)\n");
         let mut spec = bed.native(Python, "python app.py && exec python -m http.server $PORT --bind 0.0.0.0");
         native(&mut spec).root_dir = PathBuf::from("web");
-        native(&mut spec).build_command = Some("python -c 'import sys; assert sys.prefix.endswith(\".venv\")'\npip --version\necho -n built > made.txt; test -z \"$NODE_ENV\"".to_owned());
+        native(&mut spec).build_command = Some(
+            "python -c 'import sys; assert sys.prefix.endswith(\".venv\")'\npip --version\necho -n built > made.txt; test -z \"$NODE_ENV\""
+                .to_owned(),
+        );
         bed.release(&mut spec).await;
         bed.start(&spec).await.unwrap();
         bed.logged(&spec.id, "/opt/render/project/src/.venv /opt/render/project/src/web built").await;
@@ -72,7 +75,8 @@ fn the_same_source_is_built_once() {
         native(&mut spec).build_command = Some("true".to_owned());
         assert_ne!(bed.engine.prepare_release(request(&mut spec)).await.unwrap().name, second.name);
         bed.engine.collect_garbage(&BTreeSet::from([first.name.clone()])).await.unwrap();
-        let left: Vec<_> = std::fs::read_dir(bed.state.join("releases")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let left: Vec<_> =
+            std::fs::read_dir(bed.state.join("releases")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         assert_eq!(left, [first.name]);
     });
 }
@@ -116,9 +120,13 @@ fn a_failing_build_says_so_and_its_release_never_runs() {
 #[test]
 fn what_git_ignores_is_not_source_and_what_was_never_committed_is() {
     test(async |bed: &Bed| {
-        let git = |args: &[&str]| assert!(std::process::Command::new("git").arg("-C").arg(&bed.source).args(args).output().unwrap().status.success());
+        let git = |args: &[&str]| {
+            assert!(std::process::Command::new("git").arg("-C").arg(&bed.source).args(args).output().unwrap().status.success())
+        };
         git(&["init", "-q"]);
-        for (path, content) in [(".gitignore", "dist/\n*.log\n"), ("kept.txt", ""), ("gone.txt", ""), ("x.log", ""), ("dist/out.js", ""), ("new/deep.txt", "")] {
+        for (path, content) in
+            [(".gitignore", "dist/\n*.log\n"), ("kept.txt", ""), ("gone.txt", ""), ("x.log", ""), ("dist/out.js", ""), ("new/deep.txt", "")]
+        {
             bed.write(path, content);
         }
         git(&["add", "kept.txt", "gone.txt", ".gitignore"]);

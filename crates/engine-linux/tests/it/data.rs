@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 
 async fn cli(bed: &Bed, id: &moat_model::InstanceId, args: &[&str]) -> i32 {
     let null = || OwnedFd::from(std::fs::File::options().read(true).write(true).open("/dev/null").unwrap());
-    let argv = std::iter::once("redis-cli").chain(args.iter().copied()).map(str::to_owned).collect();
-    bed.engine.exec(id, argv, Default::default(), false, [null(), null(), null()]).await.unwrap()
+    let words = std::iter::once("redis-cli").chain(args.iter().copied()).map(str::to_owned).collect();
+    bed.engine.exec(id, words, std::collections::BTreeMap::default(), false, [null(), null(), null()]).await.unwrap()
 }
 
 async fn ready(bed: &Bed, id: &moat_model::InstanceId) {
@@ -28,14 +28,14 @@ async fn ready(bed: &Bed, id: &moat_model::InstanceId) {
 fn a_key_value_keeps_its_data_as_it_was_told() {
     test(async |bed: &Bed| {
         for (persistence, kept) in [(Persistence::JournalSnapshot, true), (Persistence::Snapshot, true), (Persistence::Off, false)] {
-            let mut first = bed.key_value(persistence);
+            let mut first = Bed::key_value(persistence);
             first.service = moat_model::ServiceId::new(format!("red-{persistence:?}").to_lowercase()).unwrap();
             bed.start(&first).await.unwrap();
             ready(bed, &first.id).await;
             assert_eq!(cli(bed, &first.id, &["-e", "set", "k", "v"]).await, 0);
             assert_eq!(cli(bed, &first.id, &["-e", "no-such-command"]).await, 1);
             // Two servers on one folder of data would spoil it.
-            let mut second = bed.key_value(persistence);
+            let mut second = Bed::key_value(persistence);
             second.service.clone_from(&first.service);
             if kept {
                 let error = bed.start(&second).await.unwrap_err();

@@ -1,4 +1,111 @@
-//! The lowering of one instance, whole.
+//! The lowering of one instance, whole: what the monitor mounts and what the runtime is told.
+
+use crate::bed::spec;
+use moat_engine_linux::lower::sandbox::{Input, Machine, Places, lower};
+use moat_engine_linux::toolchain::Toolchain;
+use moat_model::net::{NetworkId, Ula};
+use moat_model::state::{Disk, KeyValueWorkload, NativeWorkload, Persistence, Workload};
+use moat_model::{InstanceId, LinkName, NativeRuntime, Purpose, Secret};
+use moat_planner::plan::InstanceSpec;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn machine() -> Machine {
+    Machine {
+        arch: "x86_64",
+        open_files: 20_000,
+        swap_accounting: true,
+        usr_merge: BTreeMap::from([("bin".to_owned(), Some(PathBuf::from("usr/bin"))), ("lib32".to_owned(), None)]),
+        etc: vec!["/etc/ssl/certs".into()],
+        bash: true,
+        own_exe: "/usr/bin/moat".into(),
+    }
+}
+
+fn places() -> Places {
+    Places {
+        root: "/mnt".into(),
+        project: Some("/s/releases/app-1/project".into()),
+        scratch: "/s/instances/i".into(),
+        cache: "/s/cache/app".into(),
+        disk: Some("/s/disks/srv-app/d".into()),
+        data: Some("/s/data/red-x".into()),
+        cgroup: "/moat-t/i".to_owned(),
+    }
+}
+
+fn native() -> InstanceSpec {
+    let workload = NativeWorkload {
+        runtime: NativeRuntime::Python,
+        version: None,
+        source: "/home/me/app".into(),
+        root_dir: "web".into(),
+        build_command: Some("pip install -r requirements.txt\n./more".to_owned()),
+        pre_deploy_command: Some("./migrate".to_owned()),
+        initial_deploy_hook: None,
+        start_command: "gunicorn app".to_owned(),
+        schedule: None,
+        disk: Some(Disk { name: "d".to_owned(), mount_path: "/data".into(), size_bytes: 1 }),
+    };
+    let mut spec = spec("app", Workload::Native(workload));
+    spec.id = InstanceId::new("srv-app-abcde").unwrap();
+    spec.address = NetworkId::new(0).unwrap().instance(Ula([0xfd00, 1, 2]), 7);
+    spec.link = LinkName::of(spec.address.v4);
+    spec.secret_files.insert("key".to_owned(), Secret::new("k"));
+    spec
+}
+
+fn check(name: &str, instance: &InstanceSpec) {
+    let toolchain = Toolchain {
+        program: "/root/.pyenv/versions/3.11.7/bin/python3.11".into(),
+        version: "3.11.7".to_owned(),
+        trees: vec!["/root/.pyenv/versions/3.11.7".into()],
+        path: vec!["/root/.pyenv/versions/3.11.7/bin".into()],
+        names: vec!["python".to_owned()],
+        env: BTreeMap::new(),
+    };
+    let pass_env = BTreeMap::from([("PIP_INDEX_URL".to_owned(), Secret::new("https://index"))]);
+    let input = Input { instance, machine: &machine(), places: &places(), first_id: 1_000_000, toolchain: &toolchain, pass_env: &pass_env };
+    let mut sandbox = serde_json::to_value(lower(&input).unwrap()).unwrap();
+    // The table of calls has tests of its own.
+    sandbox["oci"]["linux"]["seccomp"]["syscalls"] = "…".into();
+    let text = serde_json::to_string_pretty(&sandbox).unwrap() + "\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(name);
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &text).unwrap();
+    }
+    let expect = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(text == expect, "`{}` differs (UPDATE=1 rewrites it):\n{text}", path.display());
+}
 
 #[test]
-fn an_instance_lowers_to_this() {}
+fn an_instance_lowers_to_this() {
+    check("serve.json", &native());
+    check("build.json", &InstanceSpec { purpose: Purpose::Build, ..native() });
+    let mut key_value = native();
+    key_value.workload =
+        Workload::KeyValue(KeyValueWorkload { maxmemory_policy: "allkeys-lru".to_owned(), persistence: Persistence::Snapshot });
+    check("keyvalue.json", &key_value);
+}
+
+#[test]
+fn a_purpose_without_a_command_is_refused_and_one_with_its_own_runs_it() {
+    let machine = machine();
+    let args = |spec: &InstanceSpec| {
+        let (places, toolchain, pass_env) = (places(), Toolchain::default(), BTreeMap::new());
+        let input =
+            Input { instance: spec, machine: &machine, places: &places, first_id: 1_000_000, toolchain: &toolchain, pass_env: &pass_env };
+        lower(&input).map(|sandbox| sandbox.oci.process.args[4..].to_vec())
+    };
+    for (purpose, command, expect) in [
+        (Purpose::Serve, None, Ok(vec!["/bin/bash", "-c", "gunicorn app"])),
+        (Purpose::Cron, None, Ok(vec!["/bin/bash", "-c", "gunicorn app"])),
+        (Purpose::Job, Some("./job"), Ok(vec!["/bin/bash", "-c", "./job"])),
+        (Purpose::Job, None, Err("the service has no command for this purpose")),
+        (Purpose::PreDeploy, None, Ok(vec!["/bin/bash", "-e", "-o", "pipefail", "-c", "./migrate"])),
+    ] {
+        let spec = InstanceSpec { purpose, command: command.map(str::to_owned), ..native() };
+        assert_eq!(args(&spec), expect.map(|args| args.into_iter().map(str::to_owned).collect()), "{purpose:?}");
+    }
+}

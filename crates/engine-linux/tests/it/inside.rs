@@ -77,9 +77,32 @@ for name, *kind in [("vsock", 40, 1), ("packet", 17, 3), ("alg", 38, 5), ("raw",
         );
         let lines = bed.shell("python3 probe.py").await;
         let expect = [
-            "getpid ok", "unshare-user EPERM", "unshare-net EPERM", "clone-user ENOSYS", "clone3 ENOSYS", "mount EPERM", "umount2 EPERM", "setns EPERM",
-            "bpf EPERM", "perf EPERM", "keyctl EPERM", "handle EPERM", "kexec EPERM", "reboot EPERM", "module EPERM", "swapon EPERM", "io_uring EPERM",
-            "unknown ENOSYS", "vsock EAFNOSUPPORT", "packet EAFNOSUPPORT", "alg EAFNOSUPPORT", "raw EPERM", "tcp ok", "tcp6 ok", "unix ok", "netlink ok",
+            "getpid ok",
+            "unshare-user EPERM",
+            "unshare-net EPERM",
+            "clone-user ENOSYS",
+            "clone3 ENOSYS",
+            "mount EPERM",
+            "umount2 EPERM",
+            "setns EPERM",
+            "bpf EPERM",
+            "perf EPERM",
+            "keyctl EPERM",
+            "handle EPERM",
+            "kexec EPERM",
+            "reboot EPERM",
+            "module EPERM",
+            "swapon EPERM",
+            "io_uring EPERM",
+            "unknown ENOSYS",
+            "vsock EAFNOSUPPORT",
+            "packet EAFNOSUPPORT",
+            "alg EAFNOSUPPORT",
+            "raw EPERM",
+            "tcp ok",
+            "tcp6 ok",
+            "unix ok",
+            "netlink ok",
         ];
         assert_eq!(lines, expect);
         // Threads and processes still work without clone3 and with the filter on clone.
@@ -91,7 +114,8 @@ for name, *kind in [("vsock", 40, 1), ("packet", 17, 3), ("alg", 38, 5), ("raw",
 #[test]
 fn the_environment_is_exactly_what_was_asked_for() {
     test(async |bed: &Bed| {
-        let mut spec = bed.native(Python, "env -0 | tr '\\0\\n' '\\n~'; cat /etc/secrets/key.pem; cat key.pem; stat -c %a /etc/secrets/key.pem");
+        let mut spec =
+            bed.native(Python, "env -0 | tr '\\0\\n' '\\n~'; cat /etc/secrets/key.pem; cat key.pem; stat -c %a /etc/secrets/key.pem");
         spec.env.insert("ODD".to_owned(), Secret::new("a b\n\"$c'"));
         spec.env.insert("TOKEN".to_owned(), Secret::new("hunter2-in-the-environment"));
         spec.secret_files.insert("key.pem".to_owned(), Secret::new("hunter2-in-a-file\n"));
@@ -104,7 +128,10 @@ fn the_environment_is_exactly_what_was_asked_for() {
         let mut keys: Vec<&str> = lines.iter().map(|line| line.split_once('=').unwrap().0).collect();
         keys.sort_unstable();
         // `_`, `PWD` and `SHLVL` are the shell's own.
-        assert_eq!(keys, ["HOME", "LANG", "LOGNAME", "ODD", "PATH", "PORT", "PWD", "SHELL", "SHLVL", "TOKEN", "USER", "VENV_ROOT", "VIRTUAL_ENV", "_"]);
+        assert_eq!(
+            keys,
+            ["HOME", "LANG", "LOGNAME", "ODD", "PATH", "PORT", "PWD", "SHELL", "SHLVL", "TOKEN", "USER", "VENV_ROOT", "VIRTUAL_ENV", "_"]
+        );
         assert!(lines.contains(&"ODD=a b~\"$c'".to_owned()), "{lines:?}");
         assert!(lines.contains(&"HOME=/opt/render".to_owned()));
         // Only what the program itself printed to its log holds them in the state folder.
@@ -161,18 +188,29 @@ fn limits_bite() {
 fn a_command_inside_has_the_programs_environment_and_its_own_exit_code() {
     use std::io::{Read, Seek};
     test(async |bed: &Bed| {
-        let mut spec = bed.native(Python, "for n in mnt pid ipc uts net user cgroup; do readlink /proc/self/ns/$n; done > ns; echo up; sleep 600");
+        let mut spec =
+            bed.native(Python, "for n in mnt pid ipc uts net user cgroup; do readlink /proc/self/ns/$n; done > ns; echo up; sleep 600");
         spec.env.insert("TOKEN".to_owned(), Secret::new("hunter2"));
         bed.release(&mut spec).await;
         bed.start(&spec).await.unwrap();
         bed.logged(&spec.id, "up").await;
         for (argv, extra, code, said) in [
-            (&["sh", "-c", "echo $TOKEN $MORE; id -u; ls /proc/1/root 2>&1; exit 42"][..], Some("x y"), 42, "hunter2 x y\n1000\nls: cannot access '/proc/1/root': Permission denied\n"),
+            (
+                &["sh", "-c", "echo $TOKEN $MORE; id -u; ls /proc/1/root 2>&1; exit 42"][..],
+                Some("x y"),
+                42,
+                "hunter2 x y\n1000\nls: cannot access '/proc/1/root': Permission denied\n",
+            ),
             (&["true"][..], None, 0, ""),
             (&["no-such-command"][..], None, 127, "moat: `no-such-command`: command not found\n"),
             (&["/etc"][..], None, 126, "moat: `/etc`: Permission denied (os error 13)\n"),
             (&["sh", "-c", "kill -TERM $$"][..], None, 143, ""),
-            (&["grep", "-E", "NoNewPrivs|Seccomp:|CapEff", "/proc/self/status"][..], None, 0, "CapEff:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n"),
+            (
+                &["grep", "-E", "NoNewPrivs|Seccomp:|CapEff", "/proc/self/status"][..],
+                None,
+                0,
+                "CapEff:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n",
+            ),
             // The very namespaces of the program, compared inside: PID 1 hides its own from others.
             (&["sh", "-c", "for n in mnt pid ipc uts net user cgroup; do readlink /proc/self/ns/$n; done | cmp - ns"][..], None, 0, ""),
         ] {
@@ -189,7 +227,12 @@ fn a_command_inside_has_the_programs_environment_and_its_own_exit_code() {
         }
         let gone = moat_model::InstanceId::new("srv-app-gone").unwrap();
         let null = || std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        assert!(bed.engine.exec(&gone, vec!["true".to_owned()], Default::default(), false, [null(), null(), null()]).await.is_err());
+        assert!(
+            bed.engine
+                .exec(&gone, vec!["true".to_owned()], std::collections::BTreeMap::default(), false, [null(), null(), null()])
+                .await
+                .is_err()
+        );
     });
 }
 

@@ -25,7 +25,11 @@ fn a_stop_asks_first_and_kills_after_the_grace() {
         for (command, said, grace) in [
             ("trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.02; done", Some("bye"), 60),
             // A shell in front of the program must not keep the word from it.
-            ("echo up && python3 -c 'import signal,sys,time; signal.signal(15, lambda *a: (print(\"bye\"), sys.exit(0))); print(\"ready\", flush=True); time.sleep(600)' && echo never", Some("bye"), 60),
+            (
+                "echo up && python3 -c 'import signal,sys,time; signal.signal(15, lambda *a: (print(\"bye\"), sys.exit(0))); print(\"ready\", flush=True); time.sleep(600)' && echo never",
+                Some("bye"),
+                60,
+            ),
             ("trap '' TERM; echo up; while :; do sleep 0.02; done", None, 1),
             // Nothing set for SIGTERM, as most programs: it ends all the same, although the kernel protects a PID 1.
             ("echo up; exec sleep 600", None, 60),
@@ -80,7 +84,8 @@ fn a_killed_monitor_takes_its_program_with_it_and_a_killed_engine_does_not() {
         let seen = other.observe().await.unwrap().instances[&spec.id].clone();
         assert_eq!(seen.phase, InstancePhase::Running);
         let alive = |pid: u32| std::path::Path::new(&format!("/proc/{pid}/cwd")).read_link().is_ok();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(seen.monitor_pid.unwrap() as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(seen.monitor_pid.unwrap().cast_signed()), nix::sys::signal::Signal::SIGKILL)
+            .unwrap();
         until(|| !alive(seen.pid.unwrap())).await;
         assert_eq!(other.wait(&spec.id).await.unwrap(), InstancePhase::Lost);
         assert_eq!(other.apply(&Step::StopInstance { id: spec.id.clone(), grace_seconds: 0 }).await.unwrap(), StepOutcome::Changed);

@@ -1,9 +1,12 @@
 //! The engine on the real kernel. Every test has folders and a "host" network namespace of its own; without root they say
 //! so and pass.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a failed test panics, a skipped one says so")]
+
 mod bed;
 mod build;
 mod data;
+mod faults;
 mod golden;
 mod inside;
 mod life;
