@@ -15,7 +15,7 @@ pub mod lower;
 mod mount;
 pub mod netlink;
 mod network;
-mod nft;
+pub mod nft;
 mod observe;
 pub mod ns;
 mod packet;
