@@ -1,1 +1,55 @@
-fn main() {}
+//! The `moat` command: what is typed becomes a request; what is answered becomes text or JSON.
+//!
+//! Exit codes: 0 ok, 1 refused or failed check, 2 usage or blueprint error, 3 engine error, 70 bug.
+
+mod args;
+mod command_error;
+mod commands;
+mod ui;
+
+use args::{Cli, Verb};
+use clap::Parser as _;
+use command_error::CommandError;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The monitor comes first: it must stay small and single-threaded.
+    let mut raw = std::env::args_os().skip(1);
+    match raw.next().as_deref().and_then(|a| a.to_str()) {
+        Some("__monitor") => return moat_engine_linux::monitor::main(&raw.collect::<Vec<_>>()),
+        Some("__daemon") => return commands::daemon::main(),
+        _ => {}
+    }
+    let cli = Cli::parse();
+    let ui = ui::Ui::new(cli.output, cli.color);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return ui.fail(&CommandError::bug(format!("no runtime: {error}"))),
+    };
+    let outcome = runtime.block_on(run(cli.verb, &ui));
+    // Reading the terminal may still block a thread of the runtime; nothing waits for it.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code,
+        Err(error) => ui.fail(&error),
+    }
+}
+
+async fn run(verb: Verb, ui: &ui::Ui) -> Result<ExitCode, CommandError> {
+    match verb {
+        Verb::Up(args) => commands::up::run(args, ui).await,
+        Verb::Down(args) => commands::down::run(args, ui).await,
+        Verb::Ps => commands::ps::run(ui).await,
+        Verb::Logs(args) => commands::logs::run(args, ui).await,
+        Verb::Exec(args) => commands::exec::run(args).await,
+        Verb::Reach(args) => commands::reach::run(args, ui).await,
+        Verb::Explain(args) => commands::explain::run(args, ui).await,
+        Verb::Denied => commands::denied::run(ui).await,
+        Verb::Verify(args) => commands::verify::run(args, ui).await,
+        Verb::Check(args) => commands::check::run(&args, ui),
+        Verb::Plan(args) => commands::plan::run(args, ui).await,
+        Verb::Schema => commands::schema::run(ui),
+        Verb::Doctor => commands::doctor::run(ui),
+        Verb::Completions(args) => Ok(commands::completions::run(args.shell)),
+    }
+}

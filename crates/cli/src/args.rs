@@ -1,0 +1,180 @@
+//! What can be typed.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Runs a team's services on a machine it owns, with private networking that is private by construction.
+#[derive(Debug, Parser)]
+#[command(name = "moat", version, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    /// How to answer.
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// When to use colours.
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Forms of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// When colours are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a blueprint, or what changed of it.
+    Up(UpArgs),
+    /// Stop a blueprint's services, or everything that Moat runs here.
+    Down(DownArgs),
+    /// Show what runs.
+    Ps,
+    /// Show what services wrote.
+    Logs(LogsArgs),
+    /// Run a command inside a service's instance; its exit code is the command's.
+    Exec(ExecArgs),
+    /// Show who reaches whom.
+    Reach(ReachArgs),
+    /// Say whether one peer reaches another, and by which rule.
+    Explain(ExplainArgs),
+    /// Show the flows that were denied.
+    Denied,
+    /// Prove the private network by real connection attempts.
+    Verify(VerifyArgs),
+    /// Say everything that is wrong with blueprints.
+    Check(CheckArgs),
+    /// Show what `up` would do.
+    Plan(UpArgs),
+    /// Print the JSON Schema of blueprints.
+    Schema,
+    /// Show what this machine can do, and what to install.
+    Doctor,
+    /// Print completions for a shell.
+    Completions(CompletionsArgs),
+}
+
+/// Arguments of `up` and `plan`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// The blueprint.
+    #[arg(default_value = "render.yaml")]
+    pub file: PathBuf,
+    /// Return once everything is ready and leave it running.
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Where the ingress listens.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", env = "MOAT_LISTEN")]
+    pub listen: String,
+    /// Give a value that the blueprint asks for; `SERVICE.KEY=VALUE` for one service only.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Give values from a file of KEY=VALUE lines.
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Hand a variable of this shell to builds, such as PIP_INDEX_URL.
+    #[arg(long, value_name = "NAME")]
+    pub pass_env: Vec<String>,
+    /// How many seconds a service may take until it listens.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub start_timeout: u64,
+}
+
+/// Arguments of `down`.
+#[derive(Debug, Args)]
+pub struct DownArgs {
+    /// The blueprint; without it, everything that Moat runs here.
+    pub file: Option<PathBuf>,
+}
+
+/// Arguments of `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// Only this service.
+    pub service: Option<String>,
+    /// Go on with what is written from now on.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the last N lines of each instance.
+    #[arg(long, short = 'n', value_name = "N")]
+    pub tail: Option<usize>,
+}
+
+/// Arguments of `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// The service, or SERVICE/INSTANCE.
+    pub target: String,
+    /// The command.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// Arguments of `reach`.
+#[derive(Debug, Args)]
+pub struct ReachArgs {
+    /// A blueprint that need not run; without it, what runs here.
+    #[arg(long, short)]
+    pub file: Option<PathBuf>,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Who: a service, `internet`, `ingress` or `host`.
+    pub from: String,
+    /// Whom: a service, `internet` or `host`, with `:PORT` or `:PORT/udp`.
+    pub to: String,
+    /// Show the way a packet takes through the filter.
+    #[arg(long)]
+    pub trace: bool,
+    /// A blueprint that need not run; without it, what runs here.
+    #[arg(long, short, conflicts_with = "trace")]
+    pub file: Option<PathBuf>,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Show every pair, not only those that disagree.
+    #[arg(long)]
+    pub all: bool,
+    /// How many random ports to try for each pair.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub random_ports: u32,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The blueprints.
+    #[arg(default_value = "render.yaml")]
+    pub files: Vec<PathBuf>,
+    /// Explain a code, such as E0101.
+    #[arg(long, value_name = "CODE")]
+    pub explain: Option<String>,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell.
+    pub shell: clap_complete::Shell,
+}

@@ -1,0 +1,25 @@
+//! `moat __daemon`: the background process itself. Its output is its log.
+
+use moat_daemon::Paths;
+use std::process::ExitCode;
+
+/// Runs until everything is down.
+#[expect(clippy::print_stderr, reason = "the daemon's stderr is its log file")]
+pub fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_ansi(false).with_target(false).with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
+    let Ok(exe) = std::env::current_exe() else { return ExitCode::from(3) };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("no runtime: {error}");
+            return ExitCode::from(3);
+        }
+    };
+    match runtime.block_on(moat_daemon::run(Paths::from_env(), exe)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(3)
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! `moat doctor`.
+
+use crate::command_error::CommandError;
+use crate::ui::{Tone, Ui, cell};
+use std::process::ExitCode;
+
+/// Shows what this machine can do; fails when something required is missing.
+pub fn run(ui: &Ui) -> Result<ExitCode, CommandError> {
+    let findings = moat_engine_linux::doctor::facts();
+    let lacking = findings.iter().filter(|f| f.required && !f.ok).count();
+    if ui.json() {
+        ui.print_json(&findings)?;
+    } else {
+        let rows: Vec<_> = findings
+            .iter()
+            .map(|f| {
+                let (mark, tone) = match (f.ok, f.required) {
+                    (true, _) => ("✓", Tone::Good),
+                    (false, true) => ("✗", Tone::Bad),
+                    (false, false) => ("–", Tone::Warn),
+                };
+                vec![
+                    cell(tone, mark),
+                    cell(Tone::Plain, &f.name),
+                    cell(Tone::Plain, &f.found),
+                    cell(Tone::Dim, f.hint.clone().unwrap_or_default()),
+                ]
+            })
+            .collect();
+        ui.table(&["", "WHAT", "FOUND", ""], &rows);
+        ui.say(&if lacking == 0 {
+            ui.paint_err(Tone::Good, "this machine can run Moat")
+        } else {
+            ui.paint_err(Tone::Bad, &format!("{lacking} required things are missing"))
+        });
+    }
+    Ok(if lacking == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}

@@ -1,0 +1,129 @@
+//! `moat plan`.
+
+use super::up;
+use crate::args::UpArgs;
+use crate::command_error::CommandError;
+use crate::ui::{Tone, Ui, cell};
+use moat_daemon::Paths;
+use moat_daemon::client;
+use moat_daemon::protocol::{Event, Request, UpRequest};
+use moat_model::DesiredState;
+use moat_model::state::Workload;
+use moat_planner::{Plan, Step};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+/// Shows what `up` would do: to what runs, or from nothing.
+pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
+    let checked = up::load(&args.file, ui)?;
+    let request = up::request(&args, &checked)?;
+    let paths = Paths::from_env();
+    let (plan, state, missing) = if client::is_running(&paths).await {
+        let mut talk = client::ask(&paths, &Request::Plan(request)).await?;
+        let (mut found, mut missing) = (None, Vec::new());
+        loop {
+            match talk.next().await? {
+                Some(Event::Planned { plan, state }) => found = Some((*plan, *state)),
+                Some(Event::Missing { values }) => missing = values.into_iter().map(|v| format!("{}.{}", v.owner, v.key)).collect(),
+                Some(Event::Refused { diagnostics }) => diagnostics.iter().for_each(|d| ui.say(&d.rendered)),
+                Some(Event::End { error: Some(failure) }) => {
+                    let error = CommandError::from(failure);
+                    return Err(missing.iter().fold(error, |e, m| e.hint(format!("missing: {m}"))));
+                }
+                Some(Event::End { error: None }) | None => break,
+                Some(_) => {}
+            }
+        }
+        let (plan, state) = found.ok_or_else(|| CommandError::bug("no plan was answered"))?;
+        (plan, state, missing)
+    } else {
+        from_nothing(&request)
+    };
+    if ui.json() {
+        ui.print_json(&serde_json::json!({ "plan": plan, "missing": missing }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(ui, &plan, &state, &missing);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn from_nothing(request: &UpRequest) -> (Plan, DesiredState, Vec<String>) {
+    let all = BTreeMap::from([(request.file.clone(), request.clone())]);
+    let mut memory = moat_planner::memory::Memory::default();
+    let outcome = moat_daemon::blueprints::resolve(&all, &mut memory, &request.listen);
+    let missing = outcome.missing.iter().map(|m| format!("{}.{}", m.owner, m.key)).collect();
+    let plan =
+        moat_daemon::blueprints::preview(&outcome.state, &DesiredState::default(), &BTreeMap::new(), &Default::default(), &[], &mut memory);
+    (plan, outcome.state, missing)
+}
+
+fn print(ui: &Ui, plan: &Plan, state: &DesiredState, missing: &[String]) {
+    let mut rows = Vec::new();
+    for service in state.services.values() {
+        let Workload::Native(native) = &service.workload else { continue };
+        if let Some(command) = &native.build_command {
+            rows.push(vec![
+                cell(Tone::Plain, "build"),
+                cell(Tone::Strong, service.slug.as_str()),
+                cell(Tone::Dim, format!("{} · {}", native.runtime.word(), one_line(command))),
+            ]);
+        }
+        if let Some(command) = &native.pre_deploy_command {
+            rows.push(vec![cell(Tone::Plain, "pre-deploy"), cell(Tone::Strong, service.slug.as_str()), cell(Tone::Dim, one_line(command))]);
+        }
+        if let Some(schedule) = &native.schedule {
+            rows.push(vec![
+                cell(Tone::Plain, "schedule"),
+                cell(Tone::Strong, service.slug.as_str()),
+                cell(Tone::Dim, format!("{schedule} (UTC) · {}", one_line(&native.start_command))),
+            ]);
+        }
+    }
+    for step in &plan.steps {
+        rows.push(match step {
+            Step::EnsureRouter => vec![
+                cell(Tone::Good, "+ network"),
+                cell(Tone::Plain, "router namespace"),
+                cell(Tone::Dim, "closed until the policy opens it"),
+            ],
+            Step::SetPolicy { policy } => vec![
+                cell(Tone::Plain, "~ policy"),
+                cell(Tone::Plain, ""),
+                cell(
+                    Tone::Dim,
+                    format!(
+                        "{} instances, {} receivers, {} service addresses, {} for the ingress",
+                        policy.sources.len(),
+                        policy.receivers.len() + policy.pairs.len(),
+                        policy.services.len(),
+                        policy.ingress.len()
+                    ),
+                ),
+            ],
+            Step::StartInstance { instance } => vec![
+                cell(Tone::Good, "+ start"),
+                cell(Tone::Strong, instance.slug.as_str()),
+                cell(Tone::Dim, format!("{} · {} · {} MB", instance.id, instance.address.v4, instance.limits.memory_bytes >> 20)),
+            ],
+            Step::StopInstance { id, grace_seconds } => vec![
+                cell(Tone::Bad, "- stop"),
+                cell(Tone::Strong, id.as_str()),
+                cell(Tone::Dim, format!("SIGTERM, {grace_seconds} s, SIGKILL")),
+            ],
+            Step::RemoveRouter => vec![cell(Tone::Bad, "- network"), cell(Tone::Plain, "router namespace"), cell(Tone::Dim, "")],
+        });
+    }
+    if rows.is_empty() {
+        ui.line("nothing to do: what runs is what the blueprint says");
+    } else {
+        ui.table(&["STEP", "SERVICE", ""], &rows);
+    }
+    for value in missing {
+        ui.say(&format!("{} `{value}` is asked for by `up` (`--set {value}=…`)", ui.paint_err(Tone::Warn, "missing:")));
+    }
+}
+
+fn one_line(text: &str) -> String {
+    let line = text.trim().lines().collect::<Vec<_>>().join(" ⏎ ");
+    if line.chars().count() > 60 { format!("{}…", line.chars().take(59).collect::<String>()) } else { line }
+}

@@ -1,0 +1,367 @@
+//! `moat up`.
+
+use super::check::{self, Checked};
+use super::logs::Painter;
+use super::{down, need_root, own_exe};
+use crate::args::UpArgs;
+use crate::command_error::CommandError;
+use crate::ui::{Tone, Ui, cell};
+use moat_daemon::Paths;
+use moat_daemon::client::{self, Conversation};
+use moat_daemon::protocol::{Event, MissingValue, Request, ServicePhase, ServiceState, Status, UpRequest};
+use moat_model::{Secret, Severity, Slug};
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::process::ExitCode;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+const REFUSED: [Severity; 2] = [Severity::Error, Severity::Unsupported];
+
+/// Runs the blueprint; in the foreground until Ctrl-C.
+pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
+    let checked = load(&args.file, ui)?;
+    need_root()?;
+    let mut request = request(&args, &checked)?;
+    let paths = Paths::from_env();
+    client::ensure(&paths, &own_exe()?).await?;
+    let mut stop = Stop::new()?;
+    let status = loop {
+        let talk = client::ask(&paths, &Request::Up(request.clone())).await?;
+        match follow(talk, &mut stop, ui).await? {
+            Progress::Ready(status) => break status,
+            Progress::Failed(failure, status) => {
+                if let Some(status) = &status {
+                    summary(ui, status, &checked.path, true).await;
+                }
+                if !args.detach && status.is_some() {
+                    down::stop(&paths, Some(checked.path.clone()), ui).await?;
+                }
+                return Err(failure);
+            }
+            Progress::Missing(values, failure) => fill(&mut request, &values, failure, ui)?,
+            Progress::Interrupted => {
+                ui.say("");
+                down::stop(&paths, Some(checked.path.clone()), ui).await?;
+                return Ok(ExitCode::from(130));
+            }
+        }
+    };
+    if ui.json() {
+        ui.json_line(&serde_json::json!({ "ready": status }));
+    } else {
+        summary(ui, &status, &checked.path, false).await;
+    }
+    if args.detach {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !ui.json() {
+        ui.say(&ui.paint_err(Tone::Dim, "Ctrl-C stops everything"));
+    }
+    let mut talk =
+        client::ask(&paths, &Request::Logs { service: None, follow: true, tail: Some(5), file: Some(checked.path.clone()) }).await?;
+    let mut painter = Painter::default();
+    loop {
+        let event = tokio::select! {
+            event = talk.next() => event?,
+            () = stop.asked() => {
+                ui.say("");
+                down::stop(&paths, Some(checked.path), ui).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
+        match event {
+            Some(Event::Log(line)) => painter.print(ui, &line),
+            Some(Event::Notice { service, text }) => painter.notice(ui, service.as_ref(), &text),
+            Some(Event::Service(state)) => {
+                if let Some(detail) = &state.detail {
+                    painter.notice(ui, Some(&state.service), &format!("{}: {detail}", state.phase.word()));
+                }
+            }
+            Some(Event::End { error: Some(failure) }) => return Err(failure.into()),
+            // Stopped by somebody else's `moat down`.
+            Some(Event::End { error: None }) | None => return Ok(ExitCode::SUCCESS),
+            Some(_) => {}
+        }
+    }
+}
+
+/// Reads the file and stops at what can't be run; notices are counted, warnings shown.
+pub fn load(file: &Path, ui: &Ui) -> Result<Checked, CommandError> {
+    let checked = check::load(file)?;
+    if checked.has(&REFUSED) {
+        checked.say(ui, &REFUSED);
+        return Err(CommandError::usage(format!("`{}` can't be run", checked.shown))
+            .hint(format!("`moat check {}` says everything about it", checked.shown)));
+    }
+    checked.say(ui, &[Severity::Warning]);
+    let notices = checked.diagnostics.iter().filter(|d| d.severity == Severity::Notice).count();
+    if notices > 0 && !ui.json() {
+        ui.say(&ui.paint_err(Tone::Dim, &format!("{notices} notices (`moat check {}`)", checked.shown)));
+    }
+    Ok(checked)
+}
+
+/// The request for a checked file.
+pub fn request(args: &UpArgs, checked: &Checked) -> Result<UpRequest, CommandError> {
+    let mut given = BTreeMap::new();
+    for file in &args.env_file {
+        let text = std::fs::read_to_string(file).map_err(|error| CommandError::unreadable(file, &error))?;
+        for (n, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (key, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=').ok_or_else(|| {
+                CommandError::usage(format!("`{}`, line {}: no `=`", file.display(), n + 1)).hint("write KEY=VALUE lines")
+            })?;
+            given.insert(key.trim().to_owned(), Secret::new(unquoted(value.trim())));
+        }
+    }
+    for pair in &args.set {
+        let (key, value) =
+            pair.split_once('=').ok_or_else(|| CommandError::usage(format!("`--set {pair}` has no `=`")).hint("write --set KEY=VALUE"))?;
+        given.insert(key.to_owned(), Secret::new(value));
+    }
+    let folder = checked.path.parent().unwrap_or(Path::new("/"));
+    let mut files = BTreeMap::new();
+    for (_, path) in checked.blueprint.services.iter().filter_map(|s| s.moat.as_ref()).flat_map(|m| &m.secret_files) {
+        let at = folder.join(&path.value);
+        let text = std::fs::read_to_string(&at).map_err(|error| CommandError::unreadable(&at, &error))?;
+        files.insert(path.value.clone(), Secret::new(text));
+    }
+    let mut pass_env = args.pass_env.clone();
+    pass_env.sort();
+    Ok(UpRequest {
+        file: checked.path.clone(),
+        text: checked.text.clone(),
+        given,
+        files,
+        listen: args.listen.clone(),
+        start_timeout_seconds: args.start_timeout,
+        pass_env: pass_env.into_iter().filter_map(|name| std::env::var(&name).ok().map(|value| format!("{name}={value}"))).collect(),
+        git: git_facts(folder),
+        remotes: checked.remotes.clone(),
+    })
+}
+
+fn unquoted(value: &str) -> &str {
+    for quote in ['"', '\''] {
+        if let Some(inner) = value.strip_prefix(quote).and_then(|v| v.strip_suffix(quote)) {
+            return inner;
+        }
+    }
+    value
+}
+
+/// Branch, commit and `user/repo` of the folder, blank where it is no repository.
+fn git_facts(folder: &Path) -> [String; 3] {
+    let git = |args: &[&str]| check::git(folder, args);
+    let origin = git(&["remote", "get-url", "origin"]).unwrap_or_default();
+    let slug: Vec<&str> = origin.trim_end_matches(".git").rsplit(['/', ':']).take(2).collect();
+    let slug = if let [repo, user] = slug[..] { format!("{user}/{repo}") } else { String::new() };
+    [git(&["rev-parse", "--abbrev-ref", "HEAD"]).unwrap_or_default(), git(&["rev-parse", "HEAD"]).unwrap_or_default(), slug]
+}
+
+/// Asks for what is missing, at the terminal; elsewhere it is an error that lists all.
+fn fill(request: &mut UpRequest, values: &[MissingValue], failure: CommandError, ui: &Ui) -> Result<(), CommandError> {
+    if ui.json() || !std::io::stdin().is_terminal() {
+        let list: Vec<String> = values.iter().map(|v| format!("  {}.{} (line {})", v.owner, v.key, v.line)).collect();
+        return Err(CommandError { message: format!("{}:\n{}", failure.message, list.join("\n")), ..failure });
+    }
+    for value in values {
+        let label = value.label.as_ref().map(|l| format!(" ({l})")).unwrap_or_default();
+        ui.say(&format!("{} {} {}{label}", ui.paint_err(Tone::Strong, &value.key), ui.paint_err(Tone::Dim, "of"), value.owner));
+        let text = read_hidden().map_err(|error| CommandError::usage(format!("can't read the value: {error}")))?;
+        request.given.insert(format!("{}.{}", value.owner, value.key), Secret::new(text));
+    }
+    Ok(())
+}
+
+/// A line from the terminal without showing it; the terminal is put back whatever happens.
+fn read_hidden() -> std::io::Result<String> {
+    use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+    let stdin = std::io::stdin();
+    let before = tcgetattr(&stdin)?;
+    let mut hidden = before.clone();
+    hidden.local_flags.remove(LocalFlags::ECHO);
+    tcsetattr(&stdin, SetArg::TCSANOW, &hidden)?;
+    let mut line = String::new();
+    let read = stdin.read_line(&mut line);
+    tcsetattr(&stdin, SetArg::TCSANOW, &before)?;
+    read?;
+    Ok(line.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+/// Ctrl-C, SIGTERM and the terminal's end all mean: stop.
+pub struct Stop {
+    int: Signal,
+    term: Signal,
+    hup: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, CommandError> {
+        let on = |kind| signal(kind).map_err(|error| CommandError::bug(format!("no signal handler: {error}")));
+        Ok(Self { int: on(SignalKind::interrupt())?, term: on(SignalKind::terminate())?, hup: on(SignalKind::hangup())? })
+    }
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.int.recv() => {}
+            _ = self.term.recv() => {}
+            _ = self.hup.recv() => {}
+        }
+    }
+}
+
+enum Progress {
+    Ready(Status),
+    Failed(CommandError, Option<Status>),
+    Missing(Vec<MissingValue>, CommandError),
+    Interrupted,
+}
+
+/// Shows progress until the deploys are over.
+async fn follow(mut talk: Conversation, stop: &mut Stop, ui: &Ui) -> Result<Progress, CommandError> {
+    let mut board = Board::new(ui);
+    let (mut status, mut missing) = (None, None);
+    loop {
+        let event = tokio::select! {
+            event = talk.next() => event?,
+            () = stop.asked() => return Ok(Progress::Interrupted),
+        };
+        match event {
+            Some(Event::Service(state)) => board.show(state),
+            Some(Event::Notice { service, text }) => board.notice(service.as_ref(), &text),
+            Some(Event::Missing { values }) => missing = Some(values),
+            Some(Event::Refused { diagnostics }) => {
+                for d in &diagnostics {
+                    ui.say(&d.rendered);
+                }
+            }
+            Some(Event::Status(now)) => status = Some(now),
+            Some(Event::End { error: Some(failure) }) => {
+                let failure = CommandError::from(failure);
+                return Ok(match missing {
+                    Some(values) => Progress::Missing(values, failure),
+                    None => Progress::Failed(failure, status),
+                });
+            }
+            Some(Event::End { error: None }) => return status.map(Progress::Ready).ok_or_else(|| CommandError::bug("no status")),
+            Some(_) => {}
+            None => {
+                return Err(CommandError::engine("the background process went away")
+                    .hint("its log: `/var/lib/moat/daemon.log`; `moat up` goes on where it was"));
+            }
+        }
+    }
+}
+
+/// The progress of each service: lines that change on a terminal, plain lines elsewhere.
+struct Board<'a> {
+    ui: &'a Ui,
+    bars: Option<indicatif::MultiProgress>,
+    by_service: BTreeMap<Slug, indicatif::ProgressBar>,
+    last: BTreeMap<Slug, (ServicePhase, Option<String>)>,
+}
+
+impl<'a> Board<'a> {
+    fn new(ui: &'a Ui) -> Self {
+        Self { ui, bars: ui.terminal().then(indicatif::MultiProgress::new), by_service: BTreeMap::new(), last: BTreeMap::new() }
+    }
+
+    fn show(&mut self, state: ServiceState) {
+        let now = (state.phase, state.detail.clone());
+        if self.last.get(&state.service) == Some(&now) {
+            return;
+        }
+        let phase_changed = self.last.get(&state.service).is_none_or(|(phase, _)| *phase != state.phase);
+        self.last.insert(state.service.clone(), now);
+        if self.ui.json() {
+            self.ui.json_line(&serde_json::json!({ "service": state }));
+            return;
+        }
+        let tone = super::ps::phase_tone(state.phase);
+        let word = self.ui.paint_err(tone, &format!("{:<10}", state.phase.word()));
+        let name = self.ui.paint_err(Tone::Strong, &format!("{:<20}", state.service.as_str()));
+        let detail = self.ui.paint_err(Tone::Dim, state.detail.as_deref().unwrap_or_default());
+        let line = format!("{name} {word} {detail}");
+        if let Some(bars) = &self.bars {
+            let bar = self.by_service.entry(state.service.clone()).or_insert_with(|| {
+                let bar = bars.add(indicatif::ProgressBar::new_spinner());
+                if let Ok(style) = indicatif::ProgressStyle::with_template("{spinner} {wide_msg}") {
+                    bar.set_style(style);
+                }
+                bar.enable_steady_tick(std::time::Duration::from_millis(120));
+                bar
+            });
+            if state.phase.is_final() {
+                bar.finish_with_message(line.trim_end().to_owned());
+            } else {
+                bar.set_message(line.trim_end().to_owned());
+            }
+        } else if phase_changed || state.phase.is_final() {
+            self.ui.say(line.trim_end());
+        }
+        if !state.last_lines.is_empty() {
+            let text: Vec<String> = state.last_lines.iter().map(|l| format!("    {} {l}", self.ui.paint_err(Tone::Dim, "│"))).collect();
+            self.print(&text.join("\n"));
+        }
+    }
+
+    fn notice(&self, service: Option<&Slug>, text: &str) {
+        if self.ui.json() {
+            self.ui.json_line(&serde_json::json!({ "notice": text, "service": service }));
+            return;
+        }
+        let who = service.map(|s| format!("{s}: ")).unwrap_or_default();
+        self.print(&self.ui.paint_err(Tone::Warn, &format!("● {who}{text}")));
+    }
+
+    fn print(&self, text: &str) {
+        match &self.bars {
+            // Above the bars, so that they stay where they are.
+            Some(bars) => {
+                let _ = bars.println(text);
+            }
+            None => self.ui.say(text),
+        }
+    }
+}
+
+/// URLs, internal addresses and what can reach what.
+async fn summary(ui: &Ui, status: &Status, file: &Path, failed: bool) {
+    let mine: Vec<_> = status.services.iter().filter(|s| s.blueprint == file).collect();
+    ui.line("");
+    let rows: Vec<_> = mine
+        .iter()
+        .map(|s| {
+            let open = match (&s.url, &s.internal, &s.next_run) {
+                (Some(url), ..) => cell(Tone::Link, url),
+                (None, Some(internal), _) => cell(Tone::Plain, internal),
+                (None, None, Some(next)) => cell(Tone::Plain, format!("next run {next}")),
+                (None, None, None) => cell(Tone::Dim, "receives nothing"),
+            };
+            vec![
+                cell(super::ps::phase_tone(s.state.phase), if s.state.phase == ServicePhase::Live { "●" } else { "✗" }),
+                cell(Tone::Strong, s.state.service.as_str()),
+                cell(Tone::Plain, s.state.kind.phrase()),
+                open,
+            ]
+        })
+        .collect();
+    for line in ui.table_lines(&["", "", "", ""], &rows) {
+        ui.line(&line);
+    }
+    if failed {
+        return;
+    }
+    ui.line("");
+    if let Ok(state) = super::state_of(None).await {
+        for line in super::reach::compact(ui, &state) {
+            ui.line(&line);
+        }
+    }
+    ui.line("");
+    ui.line(&ui.paint(Tone::Dim, "moat ps · moat logs -f · moat reach · moat explain A B:PORT · moat verify · moat down"));
+}

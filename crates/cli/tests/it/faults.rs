@@ -1,0 +1,202 @@
+//! Bad input and faults: a clear message, and nothing half-made is left.
+
+use crate::host::{Host, example, host, wait_for};
+use std::time::Duration;
+
+fn blueprint(kind: &str, start: &str) -> String {
+    format!("services:\n  - type: {kind}\n    name: probe\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: {start}\n")
+}
+
+/// Runs a blueprint that must fail; gives what was said, and checks that nothing is left after `down`.
+fn fails(host: &Host, text: &str, args: &[&str]) -> String {
+    let file = host.write("bad/render.yaml", text);
+    let before = host.inventory();
+    let said = host.moat(&[&["up", "-d"], args, &[file.to_str().unwrap()]].concat());
+    assert_ne!(said.code, 0, "{}\n{}", said.out, said.err);
+    host.moat(&["down"]).ok();
+    wait_for("the daemon's end", || host.daemon().is_none());
+    assert_eq!(host.inventory(), before);
+    format!("{}\n{}", said.out, said.err)
+}
+
+#[test]
+fn a_command_that_exits_at_once_is_said_with_its_last_lines() {
+    let Some(host) = host() else { return };
+    let said = fails(&host, &blueprint("web", "\"echo I give up; exit 3\""), &[]);
+    assert!(said.contains("exited with status 3") && said.contains("I give up"), "{said}");
+}
+
+#[test]
+fn a_build_that_fails_is_said_with_its_last_lines() {
+    let Some(host) = host() else { return };
+    let text = blueprint("web", "python3 -m http.server").replace("\"true\"", "\"echo compiling; echo no such header >&2; exit 9\"");
+    let said = fails(&host, &text, &[]);
+    assert!(said.contains("build") && said.contains("exited with status 9") && said.contains("no such header"), "{said}");
+}
+
+#[test]
+fn a_service_on_loopback_only_is_told_to_bind_to_all() {
+    let Some(host) = host() else { return };
+    let said = fails(&host, &blueprint("pserv", "python3 -m http.server 8000 --bind 127.0.0.1"), &["--start-timeout", "4"]);
+    assert!(said.contains("127.0.0.1:8000 only") && said.contains("0.0.0.0"), "{said}");
+}
+
+#[test]
+fn a_service_that_listens_on_nothing_is_told_about_workers() {
+    let Some(host) = host() else { return };
+    let said = fails(&host, &blueprint("web", "sleep 600"), &["--start-timeout", "3"]);
+    assert!(said.contains("listens on nothing") && said.contains("background worker"), "{said}");
+}
+
+#[test]
+fn a_service_on_another_port_than_port_is_served_there() {
+    let Some(host) = host() else { return };
+    let file = host.write("b/render.yaml", &blueprint("web", "python3 -m http.server 3000"));
+    let said = host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    assert!(format!("{}{}", said.out, said.err).contains("listens on 3000, not on PORT 10000"), "{}{}", said.out, said.err);
+    assert_eq!(host.http(8080, "probe.localhost", "/render.yaml").0, 200);
+}
+
+#[test]
+fn a_port_already_taken_is_said_with_another_to_use() {
+    let Some(host) = host() else { return };
+    let file = example(&host, "hello");
+    let mut taker = host
+        .command("python3")
+        .args(["-c", "import socket,time; s=socket.socket(); s.bind(('127.0.0.1',8080)); s.listen(); time.sleep(600)"])
+        .spawn()
+        .unwrap();
+    wait_for("the taker", || host.sh("ss -Htln sport = :8080").out.contains(":8080"));
+    let before = host.inventory();
+    let said = host.moat(&["up", "-d", file.to_str().unwrap()]);
+    let _ = taker.kill();
+    let _ = taker.wait();
+    assert_eq!(said.code, 3);
+    assert!(said.err.contains("127.0.0.1:8080") && said.err.contains("--listen"), "{}", said.err);
+    host.moat(&["down"]).ok();
+    wait_for("the daemon's end", || host.daemon().is_none());
+    assert!(host.inventory().is_subset(&before));
+}
+
+#[test]
+fn a_full_state_folder_is_said() {
+    let Some(host) = host() else { return };
+    let file = example(&host, "hello");
+    host.sh(&format!(
+        "mkdir -p {0} && mount -t tmpfs -o size=64k none {0} && head -c 60k /dev/zero > {0}/filler",
+        host.path("state").display()
+    ))
+    .ok();
+    let said = host.moat(&["up", "-d", "--start-timeout", "10", file.to_str().unwrap()]);
+    assert_ne!(said.code, 0);
+    assert!(format!("{}{}", said.out, said.err).to_lowercase().contains("no space"), "{}{}", said.out, said.err);
+    host.sh(&format!("rm {}/filler", host.path("state").display()));
+    host.moat(&["down"]).ok();
+    wait_for("the daemon's end", || host.daemon().is_none());
+}
+
+#[test]
+fn no_permission_is_said() {
+    let Some(host) = host() else { return };
+    let file = example(&host, "hello");
+    host.sh(&format!("chmod -R a+rX {}", host.path("").display())).ok();
+    let said =
+        host.sh(&format!("setpriv --reuid 65534 --regid 65534 --clear-groups {} up -d {}", env!("CARGO_BIN_EXE_moat"), file.display()));
+    if said.code == 126 || said.err.contains("Permission denied") && said.err.contains("setpriv") {
+        println!("skipped: another user can't reach the built program here ({})", said.err.trim());
+        return;
+    }
+    assert_eq!(said.code, 1, "{}", said.err);
+    assert!(said.err.contains("root") && said.err.contains("sudo"), "{}", said.err);
+}
+
+#[test]
+fn killed_at_any_moment_the_next_up_or_down_mends_it() {
+    let Some(host) = host() else { return };
+    let file = example(&host, "hello");
+    let file = file.to_str().unwrap();
+    let before = host.inventory();
+    for (n, millis) in [30_u64, 150, 400, 900, 1_800].into_iter().enumerate() {
+        let mut up = host.spawn(&["up", file]);
+        std::thread::sleep(Duration::from_millis(millis));
+        let _ = up.kill();
+        let _ = up.wait();
+        if let Some(daemon) = host.daemon() {
+            host.kill(daemon, "KILL");
+        }
+        if n % 2 == 1 {
+            host.moat(&["up", "-d", file]).ok();
+            assert_eq!(host.http(8080, "hello.localhost", "/healthz").0, 200, "after {millis} ms");
+        }
+        host.moat(&["down"]).ok();
+        wait_for("the daemon's end", || host.daemon().is_none());
+        assert_eq!(host.inventory(), before, "after {millis} ms");
+    }
+}
+
+#[test]
+fn a_killed_daemon_hurts_no_workload_and_the_next_one_adopts() {
+    let Some(host) = host() else { return };
+    let file = example(&host, "hello");
+    let file = file.to_str().unwrap();
+    host.moat(&["up", "-d", file]).ok();
+    let pids = |host: &Host| -> Vec<String> {
+        let ps = host.ps();
+        let mut all: Vec<String> = ps["services"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|s| s["instances"].as_array().unwrap())
+            .filter(|i| i["purpose"] == "serve")
+            .map(|i| format!("{} {}", i["id"], i["pid"]))
+            .collect();
+        all.sort();
+        all
+    };
+    let first = pids(&host);
+    host.kill(host.daemon().unwrap(), "KILL");
+    wait_for("the daemon's end", || host.daemon().is_none());
+    host.moat(&["up", "-d", file]).ok();
+    assert_eq!(pids(&host), first, "the same processes run on");
+    assert_eq!(host.http(8080, "hello.localhost", "/healthz").0, 200);
+    let verify = host.moat(&["verify"]);
+    assert_eq!(verify.code, 0, "{}\n{}", verify.out, verify.err);
+}
+
+#[test]
+fn ctrl_c_stops_all_in_the_middle_and_at_the_end() {
+    let Some(host) = host() else { return };
+    let file = example(&host, "hello");
+    let before = host.inventory();
+    for ready in [false, true] {
+        let up = host.spawn(&["up", file.to_str().unwrap()]);
+        if ready {
+            wait_for("the page", || host.http(8080, "hello.localhost", "/healthz").0 == 200);
+        } else {
+            wait_for("the router namespace", || host.path("run/netns/router").exists());
+        }
+        // nsenter executes the program in place, so the child is `moat` itself.
+        host.kill(up.id(), "INT");
+        let output = up.wait_with_output().unwrap();
+        assert!(matches!(output.status.code(), Some(0 | 130)), "{}", String::from_utf8_lossy(&output.stderr));
+        wait_for("the daemon's end", || host.daemon().is_none());
+        assert_eq!(host.inventory(), before, "ready: {ready}");
+    }
+}
+
+#[test]
+fn missing_values_are_listed_and_can_be_given() {
+    let Some(host) = host() else { return };
+    let text = "services:\n  - type: worker\n    name: probe\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: \"echo token=$TOKEN; sleep 600\"\n    envVars:\n      - key: TOKEN\n        sync: false\n      - key: OTHER\n        sync: false\n";
+    let file = host.write("b/render.yaml", text);
+    let file = file.to_str().unwrap();
+    let said = host.moat(&["up", "-d", file]);
+    assert_eq!(said.code, 2);
+    assert!(said.err.contains("TOKEN") && said.err.contains("OTHER") && said.err.contains("--set"), "{}", said.err);
+    host.moat(&["up", "-d", "--set", "TOKEN=s3cret", "--set", "probe.OTHER=x", file]).ok();
+    wait_for("the line", || host.moat(&["logs", "probe"]).out.contains("token=s3cret"));
+    // A secret never appears in an argument list or in what is shown without being asked for.
+    assert!(host.processes().iter().all(|(_, line)| !line.contains("s3cret") || line.contains("echo token")), "{:?}", host.processes());
+    assert!(!host.moat(&["ps", "--output", "json"]).out.contains("s3cret"));
+    assert!(!host.daemon_log().contains("s3cret"));
+}

@@ -1,0 +1,129 @@
+//! Accepted blueprints together: read, resolved, judged.
+
+use crate::deploy::Deployed;
+use crate::protocol::{RefusedDiagnostic, UpRequest};
+use moat_blueprint::Blueprint;
+use moat_model::policy::NetPolicy;
+use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
+use moat_model::{DesiredState, Diagnostic, LinkName, Severity, Slug};
+use moat_planner::Plan;
+use moat_planner::memory::Memory;
+use moat_planner::policy::LiveInstance;
+use moat_planner::resolve::{GitFacts, Input, Missing, Settings};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Web services are `SLUG.localhost`: browsers and systemd-resolved take it to loopback.
+pub const DOMAIN: &str = "localhost";
+
+/// 256 random bits of the kernel.
+pub fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    if getrandom::fill(&mut bytes).is_err() {
+        // Without randomness nothing that is secret can be made: better to end than to go on with a constant.
+        std::process::abort();
+    }
+    bytes
+}
+
+/// What became of all blueprints.
+pub struct Outcome {
+    /// The state.
+    pub state: DesiredState,
+    /// What was said, by file.
+    pub diagnostics: Vec<(PathBuf, Diagnostic)>,
+    /// What is asked for.
+    pub missing: Vec<Missing>,
+}
+
+impl Outcome {
+    /// What stops `up` of `file`: errors and what this Moat can't run.
+    pub fn refusals(&self, file: &Path, texts: &BTreeMap<PathBuf, UpRequest>) -> Vec<RefusedDiagnostic> {
+        self.diagnostics
+            .iter()
+            .filter(|(at, d)| at == file && matches!(d.severity, Severity::Error | Severity::Unsupported))
+            .map(|(at, d)| RefusedDiagnostic {
+                file: at.clone(),
+                code: d.code.to_owned(),
+                severity: format!("{:?}", d.severity).to_lowercase(),
+                line: d.span.line,
+                column: d.span.column,
+                rendered: texts.get(at).map(|t| moat_blueprint::render(d, &at.display().to_string(), &t.text, false)).unwrap_or_default(),
+            })
+            .collect()
+    }
+}
+
+/// Reads and resolves them all.
+pub fn resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, listen: &str) -> Outcome {
+    let read: Vec<(&PathBuf, &UpRequest, Blueprint, Vec<Diagnostic>)> = all
+        .iter()
+        .map(|(path, up)| {
+            let read = moat_blueprint::read_beside(&up.text, &up.remotes);
+            (path, up, read.blueprint, read.diagnostics)
+        })
+        .collect();
+    let inputs: Vec<Input<'_>> = read
+        .iter()
+        .map(|(path, up, blueprint, _)| {
+            let [branch, commit, repo_slug] = up.git.clone();
+            Input {
+                path,
+                source: path.parent().unwrap_or(Path::new("/")),
+                blueprint,
+                given: &up.given,
+                files: &up.files,
+                git: GitFacts { branch, commit, repo_slug },
+            }
+        })
+        .collect();
+    let port = listen.rsplit(':').next().and_then(|p| p.parse().ok()).filter(|p| *p != 80);
+    let settings = Settings { domain: DOMAIN.to_owned(), public_scheme: "http".to_owned(), public_port: port, cpu_count: cpus() };
+    let resolved = moat_planner::resolve::resolve(&inputs, memory, &mut random, &settings);
+    let mut diagnostics: Vec<(PathBuf, Diagnostic)> = Vec::new();
+    for (path, _, _, said) in &read {
+        diagnostics.extend(said.iter().cloned().map(|d| ((*path).clone(), d)));
+    }
+    diagnostics.extend(resolved.diagnostics);
+    Outcome { state: resolved.state, diagnostics, missing: resolved.missing }
+}
+
+fn cpus() -> u32 {
+    std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok()).unwrap_or(1)
+}
+
+/// The plan from what runs to a state, as if every build were done.
+pub fn preview(
+    state: &DesiredState,
+    now: &DesiredState,
+    deployed: &BTreeMap<Slug, Deployed>,
+    policy: &NetPolicy,
+    live: &[LiveInstance],
+    memory: &mut Memory,
+) -> Plan {
+    let instances = live
+        .iter()
+        .filter_map(|l| {
+            let service = now.services.get(&l.slug)?;
+            // What runs of an unchanged definition stays.
+            let fingerprint = deployed.get(&l.slug).map(|d| d.service.fingerprint.clone()).unwrap_or_default();
+            let found = ObservedInstance {
+                id: l.id.clone(),
+                service: service.id.clone(),
+                slug: l.slug.clone(),
+                purpose: l.purpose,
+                fingerprint,
+                address: l.address,
+                link: LinkName::of(l.address.v4),
+                phase: InstancePhase::Running,
+                monitor_pid: None,
+                pid: None,
+            };
+            Some((l.id.clone(), found))
+        })
+        .collect();
+    let observed = ObservedState { router: !live.is_empty(), instances, policy: policy.clone() };
+    let releases = state.services.keys().map(|slug| (slug.clone(), "new".to_owned())).collect();
+    let ready = live.iter().filter(|l| l.ready).map(|l| l.id.clone()).collect();
+    moat_planner::diff::diff(state, &observed, &releases, &ready, memory, &mut random)
+}

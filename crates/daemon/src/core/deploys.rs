@@ -1,0 +1,303 @@
+//! A service's way from source to live.
+
+use super::{Core, Msg};
+use crate::deploy::{Deploy, DeployPhase, Deployed};
+use crate::protocol::ServicePhase;
+use moat_engine::EngineError;
+use moat_engine_linux::{BuildRequest, Release};
+use moat_model::state::Workload;
+use moat_model::{Purpose, Service, ServiceKind, Slug};
+use std::time::{Duration, Instant};
+
+/// Builds that run at once; more only makes each slower on a small machine.
+const BUILDS_AT_ONCE: usize = 2;
+/// A worker has no port to show that it is up: this long without an end is its readiness.
+const BUILD_LIMIT: Duration = Duration::from_secs(120 * 60);
+const PRE_DEPLOY_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+impl Core {
+    /// Begins a deploy of what the service should be, unless the same one is under way.
+    pub(super) fn begin_deploy(&mut self, service: &Service, start_timeout: Duration) {
+        let slug = service.slug.clone();
+        if self.deploys.get(&slug).is_some_and(|d| d.service == *service && d.phase != DeployPhase::Starting) {
+            return;
+        }
+        self.cancel_deploy(&slug);
+        let mut deploy = Deploy {
+            service: service.clone(),
+            phase: DeployPhase::Preparing,
+            release: None,
+            previous: self.durable.deployed.get(&slug).cloned(),
+            start_timeout,
+            since: Instant::now(),
+        };
+        match &service.workload {
+            Workload::KeyValue(_) => {
+                self.deploys.insert(slug.clone(), deploy);
+                self.start_serving(&slug);
+            }
+            Workload::Native(_) => {
+                let Some(request) = BuildRequest::of(service) else { return };
+                deploy.go(DeployPhase::Preparing);
+                self.deploys.insert(slug.clone(), deploy);
+                self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
+                let (engine, tx) = (self.engine.clone(), self.tx.clone());
+                tokio::spawn(async move {
+                    let result = engine.prepare_release(request).await;
+                    let _ = tx.send(Msg::Prepared(slug, result));
+                });
+            }
+        }
+    }
+
+    /// Forgets a deploy under way and stops the sandbox that runs for it.
+    pub(super) fn cancel_deploy(&mut self, slug: &Slug) {
+        if let Some(deploy) = self.deploys.remove(slug)
+            && let Some(id) = deploy.sandbox().cloned()
+        {
+            self.stop_instance(&id, 1);
+        }
+    }
+
+    pub(super) fn prepared(&mut self, slug: &Slug, result: Result<Release, EngineError>) {
+        let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.phase == DeployPhase::Preparing) else { return };
+        match result {
+            Err(error) => self.fail_deploy(slug, &engine_words(&error), None),
+            Ok(release) => {
+                let sealed = release.cached;
+                deploy.release = Some(release.name);
+                deploy.go(if sealed { DeployPhase::Built } else { DeployPhase::Waiting });
+                if !sealed {
+                    self.set_phase(slug, ServicePhase::Waiting, None);
+                }
+            }
+        }
+    }
+
+    pub(super) fn sealed(&mut self, slug: &Slug, name: &str, result: Result<(), EngineError>) {
+        let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.phase == DeployPhase::Sealing && d.release.as_deref() == Some(name))
+        else {
+            return;
+        };
+        match result {
+            Err(error) => self.fail_deploy(slug, &engine_words(&error), None),
+            Ok(()) => deploy.go(DeployPhase::Built),
+        }
+    }
+
+    /// Moves every deploy as far as it can go now.
+    pub(super) async fn step_deploys(&mut self) {
+        for slug in self.deploys.keys().cloned().collect::<Vec<_>>() {
+            let Some(deploy) = self.deploys.get(&slug) else { continue };
+            match deploy.phase.clone() {
+                DeployPhase::Waiting => self.try_build(&slug).await,
+                DeployPhase::Built => self.after_build(&slug).await,
+                DeployPhase::Building(_) if deploy.since.elapsed() > BUILD_LIMIT => {
+                    self.fail_deploy(&slug, "the build took longer than 120 minutes", None);
+                }
+                DeployPhase::PreDeploy(_) if deploy.since.elapsed() > PRE_DEPLOY_LIMIT => {
+                    self.fail_deploy(&slug, "the pre-deploy command took longer than 30 minutes", None);
+                }
+                DeployPhase::Preparing
+                | DeployPhase::Building(_)
+                | DeployPhase::Sealing
+                | DeployPhase::PreDeploy(_)
+                | DeployPhase::Starting => {}
+            }
+        }
+    }
+
+    async fn try_build(&mut self, slug: &Slug) {
+        let Some(deploy) = self.deploys.get(slug) else { return };
+        let service = deploy.service.clone();
+        let Workload::Native(native) = &service.workload else { return };
+        if native.build_command.is_none() {
+            self.seal(slug);
+            return;
+        }
+        if let Some(waits_for) = self.datastores_not_ready(&service) {
+            self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
+            return;
+        }
+        let building = self.deploys.values().filter(|d| matches!(d.phase, DeployPhase::Building(_))).count();
+        if building >= BUILDS_AT_ONCE {
+            self.set_phase(slug, ServicePhase::Waiting, Some("for a free build place".to_owned()));
+            return;
+        }
+        let release = deploy.release.clone();
+        let id = match self.start_sandbox(&service, Purpose::Build, release, None).await {
+            Ok(id) => id,
+            Err(why) => return self.fail_deploy(slug, &why, None),
+        };
+        if let Some(deploy) = self.deploys.get_mut(slug) {
+            deploy.go(DeployPhase::Building(id));
+        }
+        self.set_phase(slug, ServicePhase::Building, native.build_command.as_deref().map(first_line));
+    }
+
+    /// The datastore of the service's network that is being deployed and not ready, if any.
+    fn datastores_not_ready(&self, service: &Service) -> Option<Slug> {
+        self.desired
+            .services
+            .values()
+            .find(|other| other.kind.is_datastore() && other.network == service.network && self.deploys.contains_key(&other.slug))
+            .map(|other| other.slug.clone())
+    }
+
+    fn seal(&mut self, slug: &Slug) {
+        let Some(deploy) = self.deploys.get_mut(slug) else { return };
+        let Some(name) = deploy.release.clone() else { return };
+        deploy.go(DeployPhase::Sealing);
+        let (engine, tx, slug) = (self.engine.clone(), self.tx.clone(), slug.clone());
+        tokio::spawn(async move {
+            let result = engine.seal_release(&name).await;
+            let _ = tx.send(Msg::Sealed(slug, name, result));
+        });
+    }
+
+    /// A build, pre-deploy or job instance ended.
+    pub(super) fn sandbox_ended(&mut self, slug: &Slug, purpose: Purpose, id: &moat_model::InstanceId, code: Option<i32>, why: &str) {
+        let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.sandbox() == Some(id)) else { return };
+        let what = if purpose == Purpose::Build { "build" } else { "pre-deploy command" };
+        if code == Some(0) {
+            if purpose == Purpose::Build {
+                self.seal(slug);
+            } else {
+                deploy.go(DeployPhase::Starting);
+                self.start_serving(slug);
+            }
+        } else {
+            let id = id.clone();
+            self.fail_deploy(slug, &format!("its {what} {why}"), Some(&id));
+        }
+    }
+
+    async fn after_build(&mut self, slug: &Slug) {
+        let Some(deploy) = self.deploys.get(slug) else { return };
+        let (service, release) = (deploy.service.clone(), deploy.release.clone());
+        let new = Deployed { service: service.clone(), release: release.clone(), hook_ran: false, good: false };
+        let unchanged = deploy.previous.as_ref().is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
+        let command = match &service.workload {
+            Workload::Native(native) => native.pre_deploy_command.clone(),
+            Workload::KeyValue(_) => None,
+        };
+        match command {
+            Some(command) if !unchanged => {
+                if let Some(waits_for) = self.datastores_not_ready(&service) {
+                    self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
+                    return;
+                }
+                let id = match self.start_sandbox(&service, Purpose::PreDeploy, release, None).await {
+                    Ok(id) => id,
+                    Err(why) => return self.fail_deploy(slug, &why, None),
+                };
+                if let Some(deploy) = self.deploys.get_mut(slug) {
+                    deploy.go(DeployPhase::PreDeploy(id));
+                }
+                self.set_phase(slug, ServicePhase::PreDeploy, Some(first_line(&command)));
+            }
+            _ => self.start_serving(slug),
+        }
+    }
+
+    /// Makes the deploy's definition and release what runs; instances follow by reconciling.
+    fn start_serving(&mut self, slug: &Slug) {
+        let Some(deploy) = self.deploys.get_mut(slug) else { return };
+        let before = deploy.previous.as_ref();
+        let mut new = Deployed {
+            service: deploy.service.clone(),
+            release: deploy.release.clone(),
+            hook_ran: before.is_some_and(|p| p.hook_ran),
+            good: false,
+        };
+        new.good = before.is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
+        deploy.go(DeployPhase::Starting);
+        self.durable.deployed.insert(slug.clone(), new);
+        self.backoff.remove(slug);
+        self.save();
+        self.set_phase(slug, ServicePhase::Starting, None);
+    }
+
+    /// Ends deploys whose instances are all ready, and those whose time is over.
+    pub(super) fn settle_deploys(&mut self) {
+        for slug in self.deploys.iter().filter(|(_, d)| d.phase == DeployPhase::Starting).map(|(slug, _)| slug.clone()).collect::<Vec<_>>()
+        {
+            let (Some(deploy), Some(deployed)) = (self.deploys.get(&slug), self.durable.deployed.get(&slug)) else { continue };
+            let fingerprint = deployed.fingerprint();
+            let wanted = usize::try_from(deployed.service.instances).unwrap_or(usize::MAX);
+            let mine = || {
+                self.live.values().filter(|l| l.slug == slug && l.purpose == Purpose::Serve && l.fingerprint == fingerprint && !l.stopping)
+            };
+            let ready = mine().filter(|l| l.ready).count();
+            if deployed.service.kind == ServiceKind::Cron || ready >= wanted {
+                self.deploy_is_live(&slug);
+            } else if deploy.since.elapsed() > deploy.start_timeout {
+                let seen = mine().find(|l| !l.ready).and_then(|l| l.seen.clone()).unwrap_or_else(|| "it did not get ready".to_owned());
+                let id =
+                    self.live.iter().find(|(_, l)| l.slug == slug && l.fingerprint == fingerprint && !l.ready).map(|(id, _)| id.clone());
+                let seconds = deploy.start_timeout.as_secs();
+                self.fail_deploy(&slug, &format!("not ready after {seconds} s: {seen}"), id.as_ref());
+            } else {
+                let seen = mine().find(|l| !l.ready).and_then(|l| l.seen.clone());
+                self.set_phase(&slug, ServicePhase::Starting, seen);
+                self.wake_in(Duration::from_secs(1));
+            }
+        }
+    }
+
+    fn deploy_is_live(&mut self, slug: &Slug) {
+        self.deploys.remove(slug);
+        let mut hook = None;
+        if let Some(deployed) = self.durable.deployed.get_mut(slug) {
+            deployed.good = true;
+            if let Workload::Native(native) = &deployed.service.workload
+                && !deployed.hook_ran
+            {
+                deployed.hook_ran = true;
+                hook = native.initial_deploy_hook.clone().map(|command| (deployed.service.clone(), deployed.release.clone(), command));
+            }
+        }
+        self.save();
+        self.set_phase(slug, ServicePhase::Live, None);
+        if let Some((service, release, command)) = hook {
+            self.notice(Some(slug), format!("running the initial deploy hook: {}", first_line(&command)));
+            self.queue_job(service, release, command);
+        }
+    }
+
+    /// Keeps what ran before and says why the new one does not.
+    pub(super) fn fail_deploy(&mut self, slug: &Slug, why: &str, instance: Option<&moat_model::InstanceId>) {
+        let Some(deploy) = self.deploys.remove(slug) else { return };
+        if let Some(id) = deploy.sandbox().cloned() {
+            self.stop_instance(&id, 1);
+        }
+        let last_lines = instance.map(|id| crate::logs::last_lines(&self.engine.log_path(id), 12)).unwrap_or_default();
+        let kept = match (deploy.phase == DeployPhase::Starting, deploy.previous) {
+            (true, Some(previous)) => {
+                self.durable.deployed.insert(slug.clone(), previous);
+                true
+            }
+            (true, None) => {
+                self.durable.deployed.remove(slug);
+                false
+            }
+            (false, previous) => previous.is_some(),
+        };
+        self.save();
+        let detail = if kept { format!("{why}; what ran before stays") } else { why.to_owned() };
+        self.set_phase_with(slug, ServicePhase::Failed, Some(detail), last_lines);
+    }
+}
+
+/// An engine's error with its hint, in one line.
+pub(super) fn engine_words(error: &EngineError) -> String {
+    match &error.hint {
+        Some(hint) => format!("{error} (hint: {hint})"),
+        None => error.to_string(),
+    }
+}
+
+fn first_line(text: &str) -> String {
+    let line = text.trim().lines().next().unwrap_or_default();
+    if line.chars().count() > 60 { format!("{}…", line.chars().take(59).collect::<String>()) } else { line.to_owned() }
+}

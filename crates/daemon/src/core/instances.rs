@@ -1,0 +1,291 @@
+//! What becomes of instances.
+
+use super::deploys::engine_words;
+use super::{Backoff, Core, Live, Msg};
+use crate::deploy::DeployPhase;
+use crate::protocol::ServicePhase;
+use crate::ready::{self, Readiness};
+use moat_engine::{Engine as _, EngineError};
+use moat_model::state::InstancePhase;
+use moat_model::{InstanceId, Purpose, Secret, Service, ServiceKind, Slug};
+use moat_planner::Step;
+use moat_planner::plan::InstanceSpec;
+use std::time::{Duration, Instant};
+
+/// The longest pause between two starts of a service that keeps ending.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// Running this long resets the back-off.
+const STEADY: Duration = Duration::from_secs(120);
+
+impl Core {
+    /// Finds what an earlier daemon left running: serving instances go on, sandboxes of its deploys end.
+    pub(super) async fn adopt(&mut self) {
+        let observed = match self.engine.observe().await {
+            Ok(observed) => observed,
+            Err(error) => {
+                self.notice(None, format!("can't see what runs: {}", engine_words(&error)));
+                return;
+            }
+        };
+        for (id, found) in observed.instances {
+            let serves = found.purpose == Purpose::Serve
+                && matches!(found.phase, InstancePhase::Running | InstancePhase::Preparing)
+                && found.pid.is_some();
+            self.live.insert(
+                id.clone(),
+                Live {
+                    slug: found.slug,
+                    purpose: found.purpose,
+                    address: found.address,
+                    fingerprint: found.fingerprint,
+                    ready: false,
+                    stopping: false,
+                    started: true,
+                    listeners: Vec::new(),
+                    http_port: None,
+                    since: Instant::now(),
+                    seen: None,
+                    checks: None,
+                },
+            );
+            if serves {
+                tracing::info!(%id, "adopted");
+                self.watch_end(&id);
+                self.watch_ready(&id);
+            } else {
+                self.stop_instance(&id, 1);
+            }
+        }
+    }
+
+    /// Starts an instance of its own for a build, a command or a cron run. The policy covers it before it runs.
+    pub(super) async fn start_sandbox(
+        &mut self,
+        service: &Service,
+        purpose: Purpose,
+        release: Option<String>,
+        command: Option<String>,
+    ) -> Result<InstanceId, String> {
+        let (id, address) =
+            moat_planner::alloc::instance(&mut self.durable.memory, service.network, &service.id, &mut crate::blueprints::random)
+                .map_err(|full| full.to_string())?;
+        let mut spec = InstanceSpec::of(service, id.clone(), purpose, address, release);
+        spec.command = command;
+        if purpose == Purpose::Build {
+            let passed = self.durable.blueprints.get(&service.blueprint).map(|up| up.pass_env.clone()).unwrap_or_default();
+            spec.env.extend(passed.iter().filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.to_owned(), Secret::new(value))));
+        }
+        self.save();
+        self.register(&spec);
+        self.apply_policy_now().await;
+        self.launch(spec);
+        Ok(id)
+    }
+
+    /// Notes an instance that is about to start.
+    pub(super) fn register(&mut self, spec: &InstanceSpec) {
+        self.live.insert(
+            spec.id.clone(),
+            Live {
+                slug: spec.slug.clone(),
+                purpose: spec.purpose,
+                address: spec.address,
+                fingerprint: spec.fingerprint.clone(),
+                ready: false,
+                stopping: false,
+                started: false,
+                listeners: Vec::new(),
+                http_port: None,
+                since: Instant::now(),
+                seen: None,
+                checks: None,
+            },
+        );
+    }
+
+    /// Starts it, as a task.
+    pub(super) fn launch(&mut self, spec: InstanceSpec) {
+        let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), spec.id.clone());
+        let step = Step::StartInstance { instance: Box::new(spec) };
+        tokio::spawn(async move {
+            let result = engine.apply(&step).await.map(|_| ());
+            let _ = tx.send(Msg::Started(id, result));
+        });
+    }
+
+    /// Stops it, as a task, once.
+    pub(super) fn stop_instance(&mut self, id: &InstanceId, grace_seconds: u32) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        if live.stopping {
+            return;
+        }
+        live.stopping = true;
+        live.ready = false;
+        if let Some(checks) = live.checks.take() {
+            checks.abort();
+        }
+        let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
+        tokio::spawn(async move {
+            let step = Step::StopInstance { id: id.clone(), grace_seconds };
+            let result = engine.apply(&step).await.map(|_| ());
+            let _ = tx.send(Msg::Stopped(id, result));
+        });
+    }
+
+    pub(super) fn started(&mut self, id: &InstanceId, result: Result<(), EngineError>) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        live.started = true;
+        live.since = Instant::now();
+        match result {
+            Ok(()) => {
+                self.watch_end(id);
+                if self.live.get(id).is_some_and(|l| l.purpose == Purpose::Serve) {
+                    self.watch_ready(id);
+                }
+            }
+            Err(error) => {
+                let (slug, purpose) = (live.slug.clone(), live.purpose);
+                let words = engine_words(&error);
+                let deploying = self
+                    .deploys
+                    .get(&slug)
+                    .is_some_and(|d| d.sandbox() == Some(id) || (purpose == Purpose::Serve && d.phase == DeployPhase::Starting));
+                if deploying {
+                    self.fail_deploy(&slug, &words, Some(id));
+                } else {
+                    self.notice(Some(&slug), words.clone());
+                    if purpose == Purpose::Serve {
+                        self.back_off(&slug, &words, id);
+                    }
+                }
+                self.stop_instance(id, 0);
+            }
+        }
+    }
+
+    fn watch_end(&self, id: &InstanceId) {
+        let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
+        tokio::spawn(async move {
+            let phase = engine.wait(&id).await.unwrap_or(InstancePhase::Lost);
+            let _ = tx.send(Msg::Ended(id, phase));
+        });
+    }
+
+    fn watch_ready(&mut self, id: &InstanceId) {
+        let Some(live) = self.live.get(id) else { return };
+        let Some(service) = self.deployed(&live.slug).map(|d| d.service.clone()).or_else(|| self.desired.services.get(&live.slug).cloned())
+        else {
+            return;
+        };
+        let host = self.host_name(&service);
+        let task = tokio::spawn(ready::watch(self.engine.clone(), id.clone(), service, live.address, host, self.tx.clone()));
+        if let Some(live) = self.live.get_mut(id) {
+            live.checks = Some(task.abort_handle());
+        }
+    }
+
+    pub(super) fn checked(&mut self, id: &InstanceId, readiness: Readiness) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        if live.stopping {
+            return;
+        }
+        live.ready = readiness.ready;
+        live.http_port = readiness.http_port;
+        live.listeners = readiness.listeners;
+        if live.seen != readiness.seen {
+            live.seen.clone_from(&readiness.seen);
+            let slug = live.slug.clone();
+            if let Some(notice) = readiness.notice {
+                self.notice(Some(&slug), notice);
+            }
+        }
+    }
+
+    /// A program ended by itself or was stopped.
+    pub(super) async fn ended(&mut self, id: &InstanceId, phase: &InstancePhase) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        if let Some(checks) = live.checks.take() {
+            checks.abort();
+        }
+        live.ready = false;
+        let (slug, purpose, was_stopping, ran) = (live.slug.clone(), live.purpose, live.stopping, live.since.elapsed());
+        let (code, why) = in_words(phase);
+        if !was_stopping {
+            match purpose {
+                Purpose::Build | Purpose::PreDeploy => self.sandbox_ended(&slug, purpose, id, code, &why),
+                Purpose::Cron | Purpose::Job => {
+                    let what = if purpose == Purpose::Cron { "the run" } else { "the job" };
+                    if code != Some(0) {
+                        self.notice(Some(&slug), format!("{what} {why}"));
+                    }
+                }
+                Purpose::Serve => {
+                    if self.deploys.get(&slug).is_some_and(|d| d.phase == DeployPhase::Starting) {
+                        self.fail_deploy(&slug, &format!("it {why} before it was ready"), Some(id));
+                    } else {
+                        if ran > STEADY {
+                            self.backoff.remove(&slug);
+                        }
+                        self.back_off(&slug, &why, id);
+                    }
+                }
+            }
+            // What is left of its sandbox goes.
+            self.stop_instance(id, 0);
+        }
+    }
+
+    fn back_off(&mut self, slug: &Slug, why: &str, id: &InstanceId) {
+        let entry = self.backoff.entry(slug.clone()).or_insert_with(Backoff::default);
+        let pause = Duration::from_secs(1 << entry.restarts.min(6)).min(LONGEST_BACKOFF);
+        entry.restarts += 1;
+        entry.until = Some(Instant::now() + pause);
+        let times = entry.restarts;
+        self.wake_in(pause);
+        let lines = crate::logs::last_lines(&self.engine.log_path(id), 6);
+        self.set_phase_with(
+            slug,
+            ServicePhase::Restarting,
+            Some(format!("it {why}; starting again in {} s (restart {times})", pause.as_secs())),
+            lines,
+        );
+    }
+
+    pub(super) fn stopped(&mut self, id: &InstanceId, result: Result<(), EngineError>) {
+        if let Err(error) = result {
+            let slug = self.live.get(id).map(|l| l.slug.clone());
+            self.notice(slug.as_ref(), engine_words(&error));
+        }
+        if let Some(live) = self.live.remove(id) {
+            moat_planner::alloc::release(&mut self.durable.memory, live.address);
+            self.save();
+        }
+    }
+
+    /// Queues a one-off command of a service in an instance of its own.
+    pub(super) fn queue_job(&mut self, service: Service, release: Option<String>, command: String) {
+        self.jobs.push((service, release, command));
+    }
+
+    /// The host name the ingress knows a service by.
+    pub(crate) fn host_name(&self, service: &Service) -> String {
+        if service.kind == ServiceKind::Web { format!("{}.{}", service.slug, crate::blueprints::DOMAIN) } else { service.slug.to_string() }
+    }
+}
+
+/// Exit code and words for an end.
+fn in_words(phase: &InstancePhase) -> (Option<i32>, String) {
+    match phase {
+        InstancePhase::Exited(report) => {
+            let words = match (&report.error, report.oom, report.signal) {
+                (Some(error), ..) => format!("could not run: {error}"),
+                (None, true, _) => "was killed: it used more memory than its plan allows".to_owned(),
+                (None, false, Some(signal)) => format!("was ended by signal {signal}"),
+                (None, false, None) => format!("exited with status {}", report.code),
+            };
+            (report.error.is_none().then_some(report.code), words)
+        }
+        InstancePhase::Lost => (None, "vanished (its monitor was killed)".to_owned()),
+        InstancePhase::Preparing | InstancePhase::Running => (None, "is in an unknown state".to_owned()),
+    }
+}

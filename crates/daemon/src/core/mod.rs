@@ -1,0 +1,268 @@
+//! The loop: takes one message at a time, changes what should be, and reconciles.
+//!
+//! * [`requests`] – what the command line asks.
+//! * [`deploys`] – a service's way from source to live.
+//! * [`reconcile`] – desired against observed, through a plan.
+//! * [`instances`] – what became of started instances.
+//!
+//! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
+
+mod deploys;
+mod instances;
+mod reconcile;
+mod requests;
+mod resume;
+mod trace;
+mod upkeep;
+
+use crate::Paths;
+use crate::dataplane::DataPlane;
+use crate::deploy::{Deploy, Deployed};
+use crate::protocol::{Event, Request, ServicePhase, ServiceState};
+use crate::ready::Readiness;
+use crate::state_file::Durable;
+use moat_engine::EngineError;
+use moat_engine_linux::{LinuxEngine, Release};
+use moat_model::policy::NetPolicy;
+use moat_model::state::{InstancePhase, Listener};
+use moat_model::{AddressPair, DesiredState, InstanceId, Purpose, Slug};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tokio::sync::{broadcast, mpsc};
+
+/// Everything that can happen.
+pub enum Msg {
+    /// Somebody asks; events go to the channel.
+    Request(Box<Request>, mpsc::UnboundedSender<Event>),
+    /// A release was prepared (or could not be).
+    Prepared(Slug, Result<Release, EngineError>),
+    /// A build's release was sealed.
+    Sealed(Slug, String, Result<(), EngineError>),
+    /// `StartInstance` came back.
+    Started(InstanceId, Result<(), EngineError>),
+    /// A program ended.
+    Ended(InstanceId, InstancePhase),
+    /// `StopInstance` came back.
+    Stopped(InstanceId, Result<(), EngineError>),
+    /// What a readiness check saw.
+    Checked(InstanceId, Readiness),
+    /// A timer fired: back-off, start window, cron.
+    Wake,
+    /// What the regular upkeep found: repairs and denied flows.
+    Upkeep(Vec<String>, Vec<moat_net_linux::DeniedFlow>),
+    /// End everything this process runs, leaving the workloads.
+    Leave,
+}
+
+/// An instance that this daemon started or adopted.
+pub struct Live {
+    /// Its service.
+    pub slug: Slug,
+    /// What for.
+    pub purpose: Purpose,
+    /// Addresses.
+    pub address: AddressPair,
+    /// What it is made of.
+    pub fingerprint: String,
+    /// Whether it takes traffic.
+    pub ready: bool,
+    /// It is being stopped.
+    pub stopping: bool,
+    /// `StartInstance` came back.
+    pub started: bool,
+    /// Sockets it listens on.
+    pub listeners: Vec<Listener>,
+    /// The port its HTTP server listens on.
+    pub http_port: Option<u16>,
+    /// Since when.
+    pub since: Instant,
+    /// The last thing seen while waiting, in words.
+    pub seen: Option<String>,
+    /// Ends the readiness checks.
+    pub checks: Option<tokio::task::AbortHandle>,
+}
+
+/// How often a service ended on its own, and until when it is left alone.
+#[derive(Default)]
+pub struct Backoff {
+    /// Starts after unwanted ends.
+    pub restarts: u32,
+    /// Not before.
+    pub until: Option<Instant>,
+}
+
+/// The loop's state.
+pub struct Core {
+    pub(crate) paths: Paths,
+    pub(crate) engine: LinuxEngine,
+    pub(crate) durable: Durable,
+    pub(crate) desired: DesiredState,
+    pub(crate) deploys: BTreeMap<Slug, Deploy>,
+    pub(crate) live: BTreeMap<InstanceId, Live>,
+    pub(crate) backoff: BTreeMap<Slug, Backoff>,
+    pub(crate) phases: BTreeMap<Slug, ServiceState>,
+    pub(crate) cron_next: BTreeMap<Slug, jiff::Timestamp>,
+    pub(crate) dataplane: DataPlane,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) tx: mpsc::UnboundedSender<Msg>,
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) denied: BTreeMap<(std::net::IpAddr, std::net::IpAddr, u8, u16), u64>,
+    pub(crate) names: BTreeMap<std::net::IpAddr, String>,
+    pub(crate) policy: NetPolicy,
+    pub(crate) jobs: Vec<(moat_model::Service, Option<String>, String)>,
+    pub(crate) closing: BTreeSet<Slug>,
+    pub(crate) last_said: Option<String>,
+    pub(crate) leaving: bool,
+}
+
+/// A request that is answered when something has come about.
+pub struct Waiting {
+    pub(crate) reply: mpsc::UnboundedSender<Event>,
+    pub(crate) until: Until,
+}
+
+/// What a request waits for.
+pub enum Until {
+    /// Every service of this blueprint is live or failed.
+    Settled {
+        /// The blueprint.
+        file: PathBuf,
+    },
+    /// No instance of these services is left.
+    Gone {
+        /// The services.
+        services: BTreeSet<Slug>,
+        /// Whether the router and the daemon go too.
+        everything: bool,
+    },
+}
+
+impl Core {
+    /// Reads the durable state, adopts what runs, and returns a loop that is ready to go.
+    pub async fn load(paths: Paths, engine: LinuxEngine, tx: mpsc::UnboundedSender<Msg>) -> Result<Self, crate::state_file::StateError> {
+        let durable = Durable::load(&paths.state_file())?;
+        let (events, _) = broadcast::channel(8192);
+        let mut core = Self {
+            policy: engine.network().policy(),
+            paths,
+            engine,
+            desired: DesiredState::default(),
+            deploys: BTreeMap::new(),
+            live: BTreeMap::new(),
+            backoff: BTreeMap::new(),
+            phases: BTreeMap::new(),
+            cron_next: BTreeMap::new(),
+            dataplane: DataPlane::new(),
+            events,
+            tx,
+            waiting: Vec::new(),
+            denied: BTreeMap::new(),
+            names: BTreeMap::new(),
+            durable,
+            jobs: Vec::new(),
+            closing: BTreeSet::new(),
+            last_said: None,
+            leaving: false,
+        };
+        core.adopt().await;
+        Ok(core)
+    }
+
+    /// Handles messages until everything is down or the process is told to leave.
+    pub async fn run(mut self, mut rx: mpsc::UnboundedReceiver<Msg>) {
+        self.resume().await;
+        let upkeep = self.start_upkeep();
+        while let Some(msg) = rx.recv().await {
+            self.handle(msg).await;
+            // One reconcile for everything that waits: a burst of messages is one change.
+            while let Ok(msg) = rx.try_recv() {
+                self.handle(msg).await;
+            }
+            self.advance().await;
+            if self.leaving {
+                break;
+            }
+        }
+        upkeep.abort();
+        self.dataplane.stop();
+    }
+
+    async fn handle(&mut self, msg: Msg) {
+        match msg {
+            Msg::Request(request, reply) => self.request(*request, reply).await,
+            Msg::Prepared(slug, result) => self.prepared(&slug, result),
+            Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
+            Msg::Started(id, result) => self.started(&id, result),
+            Msg::Ended(id, phase) => self.ended(&id, &phase).await,
+            Msg::Stopped(id, result) => self.stopped(&id, result),
+            Msg::Checked(id, readiness) => self.checked(&id, readiness),
+            Msg::Wake => {}
+            Msg::Upkeep(repairs, denied) => self.upkeep(repairs, &denied),
+            Msg::Leave => self.leaving = true,
+        }
+    }
+
+    /// Moves deploys on, starts due cron runs, reconciles, answers who waited.
+    async fn advance(&mut self) {
+        self.go_on_closing();
+        self.step_deploys().await;
+        self.run_due_cron().await;
+        self.reconcile().await;
+        self.settle_deploys();
+        self.publish_views();
+        self.answer_waiting().await;
+    }
+
+    pub(crate) fn say(&self, event: Event) {
+        // Nobody listening is fine.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn notice(&self, service: Option<&Slug>, text: impl Into<String>) {
+        let text = text.into();
+        tracing::info!(service = service.map(Slug::as_str), "{text}");
+        self.say(Event::Notice { service: service.cloned(), text });
+    }
+
+    pub(crate) fn set_phase(&mut self, slug: &Slug, phase: ServicePhase, detail: Option<String>) {
+        self.set_phase_with(slug, phase, detail, Vec::new());
+    }
+
+    pub(crate) fn set_phase_with(&mut self, slug: &Slug, phase: ServicePhase, detail: Option<String>, last_lines: Vec<String>) {
+        let Some(kind) = self.service_kind(slug) else { return };
+        let state = ServiceState { service: slug.clone(), kind, phase, detail, last_lines };
+        if self.phases.get(slug) != Some(&state) {
+            self.phases.insert(slug.clone(), state.clone());
+            self.say(Event::Service(state));
+        }
+    }
+
+    fn service_kind(&self, slug: &Slug) -> Option<moat_model::ServiceKind> {
+        self.desired
+            .services
+            .get(slug)
+            .map(|s| s.kind)
+            .or_else(|| self.durable.deployed.get(slug).map(|d| d.service.kind))
+            .or_else(|| self.phases.get(slug).map(|p| p.kind))
+    }
+
+    /// Writes the durable state; a failure is said and tried again with the next change.
+    pub(crate) fn save(&mut self) {
+        if let Err(error) = self.durable.save(&self.paths.state_file()) {
+            self.notice(None, format!("can't write `{}`: {error}", self.paths.state_file().display()));
+        }
+    }
+
+    pub(crate) fn wake_in(&self, delay: Duration) {
+        let tx = self.tx.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let _ = tx.send(Msg::Wake);
+        });
+    }
+
+    pub(crate) fn deployed(&self, slug: &Slug) -> Option<&Deployed> {
+        self.durable.deployed.get(slug)
+    }
+}

@@ -1,0 +1,211 @@
+//! Desired against observed, through a plan.
+
+use super::Core;
+use super::deploys::engine_words;
+use crate::protocol::ServicePhase;
+use moat_engine::Engine as _;
+use moat_model::policy::NetPolicy;
+use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
+use moat_model::{DesiredState, InstanceId, LinkName, Purpose, Slug};
+use moat_planner::policy::LiveInstance;
+use moat_planner::{Plan, Step};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+impl Core {
+    /// What should run now: definitions of what is deployed, policy of what is wanted.
+    ///
+    /// A service that is not deployed yet has no instances; one in back-off, or one that shares a disk with an
+    /// instance that still stops, gets none started.
+    pub(crate) fn run_state(&self) -> DesiredState {
+        let mut state = self.desired.clone();
+        for (slug, wanted) in &mut state.services {
+            match self.durable.deployed.get(slug) {
+                None => wanted.instances = 0,
+                Some(deployed) => {
+                    let mut service = deployed.service.clone();
+                    service.fingerprint = deployed.fingerprint();
+                    service.network = wanted.network;
+                    service.zone = wanted.zone;
+                    service.environment.clone_from(&wanted.environment);
+                    service.vip = wanted.vip;
+                    service.allow_from.clone_from(&wanted.allow_from);
+                    service.egress = wanted.egress.clone();
+                    if self.must_wait(slug, &service.fingerprint) {
+                        let mine = self
+                            .live
+                            .values()
+                            .filter(|l| {
+                                l.slug == *slug && l.purpose == Purpose::Serve && !l.stopping && l.fingerprint == service.fingerprint
+                            })
+                            .count();
+                        service.instances = service.instances.min(u32::try_from(mine).unwrap_or(u32::MAX));
+                    }
+                    *wanted = service;
+                }
+            }
+        }
+        state
+    }
+
+    fn must_wait(&self, slug: &Slug, fingerprint: &str) -> bool {
+        if self.backoff.get(slug).and_then(|b| b.until).is_some_and(|until| until > Instant::now()) {
+            return true;
+        }
+        let exclusive = self.durable.deployed.get(slug).is_some_and(|d| moat_planner::diff::is_exclusive(&d.service));
+        exclusive
+            && self.live.values().any(|l| l.slug == *slug && l.purpose == Purpose::Serve && (l.stopping || l.fingerprint != fingerprint))
+    }
+
+    fn observed(&self) -> ObservedState {
+        let instances = self
+            .live
+            .iter()
+            .filter(|(_, live)| !live.stopping && !self.closing.contains(&live.slug))
+            .filter_map(|(id, live)| {
+                let service = self
+                    .desired
+                    .services
+                    .get(&live.slug)
+                    .map(|s| s.id.clone())
+                    .or_else(|| self.deployed(&live.slug).map(|d| d.service.id.clone()))?;
+                let found = ObservedInstance {
+                    id: id.clone(),
+                    service,
+                    slug: live.slug.clone(),
+                    purpose: live.purpose,
+                    fingerprint: live.fingerprint.clone(),
+                    address: live.address,
+                    link: LinkName::of(live.address.v4),
+                    phase: InstancePhase::Running,
+                    monitor_pid: None,
+                    pid: None,
+                };
+                Some((id.clone(), found))
+            })
+            .collect();
+        ObservedState { router: true, instances, policy: self.policy.clone() }
+    }
+
+    /// Instances as the policy sees them: those being stopped take no new flows by the service address.
+    pub(crate) fn live_instances(&self) -> Vec<LiveInstance> {
+        self.live
+            .iter()
+            .map(|(id, live)| LiveInstance {
+                id: id.clone(),
+                slug: live.slug.clone(),
+                purpose: live.purpose,
+                address: live.address,
+                ready: live.ready,
+                http_port: live.http_port,
+            })
+            .collect()
+    }
+
+    /// Makes what runs be what should run, as far as it can be now.
+    pub(super) async fn reconcile(&mut self) {
+        if self.durable.blueprints.is_empty() && self.live.is_empty() {
+            return;
+        }
+        self.stop_unwanted_sandboxes();
+        let state = self.run_state();
+        let releases: BTreeMap<Slug, String> =
+            self.durable.deployed.iter().filter_map(|(slug, d)| d.release.clone().map(|r| (slug.clone(), r))).collect();
+        let ready: BTreeSet<InstanceId> = self.live.iter().filter(|(_, l)| l.ready).map(|(id, _)| id.clone()).collect();
+        let observed = self.observed();
+        let plan = moat_planner::diff::diff(&state, &observed, &releases, &ready, &mut self.durable.memory, &mut crate::blueprints::random);
+        self.carry_out(plan).await;
+    }
+
+    /// Carries a plan out. Stops and starts run side by side as tasks, so that the policy is made here of what lives at
+    /// this moment: an instance keeps its flows until it has stopped, and one that starts is covered before it exists.
+    async fn carry_out(&mut self, plan: Plan) {
+        let (mut starts, mut stops) = (Vec::new(), Vec::new());
+        for step in plan.steps {
+            match step {
+                Step::StartInstance { instance } => starts.push(*instance),
+                Step::StopInstance { id, grace_seconds } => stops.push((id, grace_seconds)),
+                Step::EnsureRouter | Step::SetPolicy { .. } | Step::RemoveRouter => {}
+            }
+        }
+        for (id, _) in &stops {
+            if let Some(live) = self.live.get_mut(id) {
+                live.ready = false;
+            }
+        }
+        if !starts.is_empty() {
+            // An address that was handed out stays so, even if this process ends now.
+            self.save();
+        }
+        for spec in &starts {
+            self.register(spec);
+        }
+        self.apply_policy_now().await;
+        for (id, grace) in stops {
+            self.stop_instance(&id, grace);
+        }
+        for spec in starts {
+            self.launch(spec);
+        }
+    }
+
+    /// Build, cron and job instances of services that are gone are stopped.
+    fn stop_unwanted_sandboxes(&mut self) {
+        let gone: Vec<InstanceId> = self
+            .live
+            .iter()
+            .filter(|(_, l)| !l.stopping && l.purpose != Purpose::Serve && !self.desired.services.contains_key(&l.slug))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in gone {
+            self.stop_instance(&id, 1);
+        }
+    }
+
+    /// Applies the policy of what is known now.
+    pub(super) async fn apply_policy_now(&mut self) {
+        let policy = moat_planner::policy::net_policy(&self.run_state(), &self.live_instances());
+        self.set_policy(policy).await;
+    }
+
+    /// Closes first, opens last: the part that both policies allow, then the new one.
+    async fn set_policy(&mut self, target: NetPolicy) {
+        if target == self.policy {
+            return;
+        }
+        self.publish_zones();
+        // A service address is no permission: it may turn to its new instances at once.
+        let narrowed = NetPolicy { services: target.services.clone(), ..self.policy.intersection(&target) };
+        for policy in [narrowed, target] {
+            if policy == self.policy {
+                continue;
+            }
+            match self.engine.apply(&Step::SetPolicy { policy: policy.clone() }).await {
+                Ok(_) => self.policy = policy,
+                Err(error) => {
+                    self.notice(None, format!("the packet filter could not be changed: {}", engine_words(&error)));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Keeps the phases of live services true.
+    pub(super) fn refresh_phases(&mut self) {
+        for slug in self.durable.deployed.keys().cloned().collect::<Vec<_>>() {
+            if self.deploys.contains_key(&slug) {
+                continue;
+            }
+            let Some(deployed) = self.durable.deployed.get(&slug) else { continue };
+            let wanted = usize::try_from(deployed.service.instances).unwrap_or(usize::MAX);
+            let ready = self.live.values().filter(|l| l.slug == slug && l.purpose == Purpose::Serve && l.ready).count();
+            let phase = self.phases.get(&slug).map(|p| p.phase);
+            if ready >= wanted && phase == Some(ServicePhase::Restarting) {
+                self.set_phase(&slug, ServicePhase::Live, None);
+            }
+            if phase.is_none() {
+                self.set_phase(&slug, if ready >= wanted { ServicePhase::Live } else { ServicePhase::Restarting }, None);
+            }
+        }
+    }
+}

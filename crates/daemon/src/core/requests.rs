@@ -1,0 +1,390 @@
+//! What the command line asks.
+
+use super::deploys::engine_words;
+use super::{Core, Until, Waiting};
+use crate::blueprints;
+use crate::protocol::{
+    Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, Status, UpRequest,
+};
+use moat_engine::Engine as _;
+use moat_model::state::InstancePhase;
+use moat_model::{DesiredState, Purpose, ServiceKind, Slug};
+use moat_planner::Step;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc};
+
+type Reply = mpsc::UnboundedSender<Event>;
+
+fn end(reply: &Reply, error: Option<Failure>) {
+    let _ = reply.send(Event::End { error });
+}
+
+impl Core {
+    pub(super) async fn request(&mut self, request: Request, reply: Reply) {
+        match request {
+            Request::Ping => end(&reply, None),
+            Request::Up(up) => self.up(up, reply).await,
+            Request::Down { file } => self.down(file, reply),
+            Request::Status => {
+                let _ = reply.send(Event::Status(self.status().await));
+                end(&reply, None);
+            }
+            Request::Logs { service, follow, tail, file } => self.logs(service, follow, tail, file.as_deref(), reply),
+            Request::Desired => {
+                let _ = reply.send(Event::Desired { state: Box::new(masked(&self.desired)) });
+                end(&reply, None);
+            }
+            Request::Verify { random_ports } => self.verify(random_ports, reply).await,
+            Request::Plan(up) => self.plan(&up, &reply),
+            Request::Trace { from, to } => self.trace(&from, &to, &reply),
+            Request::Denied => {
+                let _ = reply.send(Event::Denied { flows: self.denied_flows() });
+                end(&reply, None);
+            }
+        }
+    }
+
+    /// Reads all accepted blueprints and this one together; says what is wrong, or what they ask for.
+    fn resolve_with(&mut self, up: &UpRequest, reply: &Reply) -> Option<DesiredState> {
+        let mut all = self.durable.blueprints.clone();
+        all.insert(up.file.clone(), up.clone());
+        let mut memory = self.durable.memory.clone();
+        let outcome = blueprints::resolve(&all, &mut memory, &up.listen);
+        let refused = outcome.refusals(&up.file, &all);
+        if !refused.is_empty() {
+            let _ = reply.send(Event::Refused { diagnostics: refused });
+            end(reply, Some(Failure { message: format!("`{}` can't be run", up.file.display()), hint: None, exit_code: 2 }));
+            return None;
+        }
+        if !outcome.missing.is_empty() {
+            let values = outcome
+                .missing
+                .iter()
+                .map(|m| MissingValue { owner: m.owner.clone(), key: m.key.clone(), label: m.label.clone(), line: m.span.line })
+                .collect();
+            let _ = reply.send(Event::Missing { values });
+            end(
+                reply,
+                Some(Failure {
+                    message: "values are missing".to_owned(),
+                    hint: Some("give each with `--set KEY=VALUE` or `--env-file FILE`".to_owned()),
+                    exit_code: 2,
+                }),
+            );
+            return None;
+        }
+        self.durable.memory = memory;
+        Some(outcome.state)
+    }
+
+    async fn up(&mut self, up: UpRequest, reply: Reply) {
+        let Some(mut state) = self.resolve_with(&up, &reply) else { return };
+        if let Err(failure) = self.dataplane.listen(&up.listen).await {
+            end(&reply, Some(failure));
+            return;
+        }
+        if let Err(error) = self.engine.apply(&Step::EnsureRouter).await {
+            end(&reply, Some(Failure::engine(&error)));
+            return;
+        }
+        if let Err(error) = self.dataplane.ensure_dns(self.engine.network()) {
+            end(&reply, Some(Failure::refused(format!("the DNS server can't listen in the private network: {error}"), None)));
+            return;
+        }
+        for (slug, old) in &self.desired.services {
+            if old.blueprint == up.file && !state.services.contains_key(slug) && !self.durable.kept.contains_key(slug) {
+                self.durable.kept.insert(slug.clone(), old.clone());
+            }
+        }
+        self.closing.retain(|slug| !state.services.contains_key(slug));
+        self.durable.kept.retain(|slug, _| !state.services.contains_key(slug));
+        for (slug, kept) in &self.durable.kept {
+            state.services.insert(slug.clone(), kept.clone());
+        }
+        self.durable.generation.0 += 1;
+        state.generation = self.durable.generation;
+        self.desired = state;
+        self.durable.blueprints.insert(up.file.clone(), up.clone());
+        self.save();
+        self.forward_events(&reply);
+        for slug in self.durable.kept.keys().cloned().collect::<Vec<_>>() {
+            self.notice(Some(&slug), "no longer named by its blueprint: it keeps running (`moat down` stops it with the rest)");
+        }
+        let timeout = Duration::from_secs(up.start_timeout_seconds);
+        for service in self.desired.services.values().filter(|s| s.blueprint == up.file).cloned().collect::<Vec<_>>() {
+            if !self.durable.kept.contains_key(&service.slug) {
+                self.begin_deploy(&service, timeout);
+            }
+        }
+        self.waiting.push(Waiting { reply, until: Until::Settled { file: up.file } });
+    }
+
+    /// Sends what happens from now on to one connection, until it closes.
+    fn forward_events(&self, reply: &Reply) {
+        let (mut events, reply) = (self.events.subscribe(), reply.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    event = events.recv() => match event {
+                        Ok(event) => if reply.send(event).is_err() { return },
+                        Err(broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(broadcast::error::RecvError::Closed) => return,
+                    },
+                    () = reply.closed() => return,
+                }
+            }
+        });
+    }
+
+    fn down(&mut self, file: Option<PathBuf>, reply: Reply) {
+        if let Some(file) = &file
+            && !self.durable.blueprints.contains_key(file)
+        {
+            let known: Vec<String> = self.durable.blueprints.keys().map(|p| format!("`{}`", p.display())).collect();
+            let hint = if known.is_empty() { "nothing of Moat runs here".to_owned() } else { format!("what runs: {}", known.join(", ")) };
+            end(&reply, Some(Failure::refused(format!("`{}` does not run", file.display()), Some(hint))));
+            return;
+        }
+        let mut services: BTreeSet<Slug> = BTreeSet::new();
+        for (slug, service) in &self.desired.services {
+            if file.as_ref().is_none_or(|f| service.blueprint == *f) {
+                services.insert(slug.clone());
+            }
+        }
+        if file.is_none() {
+            services.extend(self.live.values().map(|l| l.slug.clone()));
+        }
+        self.forward_events(&reply);
+        for slug in &services {
+            self.cancel_deploy(slug);
+            self.set_phase(slug, ServicePhase::Stopping, None);
+            self.closing.insert(slug.clone());
+            self.durable.deployed.remove(slug);
+            self.durable.kept.remove(slug);
+            self.backoff.remove(slug);
+            self.cron_next.remove(slug);
+        }
+        match &file {
+            Some(file) => {
+                self.durable.blueprints.remove(file);
+            }
+            None => self.durable.blueprints.clear(),
+        }
+        self.jobs.retain(|(service, ..)| !services.contains(&service.slug));
+        self.durable.generation.0 += 1;
+        self.desired.generation = self.durable.generation;
+        self.save();
+        let everything = self.durable.blueprints.is_empty();
+        self.waiting.push(Waiting { reply, until: Until::Gone { services, everything } });
+    }
+
+    /// Stops what `down` named: datastores after the services that use them, so that these can end in order. A service
+    /// keeps its flows until its last instance is gone.
+    pub(super) fn go_on_closing(&mut self) {
+        let is_store = |core: &Self, slug: &Slug| core.desired.services.get(slug).is_some_and(|s| s.kind.is_datastore());
+        let users_left = self.live.values().any(|l| self.closing.contains(&l.slug) && !is_store(self, &l.slug));
+        for slug in self.closing.clone() {
+            let mine: Vec<_> = self.live.iter().filter(|(_, l)| l.slug == slug).map(|(id, _)| id.clone()).collect();
+            if mine.is_empty() {
+                self.desired.services.remove(&slug);
+                self.closing.remove(&slug);
+            } else if !(users_left && is_store(self, &slug)) {
+                let grace = self.desired.services.get(&slug).map_or(30, |s| s.max_shutdown_delay_seconds);
+                for id in mine {
+                    self.stop_instance(&id, grace);
+                }
+            }
+        }
+    }
+
+    /// Answers requests whose condition has come about.
+    pub(super) async fn answer_waiting(&mut self) {
+        self.refresh_phases();
+        let mut remove_all = false;
+        let mut still = Vec::new();
+        for waiting in std::mem::take(&mut self.waiting) {
+            match &waiting.until {
+                Until::Settled { file } => {
+                    let mine: Vec<&ServiceState> =
+                        self.desired.services.values().filter(|s| s.blueprint == *file).filter_map(|s| self.phases.get(&s.slug)).collect();
+                    let settled = self.durable.blueprints.contains_key(file)
+                        && !self.desired.services.values().any(|s| s.blueprint == *file && self.deploys.contains_key(&s.slug));
+                    if !self.durable.blueprints.contains_key(file) {
+                        end(&waiting.reply, Some(Failure::refused("stopped by `moat down`", None)));
+                    } else if settled {
+                        let failed: Vec<String> =
+                            mine.iter().filter(|p| p.phase == ServicePhase::Failed).map(|p| format!("`{}`", p.service)).collect();
+                        let _ = waiting.reply.send(Event::Status(self.status().await));
+                        let error = (!failed.is_empty()).then(|| {
+                            Failure::refused(
+                                format!("{} failed", failed.join(", ")),
+                                Some("the others run; fix it and say `moat up` again, or `moat down`".to_owned()),
+                            )
+                        });
+                        end(&waiting.reply, error);
+                    } else {
+                        still.push(waiting);
+                    }
+                }
+                Until::Gone { services, everything } => {
+                    let left = self.live.values().any(|l| services.contains(&l.slug) || *everything);
+                    if left {
+                        still.push(waiting);
+                    } else if *everything && self.durable.blueprints.is_empty() {
+                        remove_all = true;
+                        still.push(waiting);
+                    } else {
+                        for slug in services {
+                            self.phases.remove(slug);
+                        }
+                        end(&waiting.reply, None);
+                    }
+                }
+            }
+        }
+        self.waiting = still;
+        if remove_all {
+            self.remove_everything().await;
+        }
+    }
+
+    /// Nothing is left to run: the network goes, and this process with it.
+    async fn remove_everything(&mut self) {
+        self.dataplane.stop();
+        let result = self.engine.apply(&Step::RemoveRouter).await;
+        let error = result.err().map(|error| Failure::engine(&error));
+        for waiting in std::mem::take(&mut self.waiting) {
+            end(&waiting.reply, error.clone());
+        }
+        self.policy = moat_model::policy::NetPolicy::default();
+        self.phases.clear();
+        self.leaving = true;
+    }
+
+    async fn status(&self) -> Status {
+        // Pids are the system's to know; a failure leaves them out.
+        let observed = self.engine.observe().await.unwrap_or_default();
+        let services = self.desired.services.values().map(|service| {
+            let slug = &service.slug;
+            let instances = self
+                .live
+                .iter()
+                .filter(|(_, l)| l.slug == *slug)
+                .map(|(id, l)| InstanceStatus {
+                    id: id.to_string(),
+                    purpose: l.purpose,
+                    phase: if l.started { InstancePhase::Running } else { InstancePhase::Preparing },
+                    ready: l.ready,
+                    address: l.address,
+                    pid: observed.instances.get(id).and_then(|o| o.pid),
+                    listeners: l.listeners.clone(),
+                    restarts: if l.purpose == Purpose::Serve { self.backoff.get(slug).map_or(0, |b| b.restarts) } else { 0 },
+                })
+                .collect();
+            ServiceStatus {
+                state: self.phases.get(slug).cloned().unwrap_or(ServiceState {
+                    service: slug.clone(),
+                    kind: service.kind,
+                    phase: ServicePhase::Waiting,
+                    detail: None,
+                    last_lines: Vec::new(),
+                }),
+                name: service.name.clone(),
+                blueprint: service.blueprint.clone(),
+                url: (service.kind == ServiceKind::Web).then(|| self.public_url(slug)),
+                internal: service.vip.map(|_| match self.main_port(service) {
+                    Some(port) => format!("{slug}:{port}"),
+                    None => slug.to_string(),
+                }),
+                address: service.vip,
+                next_run: self.cron_next.get(slug).map(ToString::to_string),
+                instances,
+            }
+        });
+        Status { listen: self.dataplane.listening().map(|a| a.to_string()), services: services.collect(), daemon_pid: std::process::id() }
+    }
+
+    fn public_url(&self, slug: &Slug) -> String {
+        let port = self.dataplane.listening().map_or(80, |a| a.port());
+        if port == 80 { format!("http://{slug}.{}", blueprints::DOMAIN) } else { format!("http://{slug}.{}:{port}", blueprints::DOMAIN) }
+    }
+
+    fn main_port(&self, service: &moat_model::Service) -> Option<u16> {
+        self.live.values().filter(|l| l.slug == service.slug && l.ready).find_map(|l| l.http_port).or(service.port)
+    }
+
+    fn logs(&self, service: Option<Slug>, follow: bool, tail: Option<usize>, file: Option<&Path>, reply: Reply) {
+        if let Some(slug) = &service
+            && !self.desired.services.contains_key(slug)
+        {
+            let known: Vec<&str> = self.desired.services.keys().map(Slug::as_str).collect();
+            end(&reply, Some(Failure::refused(format!("no service `{slug}` runs here"), Some(format!("services: {}", known.join(", "))))));
+            return;
+        }
+        let wanted = self
+            .desired
+            .services
+            .values()
+            .filter(|s| service.as_ref().is_none_or(|w| *w == s.slug) && file.is_none_or(|f| s.blueprint == f))
+            .map(|s| s.slug.clone())
+            .collect();
+        let events = follow.then(|| self.events.subscribe());
+        tokio::spawn(crate::logs::serve(self.paths.state.join("logs"), wanted, tail, events, reply));
+    }
+
+    fn plan(&mut self, up: &UpRequest, reply: &Reply) {
+        let memory = self.durable.memory.clone();
+        if let Some(state) = self.resolve_with(up, reply) {
+            let mut scratch = self.durable.memory.clone();
+            let plan = crate::blueprints::preview(
+                &state,
+                &self.desired,
+                &self.durable.deployed,
+                &self.policy,
+                &self.live_instances(),
+                &mut scratch,
+            );
+            let _ = reply.send(Event::Planned { plan: Box::new(plan), state: Box::new(masked(&state)) });
+            end(reply, None);
+        }
+        // Asking what would happen changes nothing.
+        self.durable.memory = memory;
+    }
+
+    async fn verify(&self, random_ports: u32, reply: Reply) {
+        let scene = match self.scene(random_ports).await {
+            Ok(scene) => scene,
+            Err(error) => {
+                end(&reply, Some(Failure { message: engine_words(&error), hint: None, exit_code: 3 }));
+                return;
+            }
+        };
+        tokio::task::spawn_blocking(move || match scene.run() {
+            Ok(verified) => {
+                let _ = reply.send(Event::Verified(Box::new(verified)));
+                end(&reply, None);
+            }
+            Err(error) => {
+                end(&reply, Some(Failure { message: format!("the report can't be written: {error}"), hint: None, exit_code: 70 }))
+            }
+        });
+    }
+}
+
+/// The state without the values of variables and files.
+pub(super) fn masked(state: &DesiredState) -> DesiredState {
+    let mut state = state.clone();
+    let hide = |map: &mut std::collections::BTreeMap<String, moat_model::Secret>| {
+        for value in map.values_mut() {
+            *value = moat_model::Secret::new("***");
+        }
+    };
+    for service in state.services.values_mut() {
+        hide(&mut service.env);
+        hide(&mut service.build_env);
+        hide(&mut service.secret_files);
+    }
+    state
+}

@@ -1,0 +1,171 @@
+//! What happens by the clock: cron runs, repairs, denied flows.
+
+use super::{Core, Msg};
+use crate::protocol::DeniedFlow;
+use moat_model::state::Workload;
+use moat_model::{Endpoint, Peer, Proto, Purpose, ServiceKind, Slug, Verdict};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Between two looks at the network.
+const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+const CRON_LIMIT: Duration = Duration::from_secs(12 * 60 * 60);
+
+impl Core {
+    /// Starts the task that looks after the network.
+    pub(crate) fn start_upkeep(&self) -> tokio::task::JoinHandle<()> {
+        let (network, tx) = (self.engine.network().clone(), self.tx.clone());
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(UPKEEP_EVERY);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tick.tick().await;
+                if network.router_ns().is_err() {
+                    continue;
+                }
+                let mut said = Vec::new();
+                match network.refresh_host_addresses().await {
+                    Ok(_) => {}
+                    Err(error) => said.push(format!("the host's addresses could not be read: {}", crate::chain(&error))),
+                }
+                match network.repair().await {
+                    Ok(repairs) => said.extend(repairs),
+                    Err(error) => said.push(format!("a repair failed: {}", crate::chain(&error))),
+                }
+                let denied = network.denied().await.unwrap_or_default();
+                if tx.send(Msg::Upkeep(said, denied)).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    pub(super) fn upkeep(&mut self, said: Vec<String>, denied: &[moat_net_linux::DeniedFlow]) {
+        for text in said {
+            if self.last_said.as_ref() != Some(&text) {
+                self.notice(None, text.clone());
+                self.last_said = Some(text);
+            }
+        }
+        for flow in denied {
+            let key = (flow.from, flow.to, flow.proto, flow.port);
+            let before = self.denied.insert(key, flow.packets).unwrap_or(0);
+            if before == 0 && flow.packets > 0 {
+                let words = self.name_denied(flow.from, flow.to, flow.proto, flow.port, flow.packets);
+                let service = self.slug_of(flow.from);
+                self.notice(
+                    service.as_ref(),
+                    format!("denied: {} → {}:{}/{} ({})", words.from, words.to, words.port, words.proto, words.because),
+                );
+            }
+        }
+        if self.denied.len() > 10_000 {
+            self.denied.clear();
+        }
+    }
+
+    /// Denied flows with names.
+    pub(super) fn denied_flows(&self) -> Vec<DeniedFlow> {
+        self.denied.iter().map(|((from, to, proto, port), packets)| self.name_denied(*from, *to, *proto, *port, *packets)).collect()
+    }
+
+    fn name_denied(&self, from: IpAddr, to: IpAddr, proto: u8, port: u16, packets: u64) -> DeniedFlow {
+        let name = |address: IpAddr| self.names.get(&address).cloned().unwrap_or_else(|| address.to_string());
+        let because = match (self.peer_of(from), self.peer_of(to)) {
+            (Some(a), Some(b)) => {
+                let endpoint = match proto {
+                    6 => Some(Endpoint { proto: Proto::Tcp, port }),
+                    17 => Some(Endpoint { proto: Proto::Udp, port }),
+                    _ => None,
+                };
+                match moat_planner::reach::verdict(&self.desired, &a, &b, endpoint) {
+                    Verdict::Deny { because } => moat_planner::explain::reason_word(because).to_owned(),
+                    Verdict::Allow { .. } => "not-ready".to_owned(),
+                }
+            }
+            (None, _) => "spoofed-or-unknown-source".to_owned(),
+            (Some(_), None) => "never-private-egress".to_owned(),
+        };
+        let proto = match proto {
+            1 => "icmp".to_owned(),
+            6 => "tcp".to_owned(),
+            17 => "udp".to_owned(),
+            58 => "icmpv6".to_owned(),
+            132 => "sctp".to_owned(),
+            other => format!("protocol {other}"),
+        };
+        DeniedFlow { from: name(from), to: name(to), proto, port, packets, because }
+    }
+
+    fn slug_of(&self, address: IpAddr) -> Option<Slug> {
+        match self.peer_of(address)? {
+            Peer::Service(slug) | Peer::Build(slug) => Some(slug),
+            Peer::Internet | Peer::Ingress | Peer::Host => None,
+        }
+    }
+
+    fn peer_of(&self, address: IpAddr) -> Option<Peer> {
+        if let Some(live) = self.live.values().find(|l| l.address.contains(address)) {
+            let slug = live.slug.clone();
+            return Some(if matches!(live.purpose, Purpose::Build | Purpose::PreDeploy) { Peer::Build(slug) } else { Peer::Service(slug) });
+        }
+        self.desired.services.values().find(|s| s.vip.is_some_and(|vip| vip.contains(address))).map(|s| Peer::Service(s.slug.clone()))
+    }
+
+    /// Starts the cron runs and one-off jobs that are due.
+    pub(super) async fn run_due_cron(&mut self) {
+        for (service, release, command) in std::mem::take(&mut self.jobs) {
+            if let Err(why) = self.start_sandbox(&service, Purpose::Job, release, Some(command)).await {
+                self.notice(Some(&service.slug), why);
+            }
+        }
+        let now = jiff::Timestamp::now();
+        let schedules: Vec<(Slug, String)> = self
+            .durable
+            .deployed
+            .iter()
+            .filter(|(slug, d)| d.service.kind == ServiceKind::Cron && d.good && self.desired.services.contains_key(*slug))
+            .filter_map(|(slug, d)| match &d.service.workload {
+                Workload::Native(native) => native.schedule.clone().map(|schedule| (slug.clone(), schedule)),
+                Workload::KeyValue(_) => None,
+            })
+            .collect();
+        for (slug, schedule) in schedules {
+            match self.cron_next.get(&slug) {
+                Some(due) if *due > now => continue,
+                Some(_) => self.run_cron(&slug).await,
+                None => {}
+            }
+            match crate::cron::next(&schedule, now) {
+                Ok(next) => {
+                    self.cron_next.insert(slug, next);
+                    let pause = next.duration_since(now).unsigned_abs();
+                    self.wake_in(pause + Duration::from_millis(20));
+                }
+                Err(error) => {
+                    self.notice(Some(&slug), error.to_string());
+                    // Never due again until it is deployed anew.
+                    self.cron_next.insert(slug, jiff::Timestamp::MAX);
+                }
+            }
+        }
+    }
+
+    async fn run_cron(&mut self, slug: &Slug) {
+        let active =
+            self.live.iter().find(|(_, l)| l.slug == *slug && l.purpose == Purpose::Cron).map(|(id, l)| (id.clone(), l.since.elapsed()));
+        if let Some((id, ran)) = active {
+            if ran > CRON_LIMIT {
+                self.notice(Some(slug), "the run took longer than 12 hours and is stopped");
+                self.stop_instance(&id, 30);
+            } else {
+                self.notice(Some(slug), "a run is due, but the one before still runs: this one is skipped");
+            }
+            return;
+        }
+        let Some(deployed) = self.deployed(slug).cloned() else { return };
+        if let Err(why) = self.start_sandbox(&deployed.service, Purpose::Cron, deployed.release, None).await {
+            self.notice(Some(slug), why);
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! One deploy of one service, and what is deployed.
+
+use moat_model::{InstanceId, Service};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// What a service runs: its definition and the release of its source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployed {
+    /// The definition.
+    pub service: Service,
+    /// The release folder's name; none for a Key Value.
+    pub release: Option<String>,
+    /// `initialDeployHook` ran.
+    pub hook_ran: bool,
+    /// All instances were ready once.
+    pub good: bool,
+}
+
+impl Deployed {
+    /// What an instance of it is made of: definition and source.
+    pub fn fingerprint(&self) -> String {
+        match &self.release {
+            Some(release) => format!("{}+{release}", self.service.fingerprint),
+            None => self.service.fingerprint.clone(),
+        }
+    }
+}
+
+/// A deploy under way.
+///
+/// ```text
+/// Preparing ─▶ Waiting (datastores) ─▶ Building ─▶ Sealing ─▶ PreDeploy ─▶ Starting ─▶ done
+///     └── the same source was built ───────────────────────────▲            └▶ failed: previous stays
+/// ```
+#[derive(Debug)]
+pub struct Deploy {
+    /// The definition wanted.
+    pub service: Service,
+    /// Where it is.
+    pub phase: DeployPhase,
+    /// The release, once prepared.
+    pub release: Option<String>,
+    /// What ran before, to go back to.
+    pub previous: Option<Deployed>,
+    /// How long an instance may take until it is ready.
+    pub start_timeout: Duration,
+    /// When the current phase began.
+    pub since: Instant,
+}
+
+/// The phases of [`Deploy`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeployPhase {
+    /// The source is being copied and fingerprinted.
+    Preparing,
+    /// Waits for datastores and a free build place.
+    Waiting,
+    /// The build runs in this instance.
+    Building(InstanceId),
+    /// The release is being sealed.
+    Sealing,
+    /// Ready for the pre-deploy command.
+    Built,
+    /// The pre-deploy command runs in this instance.
+    PreDeploy(InstanceId),
+    /// Instances start.
+    Starting,
+}
+
+impl Deploy {
+    /// Goes to another phase now.
+    pub fn go(&mut self, phase: DeployPhase) {
+        self.phase = phase;
+        self.since = Instant::now();
+    }
+
+    /// The instance that runs for this deploy alone, if any.
+    pub fn sandbox(&self) -> Option<&InstanceId> {
+        match &self.phase {
+            DeployPhase::Building(id) | DeployPhase::PreDeploy(id) => Some(id),
+            DeployPhase::Preparing | DeployPhase::Waiting | DeployPhase::Sealing | DeployPhase::Built | DeployPhase::Starting => None,
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Reading what services wrote.
+//!
+//! The monitors write `STATE/logs/SLUG/INSTANCE.log` in the format of [`moat_engine_linux::log`]. A rotated older part lies
+//! beside it as `INSTANCE.log.1`.
+
+use crate::protocol::{Event, LogLine};
+use moat_model::Slug;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc};
+
+/// Between two looks for new lines.
+const POLL: Duration = Duration::from_millis(150);
+/// Read from the end of a file when only its last lines are wanted.
+const TAIL_BYTES: u64 = 256 * 1024;
+
+/// Joins the parts of long lines.
+#[derive(Default)]
+struct Joiner {
+    begun: BTreeMap<&'static str, String>,
+}
+
+impl Joiner {
+    /// Takes a line of the file; gives a whole line of the program when one is complete.
+    fn take(&mut self, service: &Slug, instance: &str, line: &[u8]) -> Option<LogLine> {
+        let part = moat_engine_linux::log::parse(line)?;
+        let stream = part.stream.word();
+        if !part.complete {
+            self.begun.entry(stream).or_default().push_str(&part.text);
+            return None;
+        }
+        let text = match self.begun.remove(stream) {
+            Some(begun) => begun + &part.text,
+            None => part.text,
+        };
+        Some(LogLine { service: service.clone(), instance: instance.to_owned(), time: part.at, stream: stream.to_owned(), text })
+    }
+}
+
+/// The texts of the last lines of one instance's log; none when there is no log.
+pub fn last_lines(path: &Path, count: usize) -> Vec<String> {
+    let Ok(bytes) = tail_bytes(path) else { return Vec::new() };
+    let lines: Vec<String> = bytes.split(|b| *b == b'\n').filter_map(moat_engine_linux::log::parse).map(|l| l.text).collect();
+    lines[lines.len().saturating_sub(count)..].to_vec()
+}
+
+fn tail_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    if length > TAIL_BYTES {
+        let first = bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |at| at + 1);
+        bytes.drain(..first);
+    }
+    Ok(bytes)
+}
+
+/// How far one file is read.
+struct Cursor {
+    service: Slug,
+    instance: String,
+    inode: u64,
+    offset: u64,
+    partial: Vec<u8>,
+    joiner: Joiner,
+}
+
+/// Reads a folder of logs, and what is added to it.
+struct Reader {
+    folder: PathBuf,
+    services: BTreeSet<Slug>,
+    cursors: BTreeMap<PathBuf, Cursor>,
+}
+
+impl Reader {
+    /// Log files of the wanted services, rotated parts left out.
+    fn files(&self) -> Vec<(PathBuf, Slug, String)> {
+        let mut found = Vec::new();
+        for slug in &self.services {
+            let Ok(entries) = fs::read_dir(self.folder.join(slug.as_str())) else { continue };
+            for entry in entries.flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if let Some(instance) = name.strip_suffix(".log") {
+                    found.push((entry.path(), slug.clone(), instance.to_owned()));
+                }
+            }
+        }
+        found
+    }
+
+    /// All lines that are there now, oldest first; `tail` keeps the last of each instance.
+    fn history(&mut self, tail: Option<usize>) -> Vec<LogLine> {
+        let mut all = Vec::new();
+        for (path, service, instance) in self.files() {
+            let mut bytes = Vec::new();
+            if tail.is_none() {
+                bytes = fs::read(path.with_extension("log.1")).unwrap_or_default();
+            }
+            let Ok(metadata) = fs::metadata(&path) else { continue };
+            let read = if tail.is_some() { tail_bytes(&path) } else { fs::read(&path) };
+            bytes.extend(read.unwrap_or_default());
+            // An unfinished last line is left for later.
+            let complete = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            let unfinished = bytes.len() - complete;
+            let mut joiner = Joiner::default();
+            let lines: Vec<LogLine> =
+                bytes[..complete].split(|b| *b == b'\n').filter_map(|l| joiner.take(&service, &instance, l)).collect();
+            let skip = tail.map_or(0, |n| lines.len().saturating_sub(n));
+            all.extend(lines.into_iter().skip(skip));
+            let length = fs::metadata(&path).map_or(0, |m| m.len());
+            let partial = bytes[bytes.len() - unfinished..].to_vec();
+            self.cursors
+                .insert(path, Cursor { service, instance, inode: metadata.ino(), offset: length.min(metadata.len()), partial, joiner });
+        }
+        all.sort_by(|a, b| a.time.cmp(&b.time));
+        all
+    }
+
+    /// Lines added since the last look.
+    fn news(&mut self) -> Vec<LogLine> {
+        let mut all = Vec::new();
+        for (path, service, instance) in self.files() {
+            let Ok(mut file) = File::open(&path) else { continue };
+            let Ok(metadata) = file.metadata() else { continue };
+            let cursor = self.cursors.entry(path.clone()).or_insert_with(|| Cursor {
+                service,
+                instance,
+                inode: metadata.ino(),
+                offset: 0,
+                partial: Vec::new(),
+                joiner: Joiner::default(),
+            });
+            if cursor.inode != metadata.ino() {
+                // Rotated: what was not read of the old file comes first.
+                if let Ok(old) = File::open(path.with_extension("log.1"))
+                    && old.metadata().is_ok_and(|m| m.ino() == cursor.inode)
+                {
+                    drain(cursor, old, &mut all);
+                }
+                cursor.inode = metadata.ino();
+                cursor.offset = 0;
+                cursor.partial.clear();
+            }
+            if metadata.len() > cursor.offset {
+                if file.rewind().is_err() {
+                    continue;
+                }
+                drain(cursor, file, &mut all);
+            }
+        }
+        all.sort_by(|a, b| a.time.cmp(&b.time));
+        all
+    }
+}
+
+fn drain(cursor: &mut Cursor, mut file: File, all: &mut Vec<LogLine>) {
+    let mut bytes = Vec::new();
+    if file.seek(SeekFrom::Start(cursor.offset)).is_err() || file.read_to_end(&mut bytes).is_err() {
+        return;
+    }
+    cursor.offset += bytes.len() as u64;
+    cursor.partial.extend(bytes);
+    while let Some(at) = cursor.partial.iter().position(|b| *b == b'\n') {
+        let line: Vec<u8> = cursor.partial.drain(..=at).collect();
+        let line = line.strip_suffix(b"\n").unwrap_or(&line);
+        all.extend(cursor.joiner.take(&cursor.service, &cursor.instance, line));
+    }
+}
+
+/// Sends what there is and, with `events`, what is added until the asker hangs up or the services are stopped.
+pub async fn serve(
+    folder: PathBuf,
+    services: BTreeSet<Slug>,
+    tail: Option<usize>,
+    events: Option<broadcast::Receiver<Event>>,
+    reply: mpsc::UnboundedSender<Event>,
+) {
+    let mut reader = Reader { folder, services: services.clone(), cursors: BTreeMap::new() };
+    for line in reader.history(tail) {
+        if reply.send(Event::Log(line)).is_err() {
+            return;
+        }
+    }
+    let Some(mut events) = events else {
+        let _ = reply.send(Event::End { error: None });
+        return;
+    };
+    let mut stopping: BTreeSet<Slug> = BTreeSet::new();
+    loop {
+        tokio::select! {
+            event = events.recv() => {
+                match event {
+                    Ok(Event::Service(state)) if services.contains(&state.service) => {
+                        if state.phase == crate::protocol::ServicePhase::Stopping {
+                            stopping.insert(state.service.clone());
+                        }
+                        let _ = reply.send(Event::Service(state));
+                    }
+                    Ok(Event::Notice { service, text }) if service.as_ref().is_none_or(|s| services.contains(s)) => {
+                        let _ = reply.send(Event::Notice { service, text });
+                    }
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => break,
+                }
+            }
+            () = tokio::time::sleep(POLL) => {}
+            () = reply.closed() => return,
+        }
+        for line in reader.news() {
+            if reply.send(Event::Log(line)).is_err() {
+                return;
+            }
+        }
+        if !services.is_empty() && stopping.len() == services.len() {
+            break;
+        }
+    }
+    let _ = reply.send(Event::End { error: None });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reader(folder: &Path) -> Reader {
+        Reader { folder: folder.to_owned(), services: BTreeSet::from([Slug::new("web").unwrap()]), cursors: BTreeMap::new() }
+    }
+
+    #[test]
+    fn no_line_is_lost_or_told_twice_over_a_rotation() {
+        let folder = tempfile::tempdir().unwrap();
+        let web = folder.path().join("web");
+        fs::create_dir(&web).unwrap();
+        let log = web.join("srv-1-aaaaa.log");
+        fs::write(&log, "T1 stdout F one\nT2 stderr P two \nT2 stderr F words\nT3 stdout F unfin").unwrap();
+        let mut reader = reader(folder.path());
+        let texts = |lines: Vec<LogLine>| lines.into_iter().map(|l| l.text).collect::<Vec<_>>();
+        assert_eq!(texts(reader.history(None)), ["one", "two words"]);
+        let mut all = fs::read(&log).unwrap();
+        all.extend(b"ished\nT4 stdout F four\n");
+        fs::write(&log, &all).unwrap();
+        fs::rename(&log, web.join("srv-1-aaaaa.log.1")).unwrap();
+        fs::write(&log, "T5 stdout F five\n").unwrap();
+        assert_eq!(texts(reader.news()), ["unfinished", "four", "five"]);
+        assert!(reader.news().is_empty());
+    }
+
+    #[test]
+    fn the_tail_of_each_instance_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let web = folder.path().join("web");
+        fs::create_dir(&web).unwrap();
+        fs::write(web.join("a.log"), "T1 stdout F a1\nT3 stdout F a2\n").unwrap();
+        fs::write(web.join("b.log"), "T2 stdout F b1\nT4 stdout F b2\n").unwrap();
+        let texts: Vec<String> = reader(folder.path()).history(Some(1)).into_iter().map(|l| l.text).collect();
+        assert_eq!(texts, ["a2", "b2"]);
+        assert_eq!(last_lines(&web.join("a.log"), 1), ["a2"]);
+    }
+}

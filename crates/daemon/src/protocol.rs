@@ -1,0 +1,372 @@
+//! What the command line and the daemon say to each other.
+//!
+//! One connection carries one [`Request`] and then [`Event`]s until [`Event::End`], each a line of JSON.
+
+use moat_model::state::{InstancePhase, Listener};
+use moat_model::{AddressPair, Purpose, Secret, ServiceKind, Slug};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What can be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "request")]
+pub enum Request {
+    /// Answers `End` at once.
+    Ping,
+    /// Runs a blueprint (or what changed of it). Progress comes as events, `End` when all is ready or something failed.
+    Up(UpRequest),
+    /// Stops a blueprint's services, or everything.
+    Down {
+        /// The blueprint file; none is everything.
+        file: Option<PathBuf>,
+    },
+    /// What runs: answers one [`Event::Status`].
+    Status,
+    /// Log lines, from the kept files and then live.
+    Logs {
+        /// Only of this service.
+        service: Option<Slug>,
+        /// Goes on until the connection ends.
+        follow: bool,
+        /// How many last lines of each instance to start with; none is all.
+        tail: Option<usize>,
+        /// Only of services of this blueprint.
+        file: Option<PathBuf>,
+    },
+    /// The desired state, for `reach` and `explain`: answers one [`Event::Desired`].
+    Desired,
+    /// Runs the probes: answers one [`Event::Verified`].
+    Verify {
+        /// Random ports for each pair.
+        random_ports: u32,
+    },
+    /// What `up` would do: answers one [`Event::Planned`].
+    Plan(UpRequest),
+    /// Which way a packet would take: answers one [`Event::Traced`].
+    Trace {
+        /// From.
+        from: String,
+        /// To, with a port.
+        to: String,
+    },
+    /// Denied flows so far: answers one [`Event::Denied`].
+    Denied,
+}
+
+/// `up`'s arguments.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UpRequest {
+    /// The blueprint, absolute.
+    pub file: PathBuf,
+    /// Its text as it was checked.
+    pub text: String,
+    /// Values of `sync: false` and of groups outside the file: `KEY` or `SERVICE.KEY`.
+    pub given: BTreeMap<String, Secret>,
+    /// Contents of `x-moat.secretFiles` by path as written.
+    pub files: BTreeMap<String, Secret>,
+    /// Where the ingress listens.
+    pub listen: String,
+    /// Seconds that a service may take until it listens.
+    pub start_timeout_seconds: u64,
+    /// Host variables handed to builds.
+    pub pass_env: Vec<String>,
+    /// Repository facts for `RENDER_GIT_*`: branch, commit, `user/repo`.
+    pub git: [String; 3],
+    /// Git remotes of the blueprint's folder: a `repo` that is one of them means this folder.
+    pub remotes: Vec<String>,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum Event {
+    /// A service went into another state.
+    Service(ServiceState),
+    /// A line that a service or its build wrote.
+    Log(LogLine),
+    /// Something people should know: a repair, a denied flow, a notice about a service.
+    Notice {
+        /// The service it is about.
+        service: Option<Slug>,
+        /// In words.
+        text: String,
+    },
+    /// Values nobody gave; nothing was changed.
+    Missing {
+        /// Each.
+        values: Vec<MissingValue>,
+    },
+    /// What is wrong with the blueprint; nothing was changed. Each is rendered text.
+    Refused {
+        /// Code, place and words of each.
+        diagnostics: Vec<RefusedDiagnostic>,
+    },
+    /// What runs.
+    Status(Status),
+    /// The desired state.
+    Desired {
+        /// As resolved; secrets are masked.
+        state: Box<moat_model::DesiredState>,
+    },
+    /// What `up` would do.
+    Planned {
+        /// The plan.
+        plan: Box<moat_planner::Plan>,
+        /// The state it leads to, secrets masked.
+        state: Box<moat_model::DesiredState>,
+    },
+    /// What the probes saw.
+    Verified(Box<Verified>),
+    /// A packet's way.
+    Traced {
+        /// Steps, in words.
+        steps: Vec<String>,
+        /// Whether it arrives.
+        delivered: bool,
+    },
+    /// Denied flows.
+    Denied {
+        /// Each, with counts.
+        flows: Vec<DeniedFlow>,
+    },
+    /// The request is done.
+    End {
+        /// Why it failed, when it did.
+        error: Option<Failure>,
+    },
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// In words.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+    /// Which exit code fits: 1 refused or failed, 2 usage or blueprint, 3 engine.
+    pub exit_code: u8,
+}
+
+impl Failure {
+    /// A failure of the engine.
+    pub fn engine(error: &moat_engine::EngineError) -> Self {
+        Self { message: error.to_string(), hint: error.hint.clone(), exit_code: 3 }
+    }
+    /// A refusal.
+    pub fn refused(message: impl Into<String>, hint: Option<String>) -> Self {
+        Self { message: message.into(), hint, exit_code: 1 }
+    }
+}
+
+/// A diagnostic that stopped `up`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefusedDiagnostic {
+    /// The file.
+    pub file: PathBuf,
+    /// The code.
+    pub code: String,
+    /// The severity word.
+    pub severity: String,
+    /// Line, from 1.
+    pub line: u32,
+    /// Column, from 1.
+    pub column: u32,
+    /// As a person reads it, with the source line.
+    pub rendered: String,
+}
+
+/// A value that `sync: false` asks for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MissingValue {
+    /// The service or group.
+    pub owner: String,
+    /// The variable.
+    pub key: String,
+    /// What the blueprint says about it.
+    pub label: Option<String>,
+    /// Line in the blueprint.
+    pub line: u32,
+}
+
+/// One line of output.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogLine {
+    /// The service.
+    pub service: Slug,
+    /// The instance.
+    pub instance: String,
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// `stdout`, `stderr` or `moat`.
+    pub stream: String,
+    /// The text without its line end.
+    pub text: String,
+}
+
+/// Where a service is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceState {
+    /// The service.
+    pub service: Slug,
+    /// Its kind.
+    pub kind: ServiceKind,
+    /// The phase.
+    pub phase: ServicePhase,
+    /// More, in words: what it waits for, why it failed.
+    pub detail: Option<String>,
+    /// The last log lines, when it failed.
+    pub last_lines: Vec<String>,
+}
+
+/// Phases of a service, in the order of a deploy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServicePhase {
+    /// Waits for datastores.
+    Waiting,
+    /// Its build runs.
+    Building,
+    /// Its pre-deploy command runs.
+    PreDeploy,
+    /// Instances start; not ready yet.
+    Starting,
+    /// All instances are ready; a cron job waits for its time.
+    Live,
+    /// A program ended and is started again after a while.
+    Restarting,
+    /// The deploy failed.
+    Failed,
+    /// It is being stopped.
+    Stopping,
+}
+
+impl ServicePhase {
+    /// Whether a deploy ends here.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Live | Self::Failed)
+    }
+    /// For people.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Building => "building",
+            Self::PreDeploy => "pre-deploy",
+            Self::Starting => "starting",
+            Self::Live => "live",
+            Self::Restarting => "restarting",
+            Self::Failed => "failed",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// What runs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Where the ingress listens, when it does.
+    pub listen: Option<String>,
+    /// Services by slug.
+    pub services: Vec<ServiceStatus>,
+    /// The daemon's pid.
+    pub daemon_pid: u32,
+}
+
+/// One service of [`Status`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Where it is.
+    pub state: ServiceState,
+    /// Name as written.
+    pub name: String,
+    /// The blueprint file.
+    pub blueprint: PathBuf,
+    /// Public URL of a web service.
+    pub url: Option<String>,
+    /// Internal address `slug:port`.
+    pub internal: Option<String>,
+    /// Service address.
+    pub address: Option<AddressPair>,
+    /// When a cron job runs next, RFC 3339.
+    pub next_run: Option<String>,
+    /// Instances.
+    pub instances: Vec<InstanceStatus>,
+}
+
+/// One instance of [`ServiceStatus`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// Id.
+    pub id: String,
+    /// What it runs for.
+    pub purpose: Purpose,
+    /// Phase.
+    pub phase: InstancePhase,
+    /// Whether it takes traffic.
+    pub ready: bool,
+    /// Addresses.
+    pub address: AddressPair,
+    /// The host's pid of its first process.
+    pub pid: Option<u32>,
+    /// Listening sockets.
+    pub listeners: Vec<Listener>,
+    /// How often its service was started again after an unwanted end.
+    pub restarts: u32,
+}
+
+/// A denied flow, with names.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeniedFlow {
+    /// Who tried.
+    pub from: String,
+    /// Whom.
+    pub to: String,
+    /// Protocol word.
+    pub proto: String,
+    /// Port.
+    pub port: u16,
+    /// Packets dropped.
+    pub packets: u64,
+    /// The reason, as `explain` says it.
+    pub because: String,
+}
+
+/// What the probes saw, for people; the whole report beside it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Verified {
+    /// Whether everything was proved to be as it should be.
+    pub passed: bool,
+    /// One line for each pair.
+    pub pairs: Vec<VerifiedPair>,
+    /// Attempts that came out otherwise than the matrix says, in words.
+    pub disagreements: Vec<String>,
+    /// Controls that failed, in words.
+    pub failed_controls: Vec<String>,
+    /// How many controls there were.
+    pub controls: usize,
+    /// Differences in the router or the host, in words.
+    pub drift: Vec<String>,
+    /// Packets and questions sent.
+    pub probes: u64,
+    /// How long it took.
+    pub duration_ms: u64,
+    /// The report, as `moat_probe::Report` serialises.
+    pub report: serde_json::Value,
+}
+
+/// All attempts of one pair.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VerifiedPair {
+    /// Who tried.
+    pub from: String,
+    /// To whom.
+    pub to: String,
+    /// Attempts that should arrive, and how many did.
+    pub allowed: (usize, usize),
+    /// Attempts that should not arrive, and how many did not.
+    pub denied: (usize, usize),
+    /// Attempts of which nothing can be said.
+    pub unproven: usize,
+    /// Whether everything is as it should be.
+    pub agrees: bool,
+}

@@ -1,0 +1,163 @@
+//! When an instance may take traffic: by its sockets, its health check, or, for what receives nothing, by staying up.
+//!
+//! All checks are made from inside the instance's own namespace, so that they need no hole in the policy.
+
+use crate::core::Msg;
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use moat_engine::Engine as _;
+use moat_engine_linux::LinuxEngine;
+use moat_model::net::{MAX_OPEN_PORTS, RESERVED_PORTS};
+use moat_model::state::Listener;
+use moat_model::{AddressPair, InstanceId, Proto, Service, ServiceKind};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// What a check saw.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// Takes traffic.
+    pub ready: bool,
+    /// Sockets.
+    pub listeners: Vec<Listener>,
+    /// The HTTP port (the main port of a private service).
+    pub http_port: Option<u16>,
+    /// What is missing, in words.
+    pub seen: Option<String>,
+    /// Worth telling once.
+    pub notice: Option<String>,
+}
+
+/// A program that stays up this long is up.
+const UP_AFTER: Duration = Duration::from_millis(1500);
+/// Another port than `PORT` is taken only after the program had this long to bind `PORT` too.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
+
+/// Checks until aborted; reports what changed.
+pub async fn watch(engine: LinuxEngine, id: InstanceId, service: Service, address: AddressPair, host: String, tx: UnboundedSender<Msg>) {
+    let began = Instant::now();
+    let mut last = None;
+    let mut failing_since: Option<Instant> = None;
+    let mut other_port_since: Option<Instant> = None;
+    loop {
+        let mut now = look(&engine, &id, &service, began, &mut other_port_since).await;
+        if now.ready
+            && let (Some(path), Some(port)) = (&service.health_check_path, now.http_port)
+            && let Err(why) = health(&engine, &id, SocketAddr::new(address.v4.into(), port), &host, path).await
+        {
+            let since = *failing_since.get_or_insert_with(Instant::now);
+            let was_ready = last.as_ref().is_some_and(|l: &Readiness| l.ready);
+            now.ready = was_ready && since.elapsed() < OUT_OF_ROTATION_AFTER;
+            now.seen = Some(format!("health check `{path}` on port {port}: {why}"));
+        } else {
+            failing_since = None;
+        }
+        let pause = if now.ready { Duration::from_secs(2) } else { Duration::from_millis(150) };
+        if last.as_ref() != Some(&now) {
+            last = Some(now.clone());
+            if tx.send(Msg::Checked(id.clone(), now)).is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn look(
+    engine: &LinuxEngine,
+    id: &InstanceId,
+    service: &Service,
+    began: Instant,
+    other_port_since: &mut Option<Instant>,
+) -> Readiness {
+    let listeners = match engine.listeners(id).await {
+        Ok(listeners) => listeners,
+        Err(error) => return Readiness { seen: Some(error.to_string()), ..Readiness::default() },
+    };
+    judge(service, listeners, began.elapsed(), other_port_since)
+}
+
+/// What a set of sockets means for a service that runs for `up` already.
+fn judge(service: &Service, listeners: Vec<Listener>, up: Duration, other_port_since: &mut Option<Instant>) -> Readiness {
+    let open: BTreeSet<(Proto, u16)> = listeners.iter().filter(|l| !l.loopback_only).map(|l| (l.endpoint.proto, l.endpoint.port)).collect();
+    if !service.kind.receives() {
+        let notice = open.iter().next().map(|(proto, port)| {
+            format!("it listens on {port}/{proto}, but a {} receives nothing: nobody can reach it", service.kind.phrase())
+        });
+        return Readiness {
+            ready: up >= UP_AFTER,
+            listeners,
+            http_port: None,
+            seen: (up < UP_AFTER).then(|| "has just started".to_owned()).or_else(|| notice.clone()),
+            notice,
+        };
+    }
+    let tcp: Vec<u16> = open.iter().filter(|(proto, _)| *proto == Proto::Tcp).map(|(_, port)| *port).collect();
+    let expected = service.port;
+    let loopback: Vec<&Listener> = listeners.iter().filter(|l| l.loopback_only).collect();
+    let mut notice = None;
+    if open.len() > MAX_OPEN_PORTS {
+        notice = Some(format!("it listens on {} ports; {MAX_OPEN_PORTS} are the most a service should open", open.len()));
+    }
+    if let Some((_, port)) = open.iter().find(|(_, port)| RESERVED_PORTS.contains(port)) {
+        notice = Some(format!("it listens on {port}, a reserved port: nobody can reach it there"));
+    }
+    let usable: Vec<u16> = tcp.iter().copied().filter(|port| !RESERVED_PORTS.contains(port)).collect();
+    let (ready, http_port, seen) = match expected {
+        Some(port) if usable.contains(&port) => (true, Some(port), None),
+        _ if service.kind == ServiceKind::Pserv && (!usable.is_empty() || !open.is_empty()) => (true, usable.first().copied(), None),
+        Some(port) if !usable.is_empty() => {
+            let since = *other_port_since.get_or_insert_with(Instant::now);
+            let other = usable.first().copied();
+            let words = other.map(|other| format!("listens on {other}, not on PORT {port}"));
+            if since.elapsed() >= PORT_PATIENCE {
+                notice = words.as_ref().zip(other).map(|(words, other)| format!("{words}: {other} is taken as its HTTP port"));
+                (true, other, notice.clone())
+            } else {
+                (false, None, words)
+            }
+        }
+        _ => {
+            let words = match loopback.first() {
+                Some(l) => format!("listens on 127.0.0.1:{} only: bind to 0.0.0.0 (and ::)", l.endpoint.port),
+                None if service.kind == ServiceKind::KeyValue => "the server does not listen yet".to_owned(),
+                None => format!(
+                    "listens on nothing yet (expected: port {}); make it a background worker if it never will",
+                    expected.unwrap_or(moat_model::net::DEFAULT_HTTP_PORT)
+                ),
+            };
+            (false, None, Some(words))
+        }
+    };
+    Readiness { ready, listeners, http_port, seen, notice }
+}
+
+/// One GET with the service's own host name; 2xx and 3xx are healthy.
+async fn health(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, host: &str, path: &str) -> Result<(), String> {
+    let engine = engine.clone();
+    let id = id.clone();
+    let attempt = async move {
+        let ns = engine.instance_ns(&id).await.map_err(|error| error.to_string())?;
+        let socket = moat_net_linux::ns::tcp_socket_in(&ns, moat_model::Family::V4).map_err(|error| error.to_string())?;
+        let stream =
+            tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await.map_err(|error| format!("no connection ({error})"))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        let task = tokio::spawn(connection);
+        let request = hyper::Request::get(path)
+            .header("host", host)
+            .header("user-agent", "moat-health")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| error.to_string())?;
+        let answer = sender.send_request(request).await.map_err(|error| format!("no answer ({error})"));
+        task.abort();
+        let status = answer?.status();
+        if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }
+    };
+    tokio::time::timeout(HEALTH_TIMEOUT, attempt).await.unwrap_or_else(|_| Err("no answer within 5 s".to_owned()))
+}

@@ -1,0 +1,159 @@
+//! The daemon's process: one instance by a lock, the socket, the loop.
+
+use crate::Paths;
+use crate::core::{Core, Msg};
+use crate::protocol::{Event, Failure, Request};
+use moat_engine_linux::{Config, LinuxEngine};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Another one runs with the same folders.
+    #[error("another Moat runs with `{0}`")]
+    Locked(PathBuf),
+    /// A folder, the lock or the socket can't be made.
+    #[error("can't use `{path}`: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The engine can't start.
+    #[error(transparent)]
+    Engine(#[from] moat_engine::EngineError),
+    /// The durable state can't be read.
+    #[error(transparent)]
+    State(#[from] crate::state_file::StateError),
+}
+
+/// A daemon that ends (after `down`) lets the next one in within this time.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Requests longer than this are refused (a blueprint has at most 4 MiB).
+const LONGEST_REQUEST: u64 = 16 << 20;
+
+/// Runs the daemon until everything is down or it is told to leave (SIGTERM: workloads go on).
+pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
+    let io_error = |path: &PathBuf| {
+        let path = path.clone();
+        move |source| DaemonError::Io { path, source }
+    };
+    for folder in [&paths.state, &paths.run] {
+        fs::create_dir_all(folder).map_err(io_error(folder))?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).map_err(io_error(folder))?;
+    }
+    let lock_path = paths.lock();
+    let mut lock_file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(io_error(&lock_path))?;
+    let began = Instant::now();
+    let _lock = loop {
+        match Flock::lock(lock_file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            Err((file, _)) if began.elapsed() < LOCK_PATIENCE => lock_file = file,
+            Err(_) => return Err(DaemonError::Locked(paths.run.clone())),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let engine = LinuxEngine::open(Config {
+        state_dir: paths.state.clone(),
+        run_dir: paths.run.clone(),
+        oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(PathBuf::from),
+        pass_env: Vec::new(),
+        own_exe,
+    })?;
+    let (tx, rx) = mpsc::unbounded_channel();
+    let core = Core::load(paths.clone(), engine, tx.clone()).await?;
+
+    let socket = paths.socket();
+    // The lock is held, so a socket that lies there is a dead daemon's.
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).map_err(io_error(&socket))?;
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).map_err(io_error(&socket))?;
+
+    let accept = tokio::spawn(accept(listener, tx.clone()));
+    let signals = tokio::spawn(signals(tx));
+    core.run(rx).await;
+    accept.abort();
+    signals.abort();
+    let _ = fs::remove_file(&socket);
+    // The last answers leave through tasks of their own.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    Ok(())
+}
+
+async fn signals(tx: mpsc::UnboundedSender<Msg>) {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    let _ = tx.send(Msg::Leave);
+}
+
+async fn accept(listener: UnixListener, tx: mpsc::UnboundedSender<Msg>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(converse(stream, tx.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// One request, then its events. Only root and the daemon's own user are heard.
+async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
+    let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw());
+    let (read, mut write) = stream.into_split();
+    let (reply, mut events) = mpsc::unbounded_channel();
+    let mut reader = BufReader::new(tokio::io::AsyncReadExt::take(read, LONGEST_REQUEST));
+    let mut line = String::new();
+    if !allowed {
+        let _ = reply.send(refusal("only root and the user that runs Moat may ask it"));
+    } else if reader.read_line(&mut line).await.is_err() {
+        return;
+    } else {
+        match serde_json::from_str::<Request>(&line) {
+            Ok(request) => {
+                let _ = tx.send(Msg::Request(Box::new(request), reply));
+            }
+            Err(error) => {
+                let _ = reply.send(refusal(&format!("this request is not understood: {error}")));
+            }
+        }
+    }
+    let mut rest = [0_u8; 64];
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            // The asker hung up: nothing to answer any more.
+            read = tokio::io::AsyncReadExt::read(&mut reader, &mut rest) => match read {
+                Ok(0) | Err(_) => return,
+                Ok(_) => continue,
+            },
+        };
+        let Some(event) = event else { return };
+        let last = matches!(event, Event::End { .. });
+        let Ok(mut text) = serde_json::to_vec(&event) else { return };
+        text.push(b'\n');
+        if write.write_all(&text).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+fn refusal(message: &str) -> Event {
+    Event::End { error: Some(Failure::refused(message, None)) }
+}
