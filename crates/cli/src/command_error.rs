@@ -43,12 +43,10 @@ impl CommandError {
     /// A file that can't be read.
     pub fn unreadable(path: &Path, error: &std::io::Error) -> Self {
         let shown = path.display();
-        match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                Self::usage(format!("there is no `{shown}`")).hint("name the blueprint: `moat up path/to/render.yaml`")
-            }
-            _ => Self::usage(format!("can't read `{shown}`: {error}")),
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return Self::usage(format!("there is no `{shown}`")).hint("name the blueprint: `moat up path/to/render.yaml`");
         }
+        Self::usage(format!("can't read `{shown}`: {error}"))
     }
     /// The process' exit code.
     pub fn exit_code(&self) -> ExitCode {

@@ -1,5 +1,5 @@
 //! The one place that writes to the terminal: data to stdout, the rest to stderr.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where Moat speaks")]
+#![expect(clippy::print_stderr, reason = "this is where Moat speaks")]
 
 use crate::args::{Color, Output};
 use crate::command_error::CommandError;
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use unicode_width::UnicodeWidthStr as _;
 
 /// How this run speaks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Ui {
     output: Output,
     color_out: bool,
@@ -72,6 +72,7 @@ pub fn cell(tone: Tone, text: impl Into<String>) -> Cell {
     Cell { text: text.into(), tone }
 }
 
+#[expect(clippy::unused_self, reason = "only who has the `Ui` may write")]
 impl Ui {
     /// By what was asked and where the output goes.
     pub fn new(output: Output, color: Color) -> Self {

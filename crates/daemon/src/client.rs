@@ -52,9 +52,8 @@ impl Conversation {
 
 /// Sends a request to a daemon that runs already.
 pub async fn ask(paths: &Paths, request: &Request) -> Result<Conversation, ClientError> {
-    let stream = UnixStream::connect(paths.socket()).await.map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => ClientError::Permission(error),
-        _ => ClientError::NotRunning,
+    let stream = UnixStream::connect(paths.socket()).await.map_err(|error| {
+        if error.kind() == io::ErrorKind::PermissionDenied { ClientError::Permission(error) } else { ClientError::NotRunning }
     })?;
     let (read, mut write) = stream.into_split();
     let mut line = serde_json::to_vec(request).map_err(ClientError::Foreign)?;

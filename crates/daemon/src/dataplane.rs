@@ -80,13 +80,11 @@ impl DataPlane {
             };
         }
         let listener = TcpListener::bind(wanted).await.map_err(|error| {
-            let hint = match error.kind() {
-                io::ErrorKind::AddrInUse => format!(
-                    "another program listens on {wanted}: stop it, or choose another with `--listen 127.0.0.1:{}`",
-                    wanted.port().saturating_add(1)
-                ),
-                io::ErrorKind::PermissionDenied => format!("ports below 1024 need root: choose another than {}", wanted.port()),
-                _ => "choose another address with `--listen`".to_owned(),
+            let other = wanted.port().saturating_add(1);
+            let hint = if error.kind() == io::ErrorKind::AddrInUse {
+                format!("another program listens on {wanted}: stop it, or choose another port with `--listen 127.0.0.1:{other}`")
+            } else {
+                "choose another address with `--listen`".to_owned()
             };
             Failure { message: format!("can't listen on {wanted}: {error}"), hint: Some(hint), exit_code: 3 }
         })?;

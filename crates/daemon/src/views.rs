@@ -74,7 +74,7 @@ impl Core {
             } else {
                 RouteState::Live
             };
-            hosts.insert(self.host_name(service), Route { service: service.slug.clone(), upstreams, state });
+            hosts.insert(Self::host_name(service), Route { service: service.slug.clone(), upstreams, state });
         }
         Routes { hosts }
     }

@@ -8,6 +8,7 @@ use moat_daemon::Paths;
 use moat_daemon::client;
 use moat_daemon::protocol::{Event, Request, UpRequest};
 use moat_model::DesiredState;
+use moat_model::policy::NetPolicy;
 use moat_model::state::Workload;
 use moat_planner::{Plan, Step};
 use std::collections::BTreeMap;
@@ -52,8 +53,14 @@ fn from_nothing(request: &UpRequest) -> (Plan, DesiredState, Vec<String>) {
     let mut memory = moat_planner::memory::Memory::default();
     let outcome = moat_daemon::blueprints::resolve(&all, &mut memory, &request.listen);
     let missing = outcome.missing.iter().map(|m| format!("{}.{}", m.owner, m.key)).collect();
-    let plan =
-        moat_daemon::blueprints::preview(&outcome.state, &DesiredState::default(), &BTreeMap::new(), &Default::default(), &[], &mut memory);
+    let plan = moat_daemon::blueprints::preview(
+        &outcome.state,
+        &DesiredState::default(),
+        &BTreeMap::new(),
+        &NetPolicy::default(),
+        &[],
+        &mut memory,
+    );
     (plan, outcome.state, missing)
 }
 

@@ -231,7 +231,7 @@ async fn follow(mut talk: Conversation, stop: &mut Stop, ui: &Ui) -> Result<Prog
             () = stop.asked() => return Ok(Progress::Interrupted),
         };
         match event {
-            Some(Event::Service(state)) => board.show(state),
+            Some(Event::Service(state)) => board.show(&state),
             Some(Event::Notice { service, text }) => board.notice(service.as_ref(), &text),
             Some(Event::Missing { values }) => missing = Some(values),
             Some(Event::Refused { diagnostics }) => {
@@ -270,7 +270,7 @@ impl<'a> Board<'a> {
         Self { ui, bars: ui.terminal().then(indicatif::MultiProgress::new), by_service: BTreeMap::new(), last: BTreeMap::new() }
     }
 
-    fn show(&mut self, state: ServiceState) {
+    fn show(&mut self, state: &ServiceState) {
         let now = (state.phase, state.detail.clone());
         if self.last.get(&state.service) == Some(&now) {
             return;

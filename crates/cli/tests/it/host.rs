@@ -196,6 +196,7 @@ impl Host {
         self.processes().into_iter().find(|(_, line)| line.contains("__daemon")).map(|(pid, _)| pid)
     }
 
+    #[expect(clippy::unused_self, reason = "a process of this machine")]
     pub fn kill(&self, pid: u32, signal: &str) {
         assert!(Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status().unwrap().success());
     }
@@ -230,7 +231,7 @@ impl Drop for Host {
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
+        assert!(began.elapsed() < Duration::from_mins(1), "waited a minute for {what}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Builds that run at once; more only makes each slower on a small machine.
 const BUILDS_AT_ONCE: usize = 2;
-/// A worker has no port to show that it is up: this long without an end is its readiness.
-const BUILD_LIMIT: Duration = Duration::from_secs(120 * 60);
-const PRE_DEPLOY_LIMIT: Duration = Duration::from_secs(30 * 60);
+const BUILD_LIMIT: Duration = Duration::from_hours(2);
+const PRE_DEPLOY_LIMIT: Duration = Duration::from_mins(30);
 
 impl Core {
     /// Begins a deploy of what the service should be, unless the same one is under way.

@@ -1,7 +1,7 @@
 //! What becomes of instances.
 
 use super::deploys::engine_words;
-use super::{Backoff, Core, Live, Msg};
+use super::{Core, Live, Msg};
 use crate::deploy::DeployPhase;
 use crate::protocol::ServicePhase;
 use crate::ready::{self, Readiness};
@@ -13,9 +13,9 @@ use moat_planner::plan::InstanceSpec;
 use std::time::{Duration, Instant};
 
 /// The longest pause between two starts of a service that keeps ending.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 /// Running this long resets the back-off.
-const STEADY: Duration = Duration::from_secs(120);
+const STEADY: Duration = Duration::from_mins(2);
 
 impl Core {
     /// Finds what an earlier daemon left running: serving instances go on, sandboxes of its deploys end.
@@ -177,7 +177,7 @@ impl Core {
         else {
             return;
         };
-        let host = self.host_name(&service);
+        let host = Self::host_name(&service);
         let task = tokio::spawn(ready::watch(self.engine.clone(), id.clone(), service, live.address, host, self.tx.clone()));
         if let Some(live) = self.live.get_mut(id) {
             live.checks = Some(task.abort_handle());
@@ -202,7 +202,7 @@ impl Core {
     }
 
     /// A program ended by itself or was stopped.
-    pub(super) async fn ended(&mut self, id: &InstanceId, phase: &InstancePhase) {
+    pub(super) fn ended(&mut self, id: &InstanceId, phase: &InstancePhase) {
         let Some(live) = self.live.get_mut(id) else { return };
         if let Some(checks) = live.checks.take() {
             checks.abort();
@@ -236,7 +236,7 @@ impl Core {
     }
 
     fn back_off(&mut self, slug: &Slug, why: &str, id: &InstanceId) {
-        let entry = self.backoff.entry(slug.clone()).or_insert_with(Backoff::default);
+        let entry = self.backoff.entry(slug.clone()).or_default();
         let pause = Duration::from_secs(1 << entry.restarts.min(6)).min(LONGEST_BACKOFF);
         entry.restarts += 1;
         entry.until = Some(Instant::now() + pause);
@@ -267,8 +267,8 @@ impl Core {
         self.jobs.push((service, release, command));
     }
 
-    /// The host name the ingress knows a service by.
-    pub(crate) fn host_name(&self, service: &Service) -> String {
+    /// The host name that health checks and the ingress use for a service.
+    pub(crate) fn host_name(service: &Service) -> String {
         if service.kind == ServiceKind::Web { format!("{}.{}", service.slug, crate::blueprints::DOMAIN) } else { service.slug.to_string() }
     }
 }

@@ -194,7 +194,7 @@ impl Core {
             Msg::Prepared(slug, result) => self.prepared(&slug, result),
             Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
             Msg::Started(id, result) => self.started(&id, result),
-            Msg::Ended(id, phase) => self.ended(&id, &phase).await,
+            Msg::Ended(id, phase) => self.ended(&id, &phase),
             Msg::Stopped(id, result) => self.stopped(&id, result),
             Msg::Checked(id, readiness) => self.checked(&id, readiness),
             Msg::Wake => {}

@@ -26,12 +26,12 @@ impl Core {
         match request {
             Request::Ping => end(&reply, None),
             Request::Up(up) => self.up(up, reply).await,
-            Request::Down { file } => self.down(file, reply),
+            Request::Down { file } => self.down(file.as_ref(), reply),
             Request::Status => {
                 let _ = reply.send(Event::Status(self.status().await));
                 end(&reply, None);
             }
-            Request::Logs { service, follow, tail, file } => self.logs(service, follow, tail, file.as_deref(), reply),
+            Request::Logs { service, follow, tail, file } => self.logs(service.as_ref(), follow, tail, file.as_deref(), reply),
             Request::Desired => {
                 let _ = reply.send(Event::Desired { state: Box::new(masked(&self.desired)) });
                 end(&reply, None);
@@ -138,8 +138,8 @@ impl Core {
         });
     }
 
-    fn down(&mut self, file: Option<PathBuf>, reply: Reply) {
-        if let Some(file) = &file
+    fn down(&mut self, file: Option<&PathBuf>, reply: Reply) {
+        if let Some(file) = file
             && !self.durable.blueprints.contains_key(file)
         {
             let known: Vec<String> = self.durable.blueprints.keys().map(|p| format!("`{}`", p.display())).collect();
@@ -149,7 +149,7 @@ impl Core {
         }
         let mut services: BTreeSet<Slug> = BTreeSet::new();
         for (slug, service) in &self.desired.services {
-            if file.as_ref().is_none_or(|f| service.blueprint == *f) {
+            if file.is_none_or(|f| service.blueprint == *f) {
                 services.insert(slug.clone());
             }
         }
@@ -166,7 +166,7 @@ impl Core {
             self.backoff.remove(slug);
             self.cron_next.remove(slug);
         }
-        match &file {
+        match file {
             Some(file) => {
                 self.durable.blueprints.remove(file);
             }
@@ -315,8 +315,8 @@ impl Core {
         self.live.values().filter(|l| l.slug == service.slug && l.ready).find_map(|l| l.http_port).or(service.port)
     }
 
-    fn logs(&self, service: Option<Slug>, follow: bool, tail: Option<usize>, file: Option<&Path>, reply: Reply) {
-        if let Some(slug) = &service
+    fn logs(&self, service: Option<&Slug>, follow: bool, tail: Option<usize>, file: Option<&Path>, reply: Reply) {
+        if let Some(slug) = service
             && !self.desired.services.contains_key(slug)
         {
             let known: Vec<&str> = self.desired.services.keys().map(Slug::as_str).collect();
@@ -327,7 +327,7 @@ impl Core {
             .desired
             .services
             .values()
-            .filter(|s| service.as_ref().is_none_or(|w| *w == s.slug) && file.is_none_or(|f| s.blueprint == f))
+            .filter(|s| service.is_none_or(|w| *w == s.slug) && file.is_none_or(|f| s.blueprint == f))
             .map(|s| s.slug.clone())
             .collect();
         let events = follow.then(|| self.events.subscribe());
@@ -367,7 +367,7 @@ impl Core {
                 end(&reply, None);
             }
             Err(error) => {
-                end(&reply, Some(Failure { message: format!("the report can't be written: {error}"), hint: None, exit_code: 70 }))
+                end(&reply, Some(Failure { message: format!("the report can't be written: {error}"), hint: None, exit_code: 70 }));
             }
         });
     }

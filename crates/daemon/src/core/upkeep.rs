@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// Between two looks at the network.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
-const CRON_LIMIT: Duration = Duration::from_secs(12 * 60 * 60);
+const CRON_LIMIT: Duration = Duration::from_hours(12);
 
 impl Core {
     /// Starts the task that looks after the network.
