@@ -1,7 +1,8 @@
 //! The life of one instance, from its empty namespaces to its report.
 //!
 //! ```text
-//!  namespaces ──ready──▶ engine attaches the network ──go──▶ root made, runtime run ──running──▶ pump, wait ──▶ clean, report
+//!  namespaces ──ready──▶ engine attaches the network ──go──▶ runtime run ──running──▶ pump, wait ──▶ clean, report
+//!                        (meanwhile the root is made)
 //!       (end of file instead of go: nobody wants it any more; leave without a trace)
 //! ```
 //!
@@ -60,13 +61,15 @@ fn live(dir: &Path) -> Result<(), String> {
     let me = ProcessId::of(i32::try_from(std::process::id()).unwrap_or_default()).ok_or("the monitor can't see itself in /proc")?;
     files::write_json(&dir.join(files::MONITOR), &me).map_err(text("writing the monitor's number"))?;
     engine.write_all(READY).map_err(text("telling the engine"))?;
+    // While the engine attaches the network, the root file system is made.
+    let mut running = start(dir, &job)?;
     let mut answer = [0; GO.len()];
     if engine.read_exact(&mut answer).is_err() || answer != GO {
+        running.give_up();
         return Err("the engine went away before the network was ready".to_owned());
     }
-
     let mut log = LogFile::open(&job.log).map_err(text("opening the log"))?;
-    let mut running = start(dir, &job)?;
+    running.open_gate();
     let report = match running.wait_for_runtime(dir, &mut log) {
         Ok(process) => {
             files::write_json(&dir.join(files::PROGRAM), &process).map_err(text("writing the program's number"))?;
@@ -129,6 +132,8 @@ fn own_mounts(job: &Job) -> io::Result<()> {
 /// The pipes and the child that becomes the OCI runtime.
 struct Running {
     runtime: Pid,
+    /// A byte lets the child become the runtime; end of file makes it leave.
+    gate: Option<File>,
     /// The only other end of PID 1's standard input.
     lifeline: File,
     pipes: [(File, Lines); 2],
@@ -142,10 +147,12 @@ fn start(dir: &Path, job: &Job) -> Result<Running, String> {
     let (out_read, out_write) = pipe()?;
     let (err_read, err_write) = pipe()?;
     let (fail_read, fail_write) = pipe()?;
+    let (gate_read, gate_write) = pipe()?;
     let (mine, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(errno)?;
     match sys::fork_single_threaded().map_err(|error| format!("forking: {error}"))? {
         ForkResult::Child => {
-            let error = become_runtime(dir, job, &theirs, &out_write, &err_write);
+            drop(gate_write);
+            let error = become_runtime(dir, job, File::from(gate_read), [&theirs, &out_write, &err_write]);
             let _ = File::from(fail_write).write_all(error.as_bytes());
             std::process::exit(1)
         }
@@ -155,6 +162,7 @@ fn start(dir: &Path, job: &Job) -> Result<Running, String> {
             }
             Ok(Running {
                 runtime: child,
+                gate: Some(File::from(gate_write)),
                 lifeline: File::from(mine),
                 pipes: [(File::from(out_read), Lines::new(Stream::Stdout)), (File::from(err_read), Lines::new(Stream::Stderr))],
                 failure: File::from(fail_read),
@@ -169,15 +177,17 @@ fn nonblocking(fd: &OwnedFd) -> Result<(), Errno> {
     fcntl(fd, FcntlArg::F_SETFL(flags)).map(|_| ())
 }
 
-/// In the child: makes the root file system and becomes the runtime. Returns only with the reason why not.
-fn become_runtime(dir: &Path, job: &Job, lifeline: &OwnedFd, out: &OwnedFd, err: &OwnedFd) -> String {
-    let prepared = || -> Result<(), String> {
+/// In the child: makes the root file system, waits for the gate and becomes the runtime with these standard descriptors.
+/// Returns only with the reason why not.
+fn become_runtime(dir: &Path, job: &Job, mut gate: File, [lifeline, out, err]: [&OwnedFd; 3]) -> String {
+    let mut prepared = || -> Result<(), String> {
         let text = |error: &dyn std::fmt::Display| format!("preparing the sandbox: {error}");
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| text(&error))?;
         let list = dir.join(files::MOUNTS);
         let ops: Vec<MountOp> = files::read_json(&list).map_err(|error| text(&error))?.ok_or("the list of mounts is missing")?;
         super::assemble::assemble(&dir.join(files::ROOTFS), &job.root, &ops)?;
         fs::remove_file(&list).map_err(|error| text(&error))?;
+        gate.read_exact(&mut [0]).map_err(|error| text(&error))?;
         SigSet::empty().thread_set_mask().map_err(|error| text(&error))?;
         dup2_stdin(lifeline).and_then(|()| dup2_stdout(out)).and_then(|()| dup2_stderr(err)).map_err(|error| text(&error))
     };
@@ -201,6 +211,21 @@ fn become_runtime(dir: &Path, job: &Job, lifeline: &OwnedFd, out: &OwnedFd, err:
 }
 
 impl Running {
+    /// The network is there.
+    fn open_gate(&mut self) {
+        if let Some(mut gate) = self.gate.take() {
+            // A child that is gone has left its reason.
+            let _ = gate.write_all(b"G");
+        }
+    }
+
+    /// Nobody wants it any more.
+    fn give_up(&mut self) {
+        self.gate = None;
+        // Its end is all that matters.
+        let _ = waitpid(self.runtime, None);
+    }
+
     /// Waits until the runtime has started the program; keeps its output flowing meanwhile.
     fn wait_for_runtime(&mut self, dir: &Path, log: &mut LogFile) -> Result<ProcessId, String> {
         let mut failure = String::new();

@@ -121,7 +121,7 @@ fn a_failing_build_says_so_and_its_release_never_runs() {
 fn what_git_ignores_is_not_source_and_what_was_never_committed_is() {
     test(async |bed: &Bed| {
         let git = |args: &[&str]| {
-            assert!(std::process::Command::new("git").arg("-C").arg(&bed.source).args(args).output().unwrap().status.success())
+            assert!(std::process::Command::new("git").arg("-C").arg(&bed.source).args(args).output().unwrap().status.success());
         };
         git(&["init", "-q"]);
         for (path, content) in

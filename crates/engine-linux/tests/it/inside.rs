@@ -32,8 +32,8 @@ fn nothing_of_the_host_shows_but_its_tools() {
             .await;
         assert_eq!(lines, ["done"]);
         // The positive control: the same questions are answered where something is there.
-        let lines = bed.shell("for f in /etc/passwd /etc/ssl/certs /usr/bin/env; do test -e $f && echo $f; done; touch /tmp/x ~/x . && echo wrote; echo $0").await;
-        assert_eq!(lines, ["/etc/passwd", "/etc/ssl/certs", "/usr/bin/env", "wrote", "/bin/bash"]);
+        let lines = bed.shell("for f in /etc/passwd /etc/ssl/certs /usr/bin/env; do test -e $f && echo $f; done; touch /tmp/x /var/tmp/y ~/x . && echo wrote; echo out > /dev/stdout; echo $0").await;
+        assert_eq!(lines, ["/etc/passwd", "/etc/ssl/certs", "/usr/bin/env", "wrote", "out", "/bin/bash"]);
     });
 }
 
