@@ -7,6 +7,7 @@ use crate::report::Via;
 use crate::scene::{Scene, Target};
 use moat_model::net::{DEFAULT_HTTP_PORT, GATEWAY_V4, GATEWAY_V6, RESERVED_PORTS};
 use moat_model::{AddressPair, DenyReason, DesiredState, Egress, Endpoint, Family, Peer, Proto, Purpose, Slug, Verdict};
+use moat_net_linux::decide::is_private;
 use moat_planner::reach::verdict;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,8 +30,15 @@ const NEVER_V4: [Ipv4Addr; 7] = [
     Ipv4Addr::new(192, 168, 255, 77),
 ];
 const NEVER_V6: [Ipv6Addr; 2] = [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd77, 0x77, 0, 0, 0, 0, 0, 0x77)];
-/// Documentation addresses (RFC 5737, RFC 3849) stand for the internet: nobody is there.
-pub(crate) const OUTSIDE: AddressPair = AddressPair { v4: Ipv4Addr::new(198, 51, 100, 77), v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77) };
+/// A documentation address (RFC 5737, RFC 3849) stands for the internet: nobody is there. Each prober has one of its
+/// own, so that no translation has to change its source port.
+fn outside(prober: usize) -> AddressPair {
+    let n = u16::try_from(prober % 60_000).unwrap_or(0);
+    let last = u8::try_from(n % 250).unwrap_or(0) + 1;
+    AddressPair { v4: Ipv4Addr::new(198, 51, 100, last), v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, n) }
+}
+/// How many ranges of `x-moat.egress` are tried for each instance.
+const RANGES_TRIED: usize = 8;
 /// The source of frames that pretend to come from the internet.
 pub(crate) const STRANGER: AddressPair = AddressPair { v4: Ipv4Addr::new(203, 0, 113, 9), v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x9) };
 
@@ -275,13 +283,21 @@ impl Planner<'_> {
             Some(Egress::Ranges(ranges)) if !source.is_build() => Some(ranges),
             Some(_) | None => None,
         };
-        for family in FAMILIES.into_iter().filter(|family| *family == Family::V4 || uplink.ipv6 || !to_internet.is_allowed()) {
-            let address = OUTSIDE.of(family);
-            let expected = match ranges {
-                Some(ranges) if !ranges.iter().any(|range| range.contains(&address)) => Verdict::Deny { because: DenyReason::EgressClosed },
-                Some(_) | None => to_internet,
-            };
-            add(Goal::Uplink, Peer::Internet, Via::Egress, address, &[443, random], expected);
+        let carried = |address: &IpAddr| address.is_ipv4() || uplink.ipv6;
+        for address in FAMILIES.map(|family| outside(index).of(family)) {
+            let listed = ranges.is_none_or(|ranges| ranges.iter().any(|range| range.contains(&address)));
+            let expected = if listed { to_internet } else { Verdict::Deny { because: DenyReason::EgressClosed } };
+            if carried(&address) || !expected.is_allowed() {
+                add(Goal::Uplink, Peer::Internet, Via::Egress, address, &[443, random], expected);
+            }
+        }
+        // One address of each listed range; its own port keeps two probers of one range apart.
+        for range in ranges.into_iter().flatten().take(RANGES_TRIED) {
+            let address = range.hosts().next().unwrap_or(range.addr());
+            let expected = if is_private(address) { never } else { to_internet };
+            if carried(&address) || !expected.is_allowed() {
+                add(Goal::Uplink, Peer::Internet, Via::Egress, address, &[random], expected);
+            }
         }
     }
 }

@@ -5,9 +5,10 @@
 use crate::attempt::{Attempt, Goal, Place, Prober};
 use crate::packet::Packet;
 use crate::report::Observed;
-use crate::scene::Scene;
+use crate::scene::{Scene, Target};
 use crate::send::{Answer, Sent};
 use crate::sniff::Seen;
+use moat_model::net::{GATEWAY_V4, GATEWAY_V6};
 use moat_model::{Family, InstanceId, Proto};
 use nix::errno::Errno;
 use std::collections::HashMap;
@@ -76,6 +77,16 @@ const fn family_of(address: IpAddr) -> Family {
     }
 }
 
+/// Whether a SYN with another source is the attempt's: who reaches itself by its service address comes back from the
+/// gateway, and egress hides behind the uplink's address (each prober asks for an address of its own).
+fn translated(attempt: &Attempt, own: &Target, at_home: bool, at_host: bool, source: IpAddr, destination: IpAddr) -> bool {
+    match &attempt.goal {
+        Goal::Service(slug) => at_home && *slug == own.slug && (source == IpAddr::V4(GATEWAY_V4) || source == IpAddr::V6(GATEWAY_V6)),
+        Goal::Uplink => at_host && destination == attempt.address,
+        Goal::Instance(_) | Goal::Gateway | Goal::Control(_) => false,
+    }
+}
+
 /// A refusal that proves that nothing was sent: no route, no address of the family, or the filter on output.
 const fn proves_nothing_sent(errno: Errno) -> bool {
     matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EPERM | Errno::EACCES | Errno::EADDRNOTAVAIL)
@@ -87,7 +98,7 @@ impl Book {
     }
 
     /// Notes what was sent in a wave.
-    pub(crate) fn begin(&mut self, attempts: &[Attempt], sent: Vec<Sent>) {
+    pub(crate) fn begin(&mut self, attempts: &[Attempt], probers: &[Prober], sent: Vec<Sent>) {
         self.by_port.clear();
         self.wave.clear();
         for Sent { attempt: index, source_port, result } in sent {
@@ -98,6 +109,10 @@ impl Book {
             match result {
                 Ok(socket) => {
                     self.sent += 1;
+                    // What the host sends to nowhere may wait for a neighbour that never answers; the way into the
+                    // router needs no such answer, and the host's control shows that it is open. What the router's own
+                    // filter drops on output is told to senders of datagrams only; its dials show that it can send.
+                    entry.left |= matches!(probers[attempt.prober].place, Place::Host | Place::Router);
                     if attempt.proto == Proto::Tcp {
                         self.by_port.entry((family_of(attempt.address), source_port, attempt.port)).or_default().push(index);
                     }
@@ -135,8 +150,7 @@ impl Book {
                     let candidates = self.by_port.get(&(family_of(destination), source_port, port)).cloned().unwrap_or_default();
                     for index in candidates {
                         let is_his = match probers[attempts[index].prober].place {
-                            // Who reaches itself by its service address comes back from the gateway.
-                            Place::Instance(t) => scene.targets[t].address.contains(source) || (one.at == t && matches!(&attempts[index].goal, Goal::Service(slug) if *slug == scene.targets[t].slug)),
+                            Place::Instance(t) => scene.targets[t].address.contains(source) || translated(&attempts[index], &scene.targets[t], one.at == t, one.at == eyes.host(), source, destination),
                             Place::Router | Place::Host | Place::Neighbour | Place::HostFrames | Place::StrangerFrames => true,
                         };
                         if is_his {
@@ -164,8 +178,7 @@ impl Book {
         match place {
             Place::Instance(_) if at_router => entry.left |= !seen.outgoing,
             Place::Instance(_) => entry.passed |= !seen.outgoing && seen.link == eyes.uplink,
-            Place::Router => entry.left |= at_router && seen.outgoing,
-            Place::Host => entry.left |= !at_router && seen.outgoing,
+            Place::Router | Place::Host => {}
             Place::Neighbour => entry.left |= !at_router && !seen.outgoing,
             Place::HostFrames | Place::StrangerFrames => entry.left |= at_router && !seen.outgoing,
         }
@@ -207,6 +220,11 @@ impl Book {
                 }
             }
         }
+    }
+
+    /// Whether every sniffer saw every marker so far.
+    pub(crate) fn all_awake(&self) -> bool {
+        self.markers.values().all(|(seen, wanted)| seen == wanted)
     }
 
     pub(crate) fn note_lost(&mut self, lost: bool) {

@@ -26,8 +26,8 @@ use std::net::{IpAddr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// How long markers may take.
-const MARKER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long markers may take; and once one did not come at all.
+const MARKER_PATIENCE: [Duration; 2] = [Duration::from_secs(2), Duration::from_millis(200)];
 /// How long late packets are waited for after the markers, by round.
 const GRACE: [Duration; 3] = [Duration::from_millis(30), Duration::from_millis(150), Duration::from_millis(600)];
 /// Most sockets of one wave.
@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
                         sent.extend(sender.send(attempts, part, run));
                     }
                 }
-                book.begin(attempts, sent);
+                book.begin(attempts, probers, sent);
                 self.settle(attempts, probers, book, run, grace, &mut marked);
             }
             let lost = self.capture.lost().iter().any(|lost| *lost > 0);
@@ -204,6 +204,7 @@ impl<'a> Run<'a> {
     fn settle(&self, attempts: &[Attempt], probers: &[Prober], book: &mut Book, run: u64, grace: Duration, marked: &mut u64) {
         *marked += 1;
         let nonce = run ^ *marked;
+        let patience = MARKER_PATIENCE[usize::from(!book.all_awake())];
         for (index, link) in self.marker_links.iter().enumerate() {
             if let Some(link) = link {
                 // When it can't be sent nobody sees it, and the control says so.
@@ -214,7 +215,7 @@ impl<'a> Run<'a> {
         book.expect_marker(self.eyes.router());
         let expected = self.marker_links.iter().flatten().count();
         let is_marker = |seen: &sniff::Seen| !seen.outgoing && seen.packet == Packet::Marker(nonce);
-        let (seen, _) = self.capture.wait(MARKER_PATIENCE, |seen| seen.iter().filter(|s| is_marker(s)).count() >= expected);
+        let (seen, _) = self.capture.wait(patience, |seen| seen.iter().filter(|s| is_marker(s)).count() >= expected);
         book.read(attempts, probers, self.scene, self.eyes, &seen, run, nonce);
         let deadline = Instant::now() + grace;
         loop {
@@ -278,7 +279,7 @@ impl<'a> Run<'a> {
         let reached = own().filter(|i| attempts[*i].expected.is_allowed() && book.arrived_anywhere(*i)).count();
         let allowed = own().filter(|i| attempts[*i].expected.is_allowed()).count();
         let ok = total == 0 || ((left > 0 || refused > 0) && (allowed == 0 || reached > 0));
-        Control { name: format!("probes from {}", place_words(prober)), ok, detail: format!("{total} attempts: {left} seen leaving, {refused} refused by its own kernel, {reached} of {allowed} allowed ones arrived") }
+        Control { name: format!("probes from {}", place_words(prober)), ok, detail: format!("{total} attempts: {left} sent, {refused} refused by its own kernel, {reached} of {allowed} allowed ones arrived") }
     }
 
     fn names(&self, report: &mut Report) {
