@@ -190,10 +190,9 @@ fn cgroups() -> Finding {
 
 /// The first thing in a program's answer that reads as a version.
 fn version_in(text: &str) -> Option<&str> {
-    text.split(|c: char| c.is_whitespace() || c == '(' || c == ',')
-        .map(|word| word.trim_start_matches(['v', '=']))
-        .map(|word| word.strip_prefix("v=").unwrap_or(word))
-        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
+    let words = text.split(|c: char| c.is_whitespace() || matches!(c, '(' | ',' | '='));
+    let bare = words.map(|word| word.strip_prefix("iproute2-").unwrap_or(word).trim_start_matches('v'));
+    bare.into_iter().find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
 }
 
 fn tool(name: &str, required: bool, args: &[&str], floor: Option<&str>, hint: &str) -> Finding {
@@ -231,7 +230,7 @@ mod tests {
             ("nftables v1.0.6 (Lester Gooch #5)", Some("1.0.6")),
             ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64", Some("7.0.15")),
             ("GNU bash, version 5.2.15(1)-release (x86_64-pc-linux-gnu)", Some("5.2.15")),
-            ("ip utility, iproute2-6.1.0, libbpf 1.1.0", Some("1.1.0")),
+            ("ip utility, iproute2-6.1.0, libbpf 1.1.0", Some("6.1.0")),
             ("no version", None),
         ] {
             assert_eq!(version_in(text), version, "{text}");

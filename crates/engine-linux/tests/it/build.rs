@@ -3,7 +3,7 @@
 use crate::bed::{Bed, holds, test};
 use moat_engine::Engine;
 use moat_engine_linux::{BuildRequest, Release};
-use moat_model::NativeRuntime::{Node, Python};
+use moat_model::NativeRuntime::{Node, Python, Rust};
 use moat_model::state::{InstancePhase, NativeWorkload, Workload};
 use moat_model::{Purpose, Secret};
 use moat_planner::plan::InstanceSpec;
@@ -150,6 +150,24 @@ fn node_runs_and_its_cache_outlives_a_build() {
         let (report, lines) = bed.run(spec).await;
         assert_eq!((report.code, lines), (0, vec!["/opt/render/project/src /opt/render".to_owned()]));
         assert_eq!(std::fs::read_to_string(bed.state.join("cache/app/mark")).unwrap(), "mark\n");
+    });
+}
+
+#[test]
+fn a_rust_toolchain_under_a_home_folder_builds() {
+    test(async |bed: &Bed| {
+        if moat_engine_linux::toolchain::installed(Rust).is_empty() {
+            println!("skipped: no Rust toolchain here");
+            return;
+        }
+        bed.write("Cargo.toml", "[package]\nname = \"app\"\nversion = \"0.1.0\"\nedition = \"2021\"\n");
+        bed.write("src/main.rs", "fn main() { println!(\"built\"); }");
+        let mut spec = bed.native(Rust, "exec target/debug/app");
+        spec.env.insert("CARGO_HOME".to_owned(), Secret::new("/opt/render/project/.cargo"));
+        native(&mut spec).build_command = Some("cargo build --offline".to_owned());
+        bed.release(&mut spec).await;
+        let (report, lines) = bed.run(spec).await;
+        assert_eq!((report.code, lines), (0, vec!["built".to_owned()]));
     });
 }
 

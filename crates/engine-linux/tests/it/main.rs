@@ -6,6 +6,7 @@
 mod bed;
 mod build;
 mod data;
+mod doctor;
 mod faults;
 mod golden;
 mod inside;
