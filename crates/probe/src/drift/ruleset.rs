@@ -3,7 +3,7 @@
 //! The expected text is loaded in a scratch namespace and listed by the same tool as the live one, so that both are
 //! spelled alike. Counters, handles, timeouts and the elements of sets that packets fill are left out.
 
-use super::{others, peer_of_address, peer_of_link, per_pair, senders_by_mark, Error};
+use super::{Error, others, peer_of_address, peer_of_link, per_pair, senders_by_mark};
 use crate::report::Drift;
 use crate::scene::Scene;
 use moat_model::Peer;
@@ -41,7 +41,8 @@ impl Rules {
                 }
                 let name = format!("{place} {}", body["name"].as_str().unwrap_or_default());
                 let elements = body.as_object_mut().and_then(|body| body.remove("elem"));
-                let learned = body["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "dynamic"));
+                // `nft` 1.0.6 leaves `dynamic` out of its JSON; nothing of the policy ever times out.
+                let learned = body["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "dynamic" || flag == "timeout"));
                 if let (Some(Value::Array(elements)), false) = (elements, learned) {
                     out.elements.insert(name.clone(), elements);
                 }
@@ -223,6 +224,7 @@ fn pairs_of_element(scene: &Scene<'_>, set: &str, element: &Value) -> BTreeSet<(
     }
     let mut marks = Vec::new();
     leaves(element, &mut |leaf| marks.extend(leaf.as_u64()));
-    let senders: BTreeSet<(Peer, Peer)> = marks.into_iter().flat_map(|mark| senders_by_mark(scene, mark)).filter(|from| from != first).map(to).collect();
+    let senders: BTreeSet<(Peer, Peer)> =
+        marks.into_iter().flat_map(|mark| senders_by_mark(scene, mark)).filter(|from| from != first).map(to).collect();
     if senders.is_empty() { others(scene, first).map(to).collect() } else { senders }
 }
