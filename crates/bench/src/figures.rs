@@ -22,7 +22,9 @@ impl Samples {
     pub fn median(&self) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let (Some(upper), Some(lower)) = (sorted.get(sorted.len() / 2), sorted.get(sorted.len().saturating_sub(1) / 2)) else { return f64::NAN };
+        let (Some(upper), Some(lower)) = (sorted.get(sorted.len() / 2), sorted.get(sorted.len().saturating_sub(1) / 2)) else {
+            return f64::NAN;
+        };
         f64::midpoint(*lower, *upper)
     }
     /// This over the other, round by round.

@@ -7,10 +7,16 @@
 mod failure;
 mod figures;
 mod machine;
+mod net;
+mod place;
 mod plan;
 mod process;
+mod start;
+mod sys;
+mod verify;
 
 use failure::{Failure, Outcome};
+use moat_engine_linux::monitor;
 use std::process::ExitCode;
 
 /// One thing that is measured.
@@ -18,12 +24,24 @@ struct Measurement {
     name: &'static str,
     /// How often, unless the caller says.
     rounds: usize,
+    /// Whether it runs in a pretended host.
+    apart: bool,
     run: fn(usize) -> Outcome,
 }
 
-const MEASUREMENTS: &[Measurement] = &[Measurement { name: "plan", rounds: 21, run: plan::run }];
+const MEASUREMENTS: &[Measurement] = &[
+    Measurement { name: "plan", rounds: 21, apart: false, run: plan::run },
+    Measurement { name: "net", rounds: 25, apart: true, run: net::run },
+    Measurement { name: "change", rounds: 21, apart: true, run: net::change },
+    Measurement { name: "start", rounds: 15, apart: true, run: start::run },
+    Measurement { name: "verify", rounds: 3, apart: true, run: verify::run },
+];
 
 fn main() -> ExitCode {
+    // The monitor's role of `moat`, for engines that run without the real one.
+    if std::env::args_os().nth(1).is_some_and(|role| role == monitor::VERB) {
+        return monitor::main(&std::env::args_os().skip(2).collect::<Vec<_>>());
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,8 +53,14 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &[String]) -> Outcome {
+    if arguments.first().is_some_and(|role| role == net::scene::HOLD) {
+        return net::scene::hold();
+    }
     let (measurement, rounds) = parse(arguments)?;
     println!("Machine: {}.\n", machine::facts());
+    if measurement.apart {
+        place::enter()?;
+    }
     (measurement.run)(rounds)?;
     println!("Load at the end: {}.", machine::load());
     Ok(())

@@ -41,3 +41,9 @@ pub fn timed(command: &mut Command) -> Outcome<Duration> {
     let said = String::from_utf8_lossy(&output.stderr);
     Err(Failure::new(format!("{command:?} failed ({}): {}", output.status, said.trim())))
 }
+
+/// Whether a program of this name is in `PATH` or where administrators' programs are.
+pub fn found(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from)).any(|folder| folder.join(program).is_file())
+}

@@ -19,7 +19,13 @@ const SERVICES: usize = 1000;
 const GOAL_MS: f64 = 100.0;
 
 /// Stages in the order they run, as the table names them.
-const STAGES: [&str; 5] = ["`blueprint::read`", "`planner::check` (`moat check` only)", "`planner::resolve`", "`planner::diff` from nothing", "`planner::reach`, the whole matrix (not part of a plan)"];
+const STAGES: [&str; 5] = [
+    "`blueprint::read`",
+    "`planner::check` (`moat check` only)",
+    "`planner::resolve`",
+    "`planner::diff` from nothing",
+    "`planner::reach`, the whole matrix (not part of a plan)",
+];
 
 /// Measures and prints.
 pub fn run(rounds: usize) -> Outcome {
@@ -92,7 +98,9 @@ fn think(text: &str, file: &Path) -> Outcome<([f64; 5], usize)> {
     }
     // As if everything had been built, so that every instance is planned.
     let releases: BTreeMap<Slug, String> = resolved.state.services.keys().map(|slug| (slug.clone(), slug.to_string())).collect();
-    let plan = clocked(&mut took[3], || diff::diff(&resolved.state, &ObservedState::default(), &releases, &BTreeSet::new(), &mut memory, &mut random));
+    let plan = clocked(&mut took[3], || {
+        diff::diff(&resolved.state, &ObservedState::default(), &releases, &BTreeSet::new(), &mut memory, &mut random)
+    });
     let matrix = clocked(&mut took[4], || reach::reach(&resolved.state));
     std::hint::black_box(matrix);
     Ok((took, plan.steps.len()))

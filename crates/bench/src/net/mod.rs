@@ -1,0 +1,182 @@
+//! `moat-bench net`: what the private network costs. Its path beside the least there can be, and changes of a large policy.
+//!
+//! Everything is in network namespaces of its own, a pretended host included, so the machine's network is not touched.
+
+mod change;
+mod load;
+mod peers;
+pub mod policy;
+pub mod scene;
+
+use crate::failure::{Doing, Failure, Outcome};
+use crate::figures::{Samples, Table, verdict};
+use crate::process::found;
+use load::Kind;
+use moat_model::LinkName;
+use moat_net_linux::{Config, Network};
+use scene::{Path, Room};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// How many services the policies have.
+const SIZES: [u16; 3] = [10, 1_000, 10_000];
+
+/// One Moat network with two instances that are there, the first and the last of its policy.
+pub struct Site {
+    /// The network.
+    pub network: Network,
+    first: Room,
+    last: Room,
+    size: u16,
+    // Last, so that the rooms go first.
+    _folder: TempDir,
+}
+
+impl Site {
+    fn new(runtime: &Runtime, size: u16) -> Outcome<Self> {
+        let folder = tempfile::tempdir().doing("make a runtime folder")?;
+        let network = Network::open(Config { run_dir: folder.path().to_owned() }).doing("open the network")?;
+        let site = Self { network, first: Room::new()?, last: Room::new()?, size, _folder: folder };
+        runtime.block_on(async {
+            site.network.ensure_router().await.doing("make the router")?;
+            site.network.set_policy(&policy::of(size)).await.doing("set the policy")?;
+            for (room, number) in [(&site.first, 1), (&site.last, size)] {
+                let address = policy::instance(number).ok_or_else(|| Failure::new("no such address"))?;
+                site.network.attach(room.pid(), address, &LinkName::of(address.v4)).await.doing("attach an instance")?;
+            }
+            Ok(site)
+        })
+    }
+    fn paths(&self) -> Outcome<[Path; 3]> {
+        let (Some(address), Some(vip)) = (policy::instance(self.size), policy::service(self.size)) else {
+            return Err(Failure::new("no such address"));
+        };
+        let path = |what: &str, target| Path::new(format!("Moat, {} services, {what}", self.size), &self.first, &self.last, target);
+        Ok([
+            path("instance address", address.v4.into())?,
+            path("service address", vip.v4.into())?,
+            path("instance address, IPv6", std::net::IpAddr::from(address.v6))?,
+        ])
+    }
+}
+
+/// Measures and prints.
+pub fn run(rounds: usize) -> Outcome {
+    let runtime = runtime()?;
+    let sites = SIZES.map(|size| Site::new(&runtime, size));
+    let mut measured: Vec<Measured> = Vec::new();
+    let mut rooms = Vec::new();
+    for peer in [peers::direct()?, peers::routed()?] {
+        measured.push(Measured::new(peer.0));
+        rooms.extend(peer.1);
+    }
+    for site in &sites {
+        let site = site.as_ref().map_err(|error| Failure::new(error.to_string()))?;
+        measured.extend(site.paths()?.map(Measured::new));
+    }
+    let iptables = found("iptables-restore");
+    if iptables {
+        for size in SIZES {
+            let peer = peers::listed(usize::from(size))?;
+            measured.push(Measured::new(peer.0));
+            rooms.extend(peer.1);
+        }
+    }
+    for _ in 0..rounds {
+        for kind in Kind::ALL {
+            for one in &mut measured {
+                let figure = load::measure(&one.path, kind)?;
+                one.of(kind).push(figure);
+            }
+        }
+    }
+    print_paths(&measured, rounds);
+    if !iptables {
+        println!("skipped: `iptables` (apt-get install iptables)\n");
+    }
+    print_goals(&measured);
+    drop(measured);
+    drop(rooms);
+    for site in sites {
+        let site = site?;
+        if site.size == SIZES[2] {
+            change::run(&runtime, &site, "whose links have just carried the load above", rounds)?;
+        }
+        runtime.block_on(site.network.remove_router()).doing("remove the router")?;
+    }
+    change(rounds)
+}
+
+/// Measures and prints changes of the largest policy in a network that is otherwise idle.
+pub fn change(rounds: usize) -> Outcome {
+    let runtime = runtime()?;
+    let site = Site::new(&runtime, SIZES[2])?;
+    change::run(&runtime, &site, "otherwise idle", rounds)?;
+    runtime.block_on(site.network.remove_router()).doing("remove the router").map(drop)
+}
+
+fn runtime() -> Outcome<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().doing("start the runtime")
+}
+
+struct Measured {
+    path: Path,
+    turn_us: Samples,
+    connects: Samples,
+    gbits: Samples,
+}
+
+impl Measured {
+    fn new(path: Path) -> Self {
+        Self { path, turn_us: Samples::default(), connects: Samples::default(), gbits: Samples::default() }
+    }
+    fn of(&mut self, kind: Kind) -> &mut Samples {
+        match kind {
+            Kind::Turns => &mut self.turn_us,
+            Kind::Connects => &mut self.connects,
+            Kind::Bulk => &mut self.gbits,
+        }
+    }
+}
+
+fn print_paths(measured: &[Measured], rounds: usize) {
+    let mut table = Table::new(
+        format!("The private path: median (least–most) of {rounds} rounds; × is against one veth pair"),
+        ["path", "turn p50, µs", "×", "new connections, thousand/s", "×", "Gbit/s", "×"],
+    );
+    let Some(direct) = measured.first() else { return };
+    for one in measured {
+        let times = |a: &Samples, b: &Samples| format!("{:.2}", a.over(b).median());
+        table.row([
+            &one.path.name,
+            &one.turn_us.show(2),
+            &times(&one.turn_us, &direct.turn_us),
+            &one.connects.show(1),
+            &times(&one.connects, &direct.connects),
+            &one.gbits.show(1),
+            &times(&one.gbits, &direct.gbits),
+        ]);
+    }
+    println!("{table}");
+}
+
+/// Places in the list of paths: two peers, then three paths of each site.
+fn print_goals(measured: &[Measured]) {
+    let [direct, routed, few, few_service, _, _, _, _, many, many_service, ..] = measured else { return };
+    let mut table = Table::new("The goals of the private path, ratios within each round", ["what", "measured", "goal"]);
+    let mut row = |what: &str, ratio: Samples, least: bool, bound: f64| {
+        let median = ratio.median();
+        let met = if least { median >= bound } else { median <= bound };
+        table.row([&what, &ratio.show(3), &format!("{} {bound:.2}: {}", if least { "≥" } else { "≤" }, verdict(met))]);
+    };
+    row("turn p50, 10,000 services / one veth pair", many.turn_us.over(&direct.turn_us), false, 1.30);
+    row("turn p50, 10,000 services / 10 services", many.turn_us.over(&few.turn_us), false, 1.05);
+    row("new connections, 10 services / routed without policy", few.connects.over(&routed.connects), true, 0.90);
+    row("new connections, 10,000 services / routed without policy", many.connects.over(&routed.connects), true, 0.90);
+    row("new connections, service address / instance address, 10 services", few_service.connects.over(&few.connects), true, 0.90);
+    row("new connections, service address / instance address, 10,000 services", many_service.connects.over(&many.connects), true, 0.90);
+    row("turn p50, service address / instance address, 10,000 services", many_service.turn_us.over(&many.turn_us), false, 1.0 / 0.90);
+    row("throughput, 10,000 services / one veth pair", many.gbits.over(&direct.gbits), true, 0.90);
+    row("throughput, 10,000 services / routed without policy", many.gbits.over(&routed.gbits), true, 0.90);
+    println!("{table}");
+}
