@@ -148,7 +148,7 @@ fn to_try(moat: &str, listen: &str, detached: bool) -> String {
 }
 
 /// Where cargo puts what it builds.
-fn target_folder() -> Result<PathBuf, Failure> {
+pub fn target_folder() -> Result<PathBuf, Failure> {
     let metadata = crate::tidy::metadata()?;
     let folder = metadata["target_directory"]
         .as_str()

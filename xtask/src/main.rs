@@ -8,6 +8,7 @@
     reason = "a task runner talks to the person who called it"
 )]
 
+mod bench;
 mod ci;
 mod demo;
 mod packages;
@@ -39,6 +40,12 @@ const COMMANDS: &[Command] = &[
         usage: "[ARGUMENTS of the test runner]",
         about: "install what is missing, run every test (those of namespaces as root)",
         run: test::run,
+    },
+    Command {
+        name: "bench",
+        usage: "plan|net|start|verify|all [--rounds N]",
+        about: "install what is missing, build for release, print the tables of docs/benchmarks.md",
+        run: bench::run,
     },
     Command {
         name: "ci",

@@ -112,6 +112,12 @@ const CRATES: &[Crate] = &[
         may_in_tests: &["moat-blueprint"],
     },
     Crate {
+        name: "moat-bench",
+        pure: false,
+        may: &["moat-model", "moat-blueprint", "moat-planner", "moat-engine", "moat-net-linux", "moat-engine-linux"],
+        may_in_tests: &[],
+    },
+    Crate {
         name: "xtask",
         pure: false,
         may: &[],

@@ -72,9 +72,9 @@ fn both(path: &Path, listener: &TcpListener, serve: Serve, load: Load) -> Outcom
                 TcpStream::connect(("127.0.0.1", path.listen.port())).and_then(|mut last| last.write_all(&[LAST]))
             });
         }
-        let served = server.join().map_err(|_| Failure::new("the server panicked"))?;
+        let answered = server.join().map_err(|_| Failure::new("the server panicked"))?;
         let figure = figure.doing("client")?;
-        served.doing("server")?;
+        answered.doing("server")?;
         Ok(figure)
     })
 }

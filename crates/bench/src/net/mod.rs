@@ -36,15 +36,15 @@ impl Site {
     fn new(runtime: &Runtime, size: u16) -> Outcome<Self> {
         let folder = tempfile::tempdir().doing("make a runtime folder")?;
         let network = Network::open(Config { run_dir: folder.path().to_owned() }).doing("open the network")?;
-        let site = Self { network, first: Room::new()?, last: Room::new()?, size, _folder: folder };
+        let made = Self { network, first: Room::new()?, last: Room::new()?, size, _folder: folder };
         runtime.block_on(async {
-            site.network.ensure_router().await.doing("make the router")?;
-            site.network.set_policy(&policy::of(size)).await.doing("set the policy")?;
-            for (room, number) in [(&site.first, 1), (&site.last, size)] {
+            made.network.ensure_router().await.doing("make the router")?;
+            made.network.set_policy(&policy::of(size)).await.doing("set the policy")?;
+            for (room, number) in [(&made.first, 1), (&made.last, size)] {
                 let address = policy::instance(number).ok_or_else(|| Failure::new("no such address"))?;
-                site.network.attach(room.pid(), address, &LinkName::of(address.v4)).await.doing("attach an instance")?;
+                made.network.attach(room.pid(), address, &LinkName::of(address.v4)).await.doing("attach an instance")?;
             }
-            Ok(site)
+            Ok(made)
         })
     }
     fn paths(&self) -> Outcome<[Path; 3]> {

@@ -35,7 +35,7 @@ pub fn add(policy: &mut NetPolicy, number: u16) {
     };
     policy.sources.insert(id, SourceEntry { link: LinkName::of(address.v4), address, zone: Some(ZONE), egress: Egress::Internet, service });
     policy.receivers.insert((ZONE, address));
-    if number % 4 == 0 {
+    if number.is_multiple_of(4) {
         policy.ingress.insert((address, 10000));
     }
     policy.services.insert(vip, BTreeSet::from([address]));

@@ -1,0 +1,47 @@
+//! `cargo xtask bench`: the figures of docs/benchmarks.md, measured on this machine.
+
+use crate::packages::{self, Need, Present};
+use crate::run::{Failure, Outcome, Program};
+
+/// What is measured, each by the benchmark program's measurement of this name.
+const NAMES: [&str; 4] = ["plan", "net", "start", "verify"];
+
+/// What the peers and the measured program need besides what runs Moat.
+const TO_BENCH: &[Need] = &[
+    Need { what: "a C compiler", present: Present::Program(&["cc"]), packages: &["gcc", "clang"] },
+    Need { what: "C's static library", present: Present::Check(&["sh", "-c", "echo 'int main(void){}' | cc -static -x c -o /dev/null -"]), packages: &["libc6-dev"] },
+    Need { what: "`iptables`, a peer", present: Present::Program(&["iptables-restore"]), packages: &["iptables"] },
+    Need { what: "podman, a peer", present: Present::Program(&["podman"]), packages: &["podman"] },
+    Need { what: "podman's network", present: Present::Check(&["test", "-e", "/usr/lib/cni/bridge", "-o", "-e", "/usr/lib/podman/netavark"]), packages: &["containernetworking-plugins", "netavark"] },
+    Need { what: "docker, a peer", present: Present::Program(&["dockerd"]), packages: &["docker.io"] },
+];
+
+/// Installs what is missing, builds `moat` and the benchmark program as they ship, and measures what is named.
+pub fn run(arguments: &[String]) -> Outcome {
+    let (name, options) = arguments.split_first().ok_or_else(|| Failure::usage(format!("what is to be measured? {} or all", known())))?;
+    let wanted: Vec<&str> = NAMES.into_iter().filter(|known| name == known || name == "all").collect();
+    if wanted.is_empty() {
+        return Err(Failure::usage(format!("`{name}` is not measured; {} or all", known())));
+    }
+    packages::ensure(&[packages::TO_RUN, TO_BENCH])?;
+    Program::cargo().args(["build", "--release", "--locked", "--package", "moat-cli", "--package", "moat-bench"]).run()?;
+    let bench = crate::demo::target_folder()?.join("release/moat-bench");
+    wanted.iter().try_for_each(|measurement| Program::as_root(&bench, &[]).args([measurement]).args(options.iter().map(String::as_str)).run())
+}
+
+fn known() -> String {
+    NAMES.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_measured_is_accepted() {
+        for wrong in [&[][..], &["speed"], &["--rounds", "3"]] {
+            let arguments: Vec<String> = wrong.iter().map(|&word| word.to_owned()).collect();
+            assert_eq!(run(&arguments).unwrap_err().exit_code, 2, "{wrong:?}");
+        }
+    }
+}
