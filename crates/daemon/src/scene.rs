@@ -9,6 +9,7 @@ use moat_model::net::MAX_NETWORKS;
 use moat_model::{DesiredState, Verdict};
 use moat_net_linux::Network;
 use moat_probe::{Report, Row, Scene, Target, UplinkFacts};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 /// Everything a verification needs, owned, so that it can run on a thread of its own.
@@ -61,6 +62,8 @@ impl Core {
     }
 }
 
+/// More pairs than this are counted; the table names each.
+const PAIRS_NAMED: usize = 6;
 const LOOK: &str = "look at the private network";
 
 fn network_error(error: &moat_net_linux::NetError) -> EngineError {
@@ -120,18 +123,26 @@ fn in_words(report: &Report) -> Result<Verified, serde_json::Error> {
         disagreements: report.disagreements().map(sentence).collect(),
         failed_controls: report.controls.iter().filter(|c| !c.ok).map(|c| format!("{}: {}", c.name, c.detail)).collect(),
         controls: report.controls.len(),
-        drift: report
-            .drift
-            .iter()
-            .map(|d| match &d.pair {
-                Some((from, to)) => format!("{from} → {to}: {}", d.what),
-                None => d.what.clone(),
-            })
-            .collect(),
+        drift: by_difference(report),
         probes: report.probes,
         duration_ms: report.duration_ms,
         report: serde_json::to_value(report)?,
     })
+}
+
+/// Each difference once, with the pairs it concerns.
+fn by_difference(report: &Report) -> Vec<String> {
+    let mut pairs: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for drift in &report.drift {
+        let named = pairs.entry(&drift.what).or_default();
+        named.extend(drift.pair.as_ref().map(|(from, to)| format!("{from} → {to}")));
+    }
+    let words = pairs.into_iter().map(|(what, named)| match named.len() {
+        0 => what.to_owned(),
+        1..=PAIRS_NAMED => format!("{}: {what}", named.join(", ")),
+        more => format!("{} and {} more pairs: {what}", named[..PAIRS_NAMED].join(", "), more - PAIRS_NAMED),
+    });
+    words.collect()
 }
 
 fn sentence(row: &Row) -> String {

@@ -251,7 +251,7 @@ async fn follow(mut talk: Conversation, stop: &mut Stop, ui: &Ui) -> Result<Prog
             Some(_) => {}
             None => {
                 return Err(CommandError::engine("the background process went away")
-                    .hint("its log: `/var/lib/moat/daemon.log`; `moat up` goes on where it was"));
+                    .hint(format!("its log: `{}`; `moat up` goes on where it was", Paths::from_env().daemon_log().display())));
             }
         }
     }

@@ -31,7 +31,7 @@ fn every_kind_of_sabotage_is_seen_and_named() {
     host.router(&format!("nft insert rule inet moat {chain} accept")).ok();
     verify_fails_naming(&host, "an accept-all rule", &["counter"]);
     host.router(&format!(
-        "nft delete rule inet moat {chain} handle $(nft -a list chain inet moat {chain} | awk '/ accept # handle/{{print $NF; exit}}')"
+        "nft delete rule inet moat {chain} handle $(nft -a list chain inet moat {chain} | awk '/^[ \t]*accept # handle/{{print $NF; exit}}')"
     ))
     .ok();
     host.moat(&["verify"]).ok();
