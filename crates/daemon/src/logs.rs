@@ -43,22 +43,33 @@ impl Joiner {
 
 /// The texts of the last lines of one instance's log; none when there is no log.
 pub fn last_lines(path: &Path, count: usize) -> Vec<String> {
-    let Ok(bytes) = tail_bytes(path) else { return Vec::new() };
+    let Ok(Content { bytes, .. }) = content(path, Some(TAIL_BYTES)) else { return Vec::new() };
     let lines: Vec<String> = bytes.split(|b| *b == b'\n').filter_map(moat_engine_linux::log::parse).map(|l| l.text).collect();
     lines[lines.len().saturating_sub(count)..].to_vec()
 }
 
-fn tail_bytes(path: &Path) -> io::Result<Vec<u8>> {
+/// What one look at a file gave.
+struct Content {
+    bytes: Vec<u8>,
+    /// Where the look ended.
+    end: u64,
+    inode: u64,
+}
+
+/// Reads a file up to its present end; with `most`, only that many bytes before it, from a line's begin on.
+fn content(path: &Path, most: Option<u64>) -> io::Result<Content> {
     let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+    let metadata = file.metadata()?;
+    let end = metadata.len();
+    let start = most.map_or(0, |most| end.saturating_sub(most));
+    file.seek(SeekFrom::Start(start))?;
     let mut bytes = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-    if length > TAIL_BYTES {
+    file.take(end - start).read_to_end(&mut bytes)?;
+    if start > 0 {
         let first = bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |at| at + 1);
         bytes.drain(..first);
     }
-    Ok(bytes)
+    Ok(Content { bytes, end, inode: metadata.ino() })
 }
 
 /// How far one file is read.
@@ -75,6 +86,8 @@ struct Cursor {
 struct Reader {
     folder: PathBuf,
     services: BTreeSet<Slug>,
+    /// Instances whose history is wanted; none is all.
+    only: Option<BTreeSet<String>>,
     cursors: BTreeMap<PathBuf, Cursor>,
 }
 
@@ -98,25 +111,20 @@ impl Reader {
     fn history(&mut self, tail: Option<usize>) -> Vec<LogLine> {
         let mut all = Vec::new();
         for (path, service, instance) in self.files() {
-            let mut bytes = Vec::new();
-            if tail.is_none() {
-                bytes = fs::read(path.with_extension("log.1")).unwrap_or_default();
-            }
-            let Ok(metadata) = fs::metadata(&path) else { continue };
-            let read = if tail.is_some() { tail_bytes(&path) } else { fs::read(&path) };
-            bytes.extend(read.unwrap_or_default());
+            let Ok(Content { bytes: last, end, inode }) = content(&path, tail.map(|_| TAIL_BYTES)) else { continue };
+            let wanted = self.only.as_ref().is_none_or(|only| only.contains(&instance));
+            let mut bytes = if tail.is_none() && wanted { fs::read(path.with_extension("log.1")).unwrap_or_default() } else { Vec::new() };
+            bytes.extend(last);
             // An unfinished last line is left for later.
             let complete = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-            let unfinished = bytes.len() - complete;
+            let partial = bytes.split_off(complete);
             let mut joiner = Joiner::default();
-            let lines: Vec<LogLine> =
-                bytes[..complete].split(|b| *b == b'\n').filter_map(|l| joiner.take(&service, &instance, l)).collect();
-            let skip = tail.map_or(0, |n| lines.len().saturating_sub(n));
-            all.extend(lines.into_iter().skip(skip));
-            let length = fs::metadata(&path).map_or(0, |m| m.len());
-            let partial = bytes[bytes.len() - unfinished..].to_vec();
-            self.cursors
-                .insert(path, Cursor { service, instance, inode: metadata.ino(), offset: length.min(metadata.len()), partial, joiner });
+            let lines: Vec<LogLine> = bytes.split(|b| *b == b'\n').filter_map(|l| joiner.take(&service, &instance, l)).collect();
+            if wanted {
+                let skip = tail.map_or(0, |n| lines.len().saturating_sub(n));
+                all.extend(lines.into_iter().skip(skip));
+            }
+            self.cursors.insert(path, Cursor { service, instance, inode, offset: end, partial, joiner });
         }
         all.sort_by(|a, b| a.time.cmp(&b.time));
         all
@@ -177,11 +185,12 @@ fn drain(cursor: &mut Cursor, mut file: File, all: &mut Vec<LogLine>) {
 pub async fn serve(
     folder: PathBuf,
     services: BTreeSet<Slug>,
+    only: Option<BTreeSet<String>>,
     tail: Option<usize>,
     events: Option<broadcast::Receiver<Event>>,
     reply: mpsc::UnboundedSender<Event>,
 ) {
-    let mut reader = Reader { folder, services: services.clone(), cursors: BTreeMap::new() };
+    let mut reader = Reader { folder, services: services.clone(), only, cursors: BTreeMap::new() };
     for line in reader.history(tail) {
         if reply.send(Event::Log(line)).is_err() {
             return;
@@ -229,7 +238,7 @@ mod tests {
     use super::*;
 
     fn reader(folder: &Path) -> Reader {
-        Reader { folder: folder.to_owned(), services: BTreeSet::from([Slug::new("web").unwrap()]), cursors: BTreeMap::new() }
+        Reader { folder: folder.to_owned(), services: BTreeSet::from([Slug::new("web").unwrap()]), only: None, cursors: BTreeMap::new() }
     }
 
     #[test]

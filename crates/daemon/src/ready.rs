@@ -35,6 +35,8 @@ pub struct Readiness {
 const UP_AFTER: Duration = Duration::from_millis(1500);
 /// Another port than `PORT` is taken only after the program had this long to bind `PORT` too.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
+/// Listening on nothing is no surprise before.
+const STARTING: Duration = Duration::from_secs(8);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
 
@@ -126,6 +128,7 @@ fn judge(service: &Service, listeners: Vec<Listener>, up: Duration, other_port_s
             let words = match loopback.first() {
                 Some(l) => format!("listens on 127.0.0.1:{} only: bind to 0.0.0.0 (and ::)", l.endpoint.port),
                 None if service.kind == ServiceKind::KeyValue => "the server does not listen yet".to_owned(),
+                None if up < STARTING => format!("waits for port {}", expected.unwrap_or(moat_model::net::DEFAULT_HTTP_PORT)),
                 None => format!(
                     "listens on nothing yet (expected: port {}); make it a background worker if it never will",
                     expected.unwrap_or(moat_model::net::DEFAULT_HTTP_PORT)

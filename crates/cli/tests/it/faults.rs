@@ -44,7 +44,7 @@ fn a_service_on_loopback_only_is_told_to_bind_to_all() {
 #[test]
 fn a_service_that_listens_on_nothing_is_told_about_workers() {
     let Some(host) = host() else { return };
-    let said = fails(&host, &blueprint("web", "sleep 600"), &["--start-timeout", "3"]);
+    let said = fails(&host, &blueprint("web", "sleep 600"), &["--start-timeout", "10"]);
     assert!(said.contains("listens on nothing") && said.contains("background worker"), "{said}");
 }
 

@@ -330,8 +330,10 @@ impl Core {
             .filter(|s| service.is_none_or(|w| *w == s.slug) && file.is_none_or(|f| s.blueprint == f))
             .map(|s| s.slug.clone())
             .collect();
+        // Who runs a blueprint in the foreground wants what runs now, not the runs before.
+        let only = file.map(|_| self.live.keys().map(ToString::to_string).collect());
         let events = follow.then(|| self.events.subscribe());
-        tokio::spawn(crate::logs::serve(self.paths.state.join("logs"), wanted, tail, events, reply));
+        tokio::spawn(crate::logs::serve(self.paths.state.join("logs"), wanted, only, tail, events, reply));
     }
 
     fn plan(&mut self, up: &UpRequest, reply: &Reply) {
