@@ -40,7 +40,8 @@ fn outside(prober: usize) -> AddressPair {
 /// How many ranges of `x-moat.egress` are tried for each instance.
 const RANGES_TRIED: usize = 8;
 /// The source of frames that pretend to come from the internet.
-pub(crate) const STRANGER: AddressPair = AddressPair { v4: Ipv4Addr::new(203, 0, 113, 9), v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x9) };
+pub(crate) const STRANGER: AddressPair =
+    AddressPair { v4: Ipv4Addr::new(203, 0, 113, 9), v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x9) };
 
 /// A place attempts are made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -192,7 +193,9 @@ impl Planner<'_> {
         let says = verdict(self.state, &prober.peer, &target.peer(), Some(endpoint));
         match target.purpose {
             // The matrix lets the internet in through the ingress; no packet of its own comes along.
-            Purpose::Serve | Purpose::Build | Purpose::PreDeploy if says.is_allowed() && prober.place.outside() => Verdict::Deny { because: DenyReason::NotPublic },
+            Purpose::Serve | Purpose::Build | Purpose::PreDeploy if says.is_allowed() && prober.place.outside() => {
+                Verdict::Deny { because: DenyReason::NotPublic }
+            }
             Purpose::Serve | Purpose::Build | Purpose::PreDeploy => says,
             Purpose::Cron | Purpose::Job if says.is_allowed() => Verdict::Deny { because: DenyReason::ReceivesNothing },
             Purpose::Cron | Purpose::Job => says,
@@ -235,7 +238,17 @@ impl Planner<'_> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call site each for the two kinds of address; a struct would only rename them")]
-    fn flows(&self, index: usize, prober: &Prober, target: &Target, via: Via, goal: Goal, pair: AddressPair, ports: &BTreeSet<u16>, out: &mut Vec<Attempt>) {
+    fn flows(
+        &self,
+        index: usize,
+        prober: &Prober,
+        target: &Target,
+        via: Via,
+        goal: Goal,
+        pair: AddressPair,
+        ports: &BTreeSet<u16>,
+        out: &mut Vec<Attempt>,
+    ) {
         // Just enough hops for a packet that has a way in, so that one that has none does not wander through the LAN.
         let ttl = match prober.place {
             Place::Host => Some(2),
@@ -246,7 +259,17 @@ impl Planner<'_> {
             for proto in PROTOS {
                 let expected = self.expected(prober, target, Endpoint { proto, port: *port });
                 for family in FAMILIES {
-                    out.push(Attempt { prober: index, goal: goal.clone(), to: target.peer(), via, address: pair.of(family), proto, port: *port, expected, ttl });
+                    out.push(Attempt {
+                        prober: index,
+                        goal: goal.clone(),
+                        to: target.peer(),
+                        via,
+                        address: pair.of(family),
+                        proto,
+                        port: *port,
+                        expected,
+                        ttl,
+                    });
                 }
             }
         }
@@ -263,12 +286,23 @@ impl Planner<'_> {
             for port in ports.iter().filter(|_| !address.is_unspecified()) {
                 for proto in PROTOS.into_iter().filter(|proto| goal != Goal::Gateway || *proto == Proto::Tcp) {
                     let ttl = (goal == Goal::Uplink).then_some(2);
-                    out.push(Attempt { prober: index, goal: goal.clone(), to: to.clone(), via, address, proto, port: *port, expected, ttl });
+                    out.push(Attempt {
+                        prober: index,
+                        goal: goal.clone(),
+                        to: to.clone(),
+                        via,
+                        address,
+                        proto,
+                        port: *port,
+                        expected,
+                        ttl,
+                    });
                 }
             }
         };
         let random = 1024 + u16::try_from(choices.next() % 8192).unwrap_or(0);
-        let host: BTreeSet<IpAddr> = self.host_addresses.iter().copied().chain(FAMILIES.map(|family| uplink.host_address.of(family))).collect();
+        let host: BTreeSet<IpAddr> =
+            self.host_addresses.iter().copied().chain(FAMILIES.map(|family| uplink.host_address.of(family))).collect();
         for address in host {
             add(Goal::Uplink, Peer::Host, Via::HostAddress, address, &[22, random], to_host);
         }

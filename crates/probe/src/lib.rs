@@ -23,5 +23,5 @@ mod verify;
 pub use packet::Craft;
 pub use report::{Control, Drift, Observed, PairSummary, ProbeKind, Report, Row, Via};
 pub use scene::{Scene, Target, UplinkFacts};
-pub use sweep::{send_crafted, sweep, Pair, Sweep, SweepError, Watch};
+pub use sweep::{Pair, Sweep, SweepError, Watch, send_crafted, sweep};
 pub use verify::verify;

@@ -111,7 +111,11 @@ fn row(asker: &Target, question: Question, reply: Option<&Reply>, known: bool) -
     let observed = match (reply, &question.addresses) {
         (Some(Reply::Addresses(found)), Some(wanted)) if found == wanted => Observed::Reached,
         (Some(Reply::Addresses(found)), wanted) => {
-            detail = Some(format!("`{}` was answered with {found:?}, expected {}", question.name, wanted.as_ref().map_or_else(|| "no such name".to_owned(), |w| format!("{w:?}"))));
+            detail = Some(format!(
+                "`{}` was answered with {found:?}, expected {}",
+                question.name,
+                wanted.as_ref().map_or_else(|| "no such name".to_owned(), |w| format!("{w:?}"))
+            ));
             Observed::Reached
         }
         (Some(Reply::NoName), _) => Observed::NotReached,

@@ -43,7 +43,10 @@ impl Neighbour {
             .ok_or_else(|| io::Error::other("no free /30 in 198.18.0.0/16 for the pretended LAN neighbour"))?;
         let random = u16::try_from(choices.next() & 0xffff).unwrap_or(0);
         let v6 = Ipv6Addr::new(0xfdee, random, 0x6d6f, 0x6174, 0, 0, 0, 0);
-        let nth = |n: u16| AddressPair { v4: Ipv4Addr::from(u32::from(v4.network()) + u32::from(n)), v6: Ipv6Addr::from(u128::from(v6) + u128::from(n)) };
+        let nth = |n: u16| AddressPair {
+            v4: Ipv4Addr::from(u32::from(v4.network()) + u32::from(n)),
+            v6: Ipv6Addr::from(u128::from(v6) + u128::from(n)),
+        };
         let (host, own) = (nth(1), nth(2));
         let ns = ns::scratch()?;
         links.run(vec![link::new_pair(&End { name: &link, mac: HOST_MAC }, &End { name: FAR, mac: FAR_MAC }, &ns)])?;
@@ -63,7 +66,10 @@ impl Neighbour {
 }
 
 fn configure(links: &mut Links, index: u32, own: AddressPair, other: AddressPair, mac: [u8; 6]) -> io::Result<()> {
-    let nets = [Ipv4Net::new(own.v4, 30).map(IpNet::V4).ok(), Ipv6Net::new(own.v6, 64).map(IpNet::V6).ok().filter(|_| moat_net_linux::sysctl::has_ipv6())];
+    let nets = [
+        Ipv4Net::new(own.v4, 30).map(IpNet::V4).ok(),
+        Ipv6Net::new(own.v6, 64).map(IpNet::V6).ok().filter(|_| moat_net_linux::sysctl::has_ipv6()),
+    ];
     let mut requests: Vec<_> = nets.iter().flatten().map(|net| link::address(index, *net)).collect();
     requests.push(link::up(index));
     for net in nets.iter().flatten() {

@@ -130,7 +130,16 @@ impl Book {
     }
 
     /// Notes what was seen.
-    pub(crate) fn read(&mut self, attempts: &[Attempt], probers: &[Prober], scene: &Scene<'_>, eyes: Eyes, seen: &[Seen], run: u64, marker: u64) {
+    pub(crate) fn read(
+        &mut self,
+        attempts: &[Attempt],
+        probers: &[Prober],
+        scene: &Scene<'_>,
+        eyes: Eyes,
+        seen: &[Seen],
+        run: u64,
+        marker: u64,
+    ) {
         for one in seen {
             match one.packet {
                 Packet::Marker(nonce) => {
@@ -150,7 +159,17 @@ impl Book {
                     let candidates = self.by_port.get(&(family_of(destination), source_port, port)).cloned().unwrap_or_default();
                     for index in candidates {
                         let is_his = match probers[attempts[index].prober].place {
-                            Place::Instance(t) => scene.targets[t].address.contains(source) || translated(&attempts[index], &scene.targets[t], one.at == t, one.at == eyes.host(), source, destination),
+                            Place::Instance(t) => {
+                                scene.targets[t].address.contains(source)
+                                    || translated(
+                                        &attempts[index],
+                                        &scene.targets[t],
+                                        one.at == t,
+                                        one.at == eyes.host(),
+                                        source,
+                                        destination,
+                                    )
+                            }
                             Place::Router | Place::Host | Place::Neighbour | Place::HostFrames | Place::StrangerFrames => true,
                         };
                         if is_his {
@@ -266,7 +285,11 @@ impl Book {
         };
         if let Some(astray) = entry.arrived.iter().find(|t| !meant(t)) {
             let target = &scene.targets[*astray];
-            return (Observed::Reached, Some(target.instance.clone()), Some(format!("arrived at {} ({}) instead", target.peer(), target.instance)));
+            return (
+                Observed::Reached,
+                Some(target.instance.clone()),
+                Some(format!("arrived at {} ({}) instead", target.peer(), target.instance)),
+            );
         }
         let arrived = match attempt.goal {
             Goal::Instance(_) | Goal::Service(_) => !entry.arrived.is_empty(),

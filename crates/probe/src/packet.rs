@@ -171,7 +171,15 @@ mod tests {
     use super::*;
 
     fn craft(proto: Proto, source: &str, destination: &str) -> Craft {
-        Craft { source: source.parse().unwrap(), destination: destination.parse().unwrap(), proto, source_port: 4000, port: 80, nonce: 0x0102_0304_0506_0708, ttl: 64 }
+        Craft {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            proto,
+            source_port: 4000,
+            port: 80,
+            nonce: 0x0102_0304_0506_0708,
+            ttl: 64,
+        }
     }
 
     #[test]

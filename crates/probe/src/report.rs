@@ -180,7 +180,10 @@ impl PairSummary {
 impl Report {
     /// Whether everything was proved to be as it should be.
     pub fn passed(&self) -> bool {
-        !self.rows.is_empty() && self.rows.iter().all(|row| row.agrees) && self.controls.iter().all(|control| control.ok) && self.drift.is_empty()
+        !self.rows.is_empty()
+            && self.rows.iter().all(|row| row.agrees)
+            && self.controls.iter().all(|control| control.ok)
+            && self.drift.is_empty()
     }
 
     /// The attempts that came out otherwise than the matrix says, or unproven.
@@ -191,7 +194,14 @@ impl Report {
     /// One line for each pair, ordered by pair.
     pub fn summary(&self) -> Vec<PairSummary> {
         let mut pairs: BTreeMap<(&Peer, &Peer), PairSummary> = BTreeMap::new();
-        let empty = |from: &Peer, to: &Peer| PairSummary { from: from.clone(), to: to.clone(), allowed: (0, 0), denied: (0, 0), unproven: 0, drift: 0 };
+        let empty = |from: &Peer, to: &Peer| PairSummary {
+            from: from.clone(),
+            to: to.clone(),
+            allowed: (0, 0),
+            denied: (0, 0),
+            unproven: 0,
+            drift: 0,
+        };
         for row in &self.rows {
             let pair = pairs.entry((&row.from, &row.to)).or_insert_with(|| empty(&row.from, &row.to));
             let count = if row.expected.is_allowed() { &mut pair.allowed } else { &mut pair.denied };

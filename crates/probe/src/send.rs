@@ -3,13 +3,16 @@
 //! Main types: [`Sent`], [`Sender`]. Invariant: every TCP attempt has a source port of its own, bound before it connects.
 
 use crate::attempt::{Attempt, Place, WINDOW};
-use moat_net_linux::ns::in_ns;
-use crate::packet::{datagram, Craft, IPV4, IPV6};
+use crate::packet::{Craft, IPV4, IPV6, datagram};
 use crate::sys;
 use moat_model::{AddressPair, Family, Proto};
+use moat_net_linux::ns::in_ns;
 use nix::errno::Errno;
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{bind, connect, getsockopt, sendto, setsockopt, socket, sockopt, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, bind, connect, getsockopt, sendto, setsockopt,
+    socket, sockopt,
+};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -96,9 +99,19 @@ impl Sender<'_> {
                     IpAddr::V4(_) => (IpAddr::V4(way.source.v4), IPV4),
                     IpAddr::V6(_) => (IpAddr::V6(way.source.v6), IPV6),
                 };
-                let craft = Craft { source, destination: attempt.address, proto: attempt.proto, source_port, port: attempt.port, nonce: nonce(run, index), ttl: attempt.ttl.unwrap_or(64) };
+                let craft = Craft {
+                    source,
+                    destination: attempt.address,
+                    proto: attempt.proto,
+                    source_port,
+                    port: attempt.port,
+                    nonce: nonce(run, index),
+                    ttl: attempt.ttl.unwrap_or(64),
+                };
                 let bytes = craft.bytes().unwrap_or_default();
-                sys::send_frame(way.socket.as_fd(), way.index, ether_type, way.mac, &bytes).map(|()| None).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+                sys::send_frame(way.socket.as_fd(), way.index, ether_type, way.mac, &bytes)
+                    .map(|()| None)
+                    .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
             }
             None => Err(Errno::ENODEV),
         };

@@ -3,11 +3,11 @@
 //! A sniffer sees what reaches a namespace's links before any filter of that namespace does. Main types: [`Capture`],
 //! [`Seen`]. Invariant: what a sniffer lost is counted, so "nothing was seen" is never said of a deaf one.
 
-use crate::packet::{Packet, IPV4, IPV6, MAGIC, MARKER};
+use crate::packet::{IPV4, IPV6, MAGIC, MARKER, Packet};
 use crate::sys;
 use moat_net_linux::ns::in_ns;
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{recvfrom, setsockopt, socket, sockopt, AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,7 +60,9 @@ const fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 
 /// Markers, TCP packets with SYN but not ACK, and datagrams that begin with [`MAGIC`]; cut after 128 bytes.
 fn filter() -> [libc::sock_filter; 20] {
-    use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_K, BPF_LD, BPF_LDX, BPF_IMM, BPF_MSH, BPF_RET, BPF_W};
+    use libc::{
+        BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_JA, BPF_JEQ, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET, BPF_W,
+    };
     let protocol = u32::from_ne_bytes((libc::SKF_AD_OFF + libc::SKF_AD_PROTOCOL).to_ne_bytes());
     let magic = u32::from_be_bytes(MAGIC);
     [

@@ -3,14 +3,16 @@
 //! Main types: [`Pair`], [`Sweep`]; [`Watch`] and [`send_crafted`] are its parts, for attempts that no socket makes.
 
 use crate::attempt::{FAMILIES, PROTOS};
-use crate::packet::{Craft, Packet, MARKER};
+use crate::packet::{Craft, MARKER, Packet};
 use crate::sniff::{self, Capture, Seen};
 use crate::sys;
 use moat_model::{AddressPair, Family, LinkName, Proto};
 use moat_net_linux::link::Links;
 use moat_net_linux::ns::in_ns;
 use nix::errno::Errno;
-use nix::sys::socket::{sendto, setsockopt, socket, sockopt, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, setsockopt, socket, sockopt,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
@@ -18,10 +20,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// Ports tried at once: few enough for every queue on the way.
-const CHUNK: usize = 512;
+const CHUNK: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(2);
-const GRACE: Duration = Duration::from_millis(5);
+const GRACE: Duration = Duration::from_millis(2);
 const SOURCE_PORT: u16 = 47_474;
+
+/// The source port for a destination port. Going twice never leads back, so that no packet of a sweep looks like the
+/// answer to one of the sweep the other way round (which a filter that tracks flows rightly lets through).
+const fn source_port(port: u16) -> u16 {
+    match port {
+        SOURCE_PORT => SOURCE_PORT + 1,
+        47_475 => SOURCE_PORT + 2,
+        _ => SOURCE_PORT,
+    }
+}
 
 /// Why a sweep says nothing.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +76,8 @@ pub struct Sweep {
 pub fn sweep(pair: &Pair<'_>) -> Result<Sweep, SweepError> {
     let capture = Capture::start(vec![sniff::open(&pair.to)?, sniff::open(&pair.router)?])?;
     let markers = sniff::frame_socket(&pair.router)?;
-    let link = in_ns(&pair.router, || Links::open()?.find(pair.link.as_str()))??.ok_or_else(|| SweepError::Unproven(format!("there is no link `{}`", pair.link)))?;
+    let link = in_ns(&pair.router, || Links::open()?.find(pair.link.as_str()))??
+        .ok_or_else(|| SweepError::Unproven(format!("there is no link `{}`", pair.link)))?;
     let sender = Raw::open(&pair.from)?;
     let mut found = Sweep::default();
     let ports: Vec<u16> = (1..=u16::MAX).collect();
@@ -75,7 +88,15 @@ pub fn sweep(pair: &Pair<'_>) -> Result<Sweep, SweepError> {
             let mut missing: BTreeSet<u16> = chunk.iter().copied().collect();
             for _ in 0..3 {
                 for port in &missing {
-                    let craft = Craft { source: pair.source.of(family), destination: pair.destination.of(family), proto, source_port: SOURCE_PORT, port: *port, nonce: u64::from(*port), ttl: 64 };
+                    let craft = Craft {
+                        source: pair.source.of(family),
+                        destination: pair.destination.of(family),
+                        proto,
+                        source_port: source_port(*port),
+                        port: *port,
+                        nonce: u64::from(*port),
+                        ttl: 64,
+                    };
                     sender.send(&craft)?;
                 }
                 let nonce = (n as u64) << 8 | u64::from(family == Family::V6) << 1 | u64::from(proto == Proto::Udp);
@@ -83,12 +104,17 @@ pub fn sweep(pair: &Pair<'_>) -> Result<Sweep, SweepError> {
                 let mut note = |seen: &[Seen]| {
                     for one in seen.iter().filter(|one| !one.outgoing) {
                         if let Some(port) = port_of(one.packet, pair.source.of(family)) {
-                            if one.at == 0 { arrived.insert(port) } else { entered.insert(port) };
+                            if one.at == 0 {
+                                arrived.insert(port)
+                            } else {
+                                entered.insert(port)
+                            };
                         }
                     }
                 };
                 sys::send_frame(markers.as_fd(), link.index, MARKER, [0xff; 6], &nonce.to_be_bytes())?;
-                let (seen, marked) = capture.wait(PATIENCE, |seen| seen.iter().any(|one| one.at == 0 && one.packet == Packet::Marker(nonce)));
+                let (seen, marked) =
+                    capture.wait(PATIENCE, |seen| seen.iter().any(|one| one.at == 0 && one.packet == Packet::Marker(nonce)));
                 note(&seen);
                 if !marked {
                     return Err(SweepError::Unproven("the marker did not arrive at the target".to_owned()));
@@ -101,7 +127,10 @@ pub fn sweep(pair: &Pair<'_>) -> Result<Sweep, SweepError> {
                 }
             }
             if let Some(port) = missing.first() {
-                return Err(SweepError::Unproven(format!("{} packets were not seen entering the router, {proto} port {port} among them", missing.len())));
+                return Err(SweepError::Unproven(format!(
+                    "{} packets were not seen entering the router, {proto} port {port} among them",
+                    missing.len()
+                )));
             }
         }
     }
@@ -113,7 +142,7 @@ pub fn sweep(pair: &Pair<'_>) -> Result<Sweep, SweepError> {
 
 fn port_of(packet: Packet, from: IpAddr) -> Option<u16> {
     match packet {
-        Packet::Syn { source, source_port: SOURCE_PORT, port, .. } if source == from => Some(port),
+        Packet::Syn { source, source_port: from_port, port, .. } if source == from && from_port == source_port(port) => Some(port),
         Packet::Datagram { source, port, .. } if source == from => Some(port),
         Packet::Syn { .. } | Packet::Datagram { .. } | Packet::Marker(_) => None,
     }
@@ -178,5 +207,15 @@ impl Watch {
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Watch")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::source_port;
+
+    #[test]
+    fn no_packet_looks_like_an_answer_to_the_sweep_the_other_way_round() {
+        assert!((1..=u16::MAX).all(|port| source_port(source_port(port)) != port));
     }
 }

@@ -9,7 +9,15 @@ pub(crate) fn attach_filter(socket: BorrowedFd<'_>, program: &mut [libc::sock_fi
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
     // SAFETY: `program` points at `len` instructions that live through the call; the kernel copies and checks them.
-    let code = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const program).cast(), size_of::<libc::sock_fprog>() as libc::socklen_t) };
+    let code = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
     if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -18,7 +26,9 @@ pub(crate) fn lost_packets(socket: BorrowedFd<'_>) -> io::Result<u32> {
     let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
     let mut len = size_of::<libc::tpacket_stats>() as libc::socklen_t;
     // SAFETY: the buffer is as long as `len` says and lives through the call.
-    let code = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, (&raw mut statistics).cast(), &raw mut len) };
+    let code = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, (&raw mut statistics).cast(), &raw mut len)
+    };
     if code == 0 { Ok(statistics.tp_drops) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -36,6 +46,15 @@ pub(crate) fn send_frame(socket: BorrowedFd<'_>, index: u32, ether_type: u16, ma
     };
     address.sll_addr[..6].copy_from_slice(&mac);
     // SAFETY: buffer and address are valid for the lengths given and live through the call.
-    let sent = unsafe { libc::sendto(socket.as_raw_fd(), payload.as_ptr().cast(), payload.len(), 0, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t) };
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            payload.as_ptr().cast(),
+            payload.len(),
+            0,
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -5,15 +5,15 @@
 //! was not seen leaving, is tried again. Invariant: an attempt counts as not arrived only when it was seen leaving (or
 //! was refused by its own kernel) and every sniffer proved to be awake after it.
 
-use crate::attempt::{with_found_ports, Attempt, Choices, Goal, Place, Planner, Prober, STRANGER, WINDOW};
+use crate::attempt::{Attempt, Choices, Goal, Place, Planner, Prober, STRANGER, WINDOW, with_found_ports};
 use crate::drift;
 use crate::names;
 use crate::neighbour::Neighbour;
 use crate::observe::{Book, Eyes};
-use crate::packet::{Packet, MARKER};
+use crate::packet::{MARKER, Packet};
 use crate::report::{Control, Drift, Observed, ProbeKind, Report, Row, Via};
 use crate::scene::Scene;
-use crate::send::{answer, FrameWay, Sender, Sent};
+use crate::send::{FrameWay, Sender, Sent, answer};
 use crate::sniff::{self, Capture};
 use crate::sys;
 use moat_model::net::GATEWAY_V4;
@@ -93,7 +93,11 @@ impl<'a> Run<'a> {
         let (drift, suspects) = drift::find(self.scene, &self.host);
         match drift {
             Ok(drift) => report.drift = drift,
-            Err(error) => report.controls.push(Control { name: "drift".to_owned(), ok: false, detail: format!("what is there can't be read: {error}") }),
+            Err(error) => report.controls.push(Control {
+                name: "drift".to_owned(),
+                ok: false,
+                detail: format!("what is there can't be read: {error}"),
+            }),
         }
         let state = with_found_ports(self.scene);
         let host_addresses = host_addresses().unwrap_or_default();
@@ -123,7 +127,12 @@ impl<'a> Run<'a> {
 
     fn probers(&self) -> Vec<Prober> {
         let instances = self.scene.targets.iter().enumerate().map(|(t, target)| Prober { place: Place::Instance(t), peer: target.peer() });
-        let others = [(Place::Router, Peer::Ingress), (Place::Host, Peer::Host), (Place::HostFrames, Peer::Host), (Place::StrangerFrames, Peer::Internet)];
+        let others = [
+            (Place::Router, Peer::Ingress),
+            (Place::Host, Peer::Host),
+            (Place::HostFrames, Peer::Host),
+            (Place::StrangerFrames, Peer::Internet),
+        ];
         let neighbour = self.neighbour.iter().map(|_| Prober { place: Place::Neighbour, peer: Peer::Internet });
         instances.chain(others.into_iter().map(|(place, peer)| Prober { place, peer })).chain(neighbour).collect()
     }
@@ -139,14 +148,26 @@ impl<'a> Run<'a> {
             };
             let Some(address) = address else { continue };
             let expected = Verdict::Deny { because: moat_model::DenyReason::HostIsOutside };
-            out.push(Attempt { prober, goal: Goal::Control(at), to: what.peer.clone(), via: Via::Uplink, address: address.v4.into(), proto: Proto::Udp, port: 9, expected, ttl: Some(2) });
+            out.push(Attempt {
+                prober,
+                goal: Goal::Control(at),
+                to: what.peer.clone(),
+                via: Via::Uplink,
+                address: address.v4.into(),
+                proto: Proto::Udp,
+                port: 9,
+                expected,
+                ttl: Some(2),
+            });
         }
         out
     }
 
     fn senders<'s>(&'s self, probers: &[Prober], base: u16) -> io::Result<Vec<Sender<'s>>> {
         let uplink = self.eyes.uplink;
-        let frames = |source| -> io::Result<Option<FrameWay>> { Ok(Some(FrameWay { socket: sniff::frame_socket(&self.host)?, index: uplink, mac: ROUTER_MAC, source })) };
+        let frames = |source| -> io::Result<Option<FrameWay>> {
+            Ok(Some(FrameWay { socket: sniff::frame_socket(&self.host)?, index: uplink, mac: ROUTER_MAC, source }))
+        };
         probers
             .iter()
             .map(|prober| {
@@ -181,7 +202,9 @@ impl<'a> Run<'a> {
             for wave in open.chunks(wave_size()) {
                 let mut sent: Vec<Sent> = Vec::with_capacity(wave.len());
                 for (index, sender) in senders.iter_mut().enumerate() {
-                    for part in wave.iter().copied().filter(|i| attempts[*i].prober == index).collect::<Vec<_>>().chunks(usize::from(WINDOW)) {
+                    for part in
+                        wave.iter().copied().filter(|i| attempts[*i].prober == index).collect::<Vec<_>>().chunks(usize::from(WINDOW))
+                    {
                         sent.extend(sender.send(attempts, part, run));
                     }
                 }
@@ -196,7 +219,11 @@ impl<'a> Run<'a> {
             }
         }
         if book.lost_last() {
-            report.controls.push(Control { name: "no packet was lost by a sniffer".to_owned(), ok: false, detail: "a sniffer's buffer overflowed in every round".to_owned() });
+            report.controls.push(Control {
+                name: "no packet was lost by a sniffer".to_owned(),
+                ok: false,
+                detail: "a sniffer's buffer overflowed in every round".to_owned(),
+            });
         }
     }
 
@@ -236,7 +263,11 @@ impl<'a> Run<'a> {
             let prober = &probers[attempt.prober];
             if let Goal::Control(_) = attempt.goal {
                 let (name, ok) = (format!("{} can send", place_words(prober)), book.arrived_anywhere(index));
-                let detail = if ok { format!("a datagram to {} was seen arriving", attempt.address) } else { format!("a datagram to {} was not seen arriving", attempt.address) };
+                let detail = if ok {
+                    format!("a datagram to {} was seen arriving", attempt.address)
+                } else {
+                    format!("a datagram to {} was not seen arriving", attempt.address)
+                };
                 report.controls.push(Control { name, ok, detail });
                 continue;
             }
@@ -279,7 +310,13 @@ impl<'a> Run<'a> {
         let reached = own().filter(|i| attempts[*i].expected.is_allowed() && book.arrived_anywhere(*i)).count();
         let allowed = own().filter(|i| attempts[*i].expected.is_allowed()).count();
         let ok = total == 0 || ((left > 0 || refused > 0) && (allowed == 0 || reached > 0));
-        Control { name: format!("probes from {}", place_words(prober)), ok, detail: format!("{total} attempts: {left} sent, {refused} refused by its own kernel, {reached} of {allowed} allowed ones arrived") }
+        Control {
+            name: format!("probes from {}", place_words(prober)),
+            ok,
+            detail: format!(
+                "{total} attempts: {left} sent, {refused} refused by its own kernel, {reached} of {allowed} allowed ones arrived"
+            ),
+        }
     }
 
     fn names(&self, report: &mut Report) {

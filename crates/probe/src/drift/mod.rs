@@ -8,7 +8,7 @@ mod system;
 
 use crate::report::Drift;
 use crate::scene::Scene;
-use moat_model::{Peer, ServiceKind};
+use moat_model::{Peer, ZoneId};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
@@ -31,7 +31,9 @@ pub(crate) fn find(scene: &Scene<'_>, host: &File) -> (Result<Vec<Drift>, Error>
 /// Who has this address: an instance, or a service by its service address.
 fn peer_of_address(scene: &Scene<'_>, address: IpAddr) -> Option<Peer> {
     let by_instance = scene.targets.iter().find(|t| t.address.contains(address)).map(|t| t.peer());
-    by_instance.or_else(|| scene.state.services.values().find(|s| s.vip.is_some_and(|vip| vip.contains(address))).map(|s| Peer::Service(s.slug.clone())))
+    by_instance.or_else(|| {
+        scene.state.services.values().find(|s| s.vip.is_some_and(|vip| vip.contains(address))).map(|s| Peer::Service(s.slug.clone()))
+    })
 }
 
 /// Who has this link.
@@ -45,10 +47,11 @@ fn others<'a>(scene: &'a Scene<'_>, but: &'a Peer) -> impl Iterator<Item = Peer>
     all.into_iter().filter(move |peer| peer != but)
 }
 
-/// Services that send and are in the zone that packets with this mark come from (the engine's mark is zone + 1).
+/// Services that send and are in the zone that packets with this mark come from: the engine's mark is the zone's number
+/// plus one in the low 31 bits, the highest bit says something else.
 fn senders_by_mark<'a>(scene: &'a Scene<'_>, mark: u64) -> impl Iterator<Item = Peer> + use<'a> {
-    let of_zone = move |zone: u32| u64::from(moat_net_linux::lower::mark_of(Some(moat_model::ZoneId(zone)))) == mark;
-    scene.state.services.values().filter(move |s| ServiceKind::sends(s.kind) && of_zone(s.zone.0)).map(|s| Peer::Service(s.slug.clone()))
+    let of_zone = move |zone: ZoneId| u64::from(zone.0) + 1 == mark & 0x7fff_ffff;
+    scene.state.services.values().filter(move |s| s.kind.sends() && of_zone(s.zone)).map(|s| Peer::Service(s.slug.clone()))
 }
 
 /// One drift for each pair, or one without when no pair is known.

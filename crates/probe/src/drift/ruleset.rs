@@ -220,7 +220,7 @@ fn pairs_of_element(scene: &Scene<'_>, set: &str, element: &Value) -> BTreeSet<(
         return [(first.clone(), Peer::Internet)].into();
     }
     if set.starts_with("sources") {
-        return others(scene, first).map(|to| (first.clone(), to)).collect();
+        return others(scene, first).chain([Peer::Internet]).map(|to| (first.clone(), to)).collect();
     }
     let mut marks = Vec::new();
     leaves(element, &mut |leaf| marks.extend(leaf.as_u64()));

@@ -85,7 +85,10 @@ impl Route {
 /// The routes of the namespace of the calling thread.
 fn routes() -> io::Result<Vec<Route>> {
     let found = RouteSocket::open()?.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
-    Ok(found.iter().filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { Route::read(route) } else { None }).collect())
+    Ok(found
+        .iter()
+        .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { Route::read(route) } else { None })
+        .collect())
 }
 
 const fn is_link_local(address: IpAddr) -> bool {
@@ -103,12 +106,18 @@ pub(super) fn of_host(scene: &Scene<'_>, host: &File) -> Result<Vec<Drift>, Erro
     let mut out = Vec::new();
     for route in routes.iter().filter(|route| route.kind == RouteType::Unicast) {
         let into = route.links.contains(&link.index) || route.gateways.iter().any(|gateway| uplink.router_address.contains(*gateway));
-        let connected = route.gateways.is_empty() && route.to.prefix_len() > 0 && (is_link_local(route.to.addr()) || contains(route.to, uplink.host_address));
+        let connected = route.gateways.is_empty()
+            && route.to.prefix_len() > 0
+            && (is_link_local(route.to.addr()) || contains(route.to, uplink.host_address));
         let covered = covered(scene, route.to);
         if !into || (connected && covered.is_empty()) {
             continue;
         }
-        let private = if uplink.private_ranges.iter().any(|range| range.contains(&route.to) || route.to.contains(range)) { "the private range " } else { "" };
+        let private = if uplink.private_ranges.iter().any(|range| range.contains(&route.to) || route.to.contains(range)) {
+            "the private range "
+        } else {
+            ""
+        };
         let what = format!("a route of the host leads {private}`{}` into the router by `{}`", route.to, uplink.host_link);
         if covered.is_empty() {
             out.push(Drift { pair: None, what: what.clone() });
@@ -127,7 +136,12 @@ fn contains(net: IpNet, pair: AddressPair) -> bool {
 fn covered(scene: &Scene<'_>, range: IpNet) -> BTreeSet<Peer> {
     let inside = |address: IpAddr| range.contains(&address);
     let instances = scene.targets.iter().filter(|t| inside(t.address.v4.into()) || inside(t.address.v6.into())).map(|t| t.peer());
-    let services = scene.state.services.values().filter(|s| s.vip.is_some_and(|vip| inside(vip.v4.into()) || inside(vip.v6.into()))).map(|s| Peer::Service(s.slug.clone()));
+    let services = scene
+        .state
+        .services
+        .values()
+        .filter(|s| s.vip.is_some_and(|vip| inside(vip.v4.into()) || inside(vip.v6.into())))
+        .map(|s| Peer::Service(s.slug.clone()));
     instances.chain(services).collect()
 }
 
@@ -194,7 +208,11 @@ fn foreign_routes(scene: &Scene<'_>, links: &[LinkFacts], uplink: Option<&LinkFa
         let fits = match (scene.targets.iter().find(|t| full && t.address.contains(route.to.addr())), names.as_slice()) {
             (Some(target), [link]) => target.link().as_str() == *link,
             // An instance that started after the scene was made, or loopback's own.
-            (None, [link]) => *link == "lo" || (full && LinkName::parse(link).is_some() && scene.targets.iter().all(|t| t.link().as_str() != *link)) || (by_uplink && (connected || route.to.prefix_len() == 0)),
+            (None, [link]) => {
+                *link == "lo"
+                    || (full && LinkName::parse(link).is_some() && scene.targets.iter().all(|t| t.link().as_str() != *link))
+                    || (by_uplink && (connected || route.to.prefix_len() == 0))
+            }
             (_, _) => false,
         };
         if fits {
@@ -207,7 +225,9 @@ fn foreign_routes(scene: &Scene<'_>, links: &[LinkFacts], uplink: Option<&LinkFa
     }
     for target in &scene.targets {
         for address in [IpAddr::V4(target.address.v4), IpAddr::V6(target.address.v6)] {
-            if !routes.iter().any(|route| route.kind == RouteType::Unicast && route.to == IpNet::from(address)) && (address.is_ipv4() || sysctl::has_ipv6()) {
+            if !routes.iter().any(|route| route.kind == RouteType::Unicast && route.to == IpNet::from(address))
+                && (address.is_ipv4() || sysctl::has_ipv6())
+            {
                 out.push(Drift { pair: Some((Peer::Ingress, target.peer())), what: format!("the router lacks the route to `{address}`") });
             }
         }

@@ -1,5 +1,8 @@
 //! Real attempts on a machine that each test makes for itself: a host namespace, a router, instances with servers.
 
+mod attacks_forged;
+mod attacks_host;
+mod attacks_matrix;
 mod sabotage;
 mod verify;
 mod world;

@@ -2,18 +2,18 @@
 
 use arc_swap::ArcSwap;
 use moat_dns::{Asker, Forward, NameEntry, View, ViewId, Zones};
-use moat_model::net::{AddressPair, Ula, GATEWAY_V4};
+use moat_model::net::{AddressPair, GATEWAY_V4, Ula};
 use moat_model::state::{DesiredState, EnvironmentRef, KeyValueWorkload, NativeWorkload, Persistence, Workload};
 use moat_model::{Egress, InstanceId, Limits, LinkName, NativeRuntime, NetworkId, Purpose, Service, ServiceId, ServiceKind, Slug, ZoneId};
-use moat_net_linux::{ns, ports, Config, Network};
-use moat_planner::policy::{dns_view, net_policy, LiveInstance};
+use moat_net_linux::{Config, Network, ns, ports};
+use moat_planner::policy::{LiveInstance, dns_view, net_policy};
 use moat_probe::{Report, Scene, Target, UplinkFacts};
-use nix::sched::{unshare, CloneFlags};
+use nix::sched::{CloneFlags, unshare};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -47,7 +47,9 @@ pub fn with_bridge_filter(on: bool, test: impl FnOnce(&mut World)) {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
     sh("mount --make-rprivate / && ip link set lo up");
     // A machine has a LAN and a default route.
-    sh("ip link add lan type veth peer name lan1 && ip link set lan1 up && ip addr add 192.0.2.2/24 dev lan && ip -6 addr add 2001:db8:1::2/64 dev lan nodad && ip link set lan up && ip route add default via 192.0.2.1");
+    sh(
+        "ip link add lan type veth peer name lan1 && ip link set lan1 up && ip addr add 192.0.2.2/24 dev lan && ip -6 addr add 2001:db8:1::2/64 dev lan nodad && ip link set lan up && ip route add default via 192.0.2.1",
+    );
     let mut world = World::new();
     bridge_filter(&world.host(), on);
     bridge_filter(&world.router(), on);
@@ -65,24 +67,53 @@ fn bridge_filter(ns: &impl AsFd, on: bool) {
     }
 }
 
-/// One instance: a namespace that a child process holds.
-pub struct Instance {
+/// A namespace that a child process holds.
+pub struct Room {
     child: Child,
     pub ns: File,
-    pub live: LiveInstance,
-    servers: BTreeSet<u16>,
 }
 
-impl AsFd for Instance {
+impl Room {
+    /// A new one, made by a process that runs in the namespace `from`.
+    pub fn inside(from: &impl AsFd) -> Self {
+        ns::in_ns(from, || {
+            let child = Command::new("unshare").args(["-n", "sleep", "infinity"]).stdin(Stdio::null()).spawn().unwrap();
+            let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+            let path = format!("/proc/{}/ns/net", child.id());
+            until("the child's namespace", || std::fs::read_link(&path).is_ok_and(|link| link != own));
+            let room = Self { ns: File::open(path).unwrap(), child };
+            sh_in(&room, "ip link set lo up");
+            room
+        })
+        .unwrap()
+    }
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl AsFd for Room {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ns.as_fd()
     }
 }
 
-impl Drop for Instance {
+impl Drop for Room {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// One instance.
+pub struct Instance {
+    room: Room,
+    pub live: LiveInstance,
+}
+
+impl AsFd for Instance {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.room.as_fd()
     }
 }
 
@@ -162,7 +193,11 @@ fn service(name: &str, offset: u16, kind: &Kind) -> Service {
         egress: kind.egress.clone(),
         instances: 1,
         limits: Limits { memory_bytes: 1 << 29, cpu_millis: 500, pids: 100 },
-        workload: if kind.kind.is_datastore() { Workload::KeyValue(KeyValueWorkload { maxmemory_policy: "noeviction".to_owned(), persistence: Persistence::Off }) } else { Workload::Native(native) },
+        workload: if kind.kind.is_datastore() {
+            Workload::KeyValue(KeyValueWorkload { maxmemory_policy: "noeviction".to_owned(), persistence: Persistence::Off })
+        } else {
+            Workload::Native(native)
+        },
         env: BTreeMap::new(),
         build_env: BTreeMap::new(),
         written_keys: BTreeSet::new(),
@@ -239,26 +274,27 @@ impl World {
     /// Adds an instance; its index.
     pub fn instance(&mut self, name: &str, offset: u16, purpose: Purpose) -> usize {
         let service = &self.state.services[&slug(name)];
-        let child = Command::new("unshare").args(["-n", "sleep", "infinity"]).stdin(Stdio::null()).spawn().unwrap();
-        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-        let path = format!("/proc/{}/ns/net", child.id());
-        until("the child's namespace", || std::fs::read_link(&path).is_ok_and(|link| link != own));
+        let room = Room::inside(&self.host());
         let id = InstanceId::new(format!("{}-{offset:05}", service.id)).unwrap();
-        let live = LiveInstance { id, slug: service.slug.clone(), purpose, address: service.network.instance(ULA, offset), ready: purpose == Purpose::Serve, http_port: None };
-        let instance = Instance { ns: File::open(path).unwrap(), child, live, servers: BTreeSet::new() };
-        sh_in(&instance, "ip link set lo up");
-        self.instances.push(instance);
+        let live = LiveInstance {
+            id,
+            slug: service.slug.clone(),
+            purpose,
+            address: service.network.instance(ULA, offset),
+            ready: purpose == Purpose::Serve,
+            http_port: None,
+        };
+        self.instances.push(Instance { room, live });
         self.apply();
         let instance = self.instances.last().unwrap();
-        self.runtime.block_on(self.network.attach(instance.child.id(), instance.live.address, &instance.link())).unwrap();
+        self.runtime.block_on(self.network.attach(instance.room.pid(), instance.live.address, &instance.link())).unwrap();
         self.instances.len() - 1
     }
 
     /// A TCP and UDP server on all addresses of an instance; it answers with its service's name.
-    pub fn serve(&mut self, at: usize, port: u16) {
-        let instance = &mut self.instances[at];
-        instance.servers.insert(port);
-        serve(&instance.ns, port, instance.live.slug.as_str());
+    pub fn serve(&self, at: usize, port: u16) {
+        let instance = &self.instances[at];
+        serve(instance, port, instance.live.slug.as_str());
     }
 
     /// Applies the policy of the state and publishes the names.
@@ -267,8 +303,10 @@ impl World {
         self.runtime.block_on(self.network.set_policy(&net_policy(&self.state, &live))).unwrap();
         let view = dns_view(&self.state, &live);
         let id = |n: usize| ViewId(u32::try_from(n).unwrap());
-        let entry = |name: moat_planner::policy::DnsName| (name.slug, NameEntry { service: name.vip, ready: name.ready.into_iter().collect() });
-        let views = view.zones.into_iter().enumerate().map(|(n, names)| (id(n), View::new(names.into_iter().map(entry).collect()))).collect();
+        let entry =
+            |name: moat_planner::policy::DnsName| (name.slug, NameEntry { service: name.vip, ready: name.ready.into_iter().collect() });
+        let views =
+            view.zones.into_iter().enumerate().map(|(n, names)| (id(n), View::new(names.into_iter().map(entry).collect()))).collect();
         let mut askers = HashMap::new();
         for asker in view.askers {
             let entry = Asker { view: id(asker.zone), forward: if asker.forward { Forward::All } else { Forward::None } };
@@ -294,8 +332,8 @@ impl World {
             address: i.live.address,
             vip: self.state.services[&i.live.slug].vip,
             ready: i.live.ready,
-            ns: OwnedFd::from(i.ns.try_clone().unwrap()),
-            listeners: ports::listeners(&i.ns).unwrap(),
+            ns: i.as_fd().try_clone_to_owned().unwrap(),
+            listeners: ports::listeners(i).unwrap(),
             http_port: i.live.http_port,
         };
         Scene {
@@ -308,6 +346,16 @@ impl World {
             seed: 7,
             names: true,
         }
+    }
+
+    /// Makes good what was broken; what was done.
+    pub fn repair(&self) -> Vec<String> {
+        self.runtime.block_on(self.network.repair()).unwrap()
+    }
+
+    /// Tells the router which addresses the host has now.
+    pub fn refresh(&self) {
+        self.runtime.block_on(self.network.refresh_host_addresses()).unwrap();
     }
 
     pub fn verify(&self) -> Report {
@@ -348,7 +396,12 @@ pub fn serve(ns: &impl AsFd, port: u16, name: &str) {
 
 /// What a report says that is not as it should be, for a test's message.
 pub fn troubles(report: &Report) -> String {
-    let rows = report.disagreements().take(20).map(|row| format!("{} -> {} {} {}:{} expected {:?} observed {:?} {:?}", row.from, row.to, row.what, row.address, row.port, row.expected, row.observed, row.detail));
+    let rows = report.disagreements().take(20).map(|row| {
+        format!(
+            "{} -> {} {} {}:{} expected {:?} observed {:?} {:?}",
+            row.from, row.to, row.what, row.address, row.port, row.expected, row.observed, row.detail
+        )
+    });
     let controls = report.controls.iter().filter(|c| !c.ok).map(|c| format!("control {}: {}", c.name, c.detail));
     let drift = report.drift.iter().map(|d| format!("drift {:?}: {}", d.pair, d.what));
     let all: Vec<String> = rows.chain(controls).chain(drift.take(20)).collect();
