@@ -27,6 +27,8 @@ impl Core {
     /// The scene of this moment.
     pub(crate) async fn scene(&self, random_ports: u32) -> Result<OwnedScene, EngineError> {
         let network: &Network = self.engine.network();
+        // Looked at once more now: it stays as it is until the probes are done.
+        network.refresh_host_addresses().await.map_err(|error| network_error(&error))?;
         let mut state = self.desired.clone();
         let mut targets = Vec::new();
         for (id, live) in self.live.iter().filter(|(_, l)| l.started && !l.stopping) {

@@ -50,7 +50,14 @@ pub enum Msg {
     /// A timer fired: back-off, start window, cron.
     Wake,
     /// What the regular upkeep found: repairs and denied flows.
-    Upkeep(Vec<String>, Vec<moat_net_linux::DeniedFlow>),
+    Upkeep {
+        /// Repairs and failures, in words.
+        said: Vec<String>,
+        /// Denied flows, all that are remembered.
+        denied: Vec<moat_net_linux::DeniedFlow>,
+        /// New ones of these are probes of our own.
+        probes: bool,
+    },
     /// End everything this process runs, leaving the workloads.
     Leave,
 }
@@ -92,6 +99,48 @@ pub struct Backoff {
     pub until: Option<Instant>,
 }
 
+/// Source, destination, protocol number and port of a denied flow.
+pub(crate) type FlowKey = (std::net::IpAddr, std::net::IpAddr, u8, u16);
+
+/// How often a flow was denied.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Denied {
+    /// Packets the filter counted.
+    pub(crate) counted: u64,
+    /// Those of them that were probes of our own.
+    pub(crate) probes: u64,
+}
+
+impl Denied {
+    pub(crate) fn packets(self) -> u64 {
+        self.counted.saturating_sub(self.probes)
+    }
+}
+
+/// How many verifications run. While one does, the network is left as it is, and what the filter denies are probes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Probing(std::sync::Arc<std::sync::atomic::AtomicUsize>);
+
+impl Probing {
+    pub(crate) fn now(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::SeqCst) > 0
+    }
+    /// Begins one; it ends when the guard is dropped.
+    pub(crate) fn begin(&self) -> ProbingGuard {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        ProbingGuard(self.clone())
+    }
+}
+
+/// Ends a verification when dropped.
+pub(crate) struct ProbingGuard(Probing);
+
+impl Drop for ProbingGuard {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
 /// The loop's state.
 pub struct Core {
     pub(crate) paths: Paths,
@@ -107,7 +156,8 @@ pub struct Core {
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) tx: mpsc::UnboundedSender<Msg>,
     pub(crate) waiting: Vec<Waiting>,
-    pub(crate) denied: BTreeMap<(std::net::IpAddr, std::net::IpAddr, u8, u16), u64>,
+    pub(crate) denied: BTreeMap<FlowKey, Denied>,
+    pub(crate) probing: Probing,
     pub(crate) names: BTreeMap<std::net::IpAddr, String>,
     pub(crate) policy: NetPolicy,
     pub(crate) jobs: Vec<(moat_model::Service, Option<String>, String)>,
@@ -158,6 +208,7 @@ impl Core {
             tx,
             waiting: Vec::new(),
             denied: BTreeMap::new(),
+            probing: Probing::default(),
             names: BTreeMap::new(),
             durable,
             jobs: Vec::new(),
@@ -198,7 +249,7 @@ impl Core {
             Msg::Stopped(id, result) => self.stopped(&id, result),
             Msg::Checked(id, readiness) => self.checked(&id, readiness),
             Msg::Wake => {}
-            Msg::Upkeep(repairs, denied) => self.upkeep(repairs, &denied),
+            Msg::Upkeep { said, denied, probes } => self.upkeep(said, &denied, probes),
             Msg::Leave => self.leaving = true,
         }
     }

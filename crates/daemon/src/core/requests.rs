@@ -356,6 +356,7 @@ impl Core {
     }
 
     async fn verify(&self, random_ports: u32, reply: Reply) {
+        let probing = self.probing.begin();
         let scene = match self.scene(random_ports).await {
             Ok(scene) => scene,
             Err(error) => {
@@ -363,13 +364,17 @@ impl Core {
                 return;
             }
         };
-        tokio::task::spawn_blocking(move || match scene.run() {
-            Ok(verified) => {
-                let _ = reply.send(Event::Verified(Box::new(verified)));
-                end(&reply, None);
-            }
-            Err(error) => {
-                end(&reply, Some(Failure { message: format!("the report can't be written: {error}"), hint: None, exit_code: 70 }));
+        tokio::task::spawn_blocking(move || {
+            let verified = scene.run();
+            drop(probing);
+            match verified {
+                Ok(verified) => {
+                    let _ = reply.send(Event::Verified(Box::new(verified)));
+                    end(&reply, None);
+                }
+                Err(error) => {
+                    end(&reply, Some(Failure { message: format!("the report can't be written: {error}"), hint: None, exit_code: 70 }));
+                }
             }
         });
     }

@@ -14,13 +14,19 @@ const CRON_LIMIT: Duration = Duration::from_hours(12);
 impl Core {
     /// Starts the task that looks after the network.
     pub(crate) fn start_upkeep(&self) -> tokio::task::JoinHandle<()> {
-        let (network, tx) = (self.engine.network().clone(), self.tx.clone());
+        let (network, tx, probing) = (self.engine.network().clone(), self.tx.clone(), self.probing.clone());
         tokio::spawn(async move {
+            let mut probed = false;
             let mut tick = tokio::time::interval(UPKEEP_EVERY);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
                 if network.router_ns().is_err() {
+                    continue;
+                }
+                if probing.now() {
+                    // Addresses of the pretended neighbour are not the host's.
+                    probed = true;
                     continue;
                 }
                 let mut said = Vec::new();
@@ -33,14 +39,19 @@ impl Core {
                     Err(error) => said.push(format!("a repair failed: {}", crate::chain(&error))),
                 }
                 let denied = network.denied().await.unwrap_or_default();
-                if tx.send(Msg::Upkeep(said, denied)).is_err() {
+                if probing.now() {
+                    // A verification began meanwhile: the next look counts these.
+                    probed = true;
+                    continue;
+                }
+                if tx.send(Msg::Upkeep { said, denied, probes: std::mem::take(&mut probed) }).is_err() {
                     return;
                 }
             }
         })
     }
 
-    pub(super) fn upkeep(&mut self, said: Vec<String>, denied: &[moat_net_linux::DeniedFlow]) {
+    pub(super) fn upkeep(&mut self, said: Vec<String>, denied: &[moat_net_linux::DeniedFlow], probes: bool) {
         for text in said {
             if self.last_said.as_ref() != Some(&text) {
                 self.notice(None, text.clone());
@@ -49,8 +60,15 @@ impl Core {
         }
         for flow in denied {
             let key = (flow.from, flow.to, flow.proto, flow.port);
-            let before = self.denied.insert(key, flow.packets).unwrap_or(0);
-            if before == 0 && flow.packets > 0 {
+            let entry = self.denied.entry(key).or_default();
+            let before = entry.packets();
+            // The filter forgets a flow after a while and counts anew.
+            let new = if flow.packets >= entry.counted { flow.packets - entry.counted } else { flow.packets };
+            entry.counted += new;
+            if probes {
+                entry.probes += new;
+            }
+            if before == 0 && entry.packets() > 0 {
                 let words = self.name_denied(flow.from, flow.to, flow.proto, flow.port, flow.packets);
                 let service = self.slug_of(flow.from);
                 self.notice(
@@ -66,7 +84,8 @@ impl Core {
 
     /// Denied flows with names.
     pub(super) fn denied_flows(&self) -> Vec<DeniedFlow> {
-        self.denied.iter().map(|((from, to, proto, port), packets)| self.name_denied(*from, *to, *proto, *port, *packets)).collect()
+        let counted = self.denied.iter().filter(|(_, denied)| denied.packets() > 0);
+        counted.map(|((from, to, proto, port), denied)| self.name_denied(*from, *to, *proto, *port, denied.packets())).collect()
     }
 
     fn name_denied(&self, from: IpAddr, to: IpAddr, proto: u8, port: u16, packets: u64) -> DeniedFlow {
