@@ -191,14 +191,14 @@ impl Planner<'_> {
     /// What should become of a flow to an address of the target.
     fn expected(&self, prober: &Prober, target: &Target, endpoint: Endpoint) -> Verdict {
         let says = verdict(self.state, &prober.peer, &target.peer(), Some(endpoint));
-        match target.purpose {
+        let instead = match target.purpose {
             // The matrix lets the internet in through the ingress; no packet of its own comes along.
-            Purpose::Serve | Purpose::Build | Purpose::PreDeploy if says.is_allowed() && prober.place.outside() => {
-                Verdict::Deny { because: DenyReason::NotPublic }
-            }
-            Purpose::Serve | Purpose::Build | Purpose::PreDeploy => says,
-            Purpose::Cron | Purpose::Job if says.is_allowed() => Verdict::Deny { because: DenyReason::ReceivesNothing },
-            Purpose::Cron | Purpose::Job => says,
+            Purpose::Serve | Purpose::Build | Purpose::PreDeploy => prober.place.outside().then_some(DenyReason::NotPublic),
+            Purpose::Cron | Purpose::Job => Some(DenyReason::ReceivesNothing),
+        };
+        match instead {
+            Some(because) if says.is_allowed() => Verdict::Deny { because },
+            Some(_) | None => says,
         }
     }
 
@@ -214,13 +214,13 @@ impl Planner<'_> {
             for (t, target) in self.scene.targets.iter().enumerate().filter(|(t, _)| prober.place != Place::Instance(*t)) {
                 let via = if prober.place.frames() { Via::Uplink } else { Via::InstanceAddress };
                 let ports = self.ports(target, &mut choices);
-                self.flows(index, prober, target, via, Goal::Instance(t), target.address, &ports, &mut out);
+                self.flows(index, prober, target, via, &Goal::Instance(t), target.address, &ports, &mut out);
             }
             for (slug, targets) in &services {
                 let Some((target, vip)) = targets.iter().find_map(|t| Some((*t, t.vip?))) else { continue };
                 let ports = self.ports(target, &mut choices);
                 let from = out.len();
-                self.flows(index, prober, target, Via::ServiceAddress, Goal::Service((*slug).clone()), vip, &ports, &mut out);
+                self.flows(index, prober, target, Via::ServiceAddress, &Goal::Service((*slug).clone()), vip, &ports, &mut out);
                 // The ingress dials instances, and an address without instances is refused: nothing is expected there.
                 if prober.place == Place::Router || !targets.iter().any(|t| t.ready) {
                     let mut n = 0;
@@ -244,7 +244,7 @@ impl Planner<'_> {
         prober: &Prober,
         target: &Target,
         via: Via,
-        goal: Goal,
+        goal: &Goal,
         pair: AddressPair,
         ports: &BTreeSet<u16>,
         out: &mut Vec<Attempt>,

@@ -118,8 +118,7 @@ fn row(asker: &Target, question: Question, reply: Option<&Reply>, known: bool) -
             ));
             Observed::Reached
         }
-        (Some(Reply::NoName), _) => Observed::NotReached,
-        (Some(Reply::Other(ResponseCode::Refused)), _) => Observed::NotReached,
+        (Some(Reply::NoName | Reply::Other(ResponseCode::Refused)), _) => Observed::NotReached,
         (Some(Reply::Other(code)), _) => Observed::Unproven(format!("the name server answered {code}")),
         // Who may resolve nothing is not answered at all.
         (None, None) if !known => Observed::NotReached,
@@ -160,15 +159,22 @@ fn encode(id: usize, question: &Question) -> io::Result<Vec<u8>> {
 
 fn decode(bytes: &[u8]) -> Option<(usize, Reply)> {
     let message = Message::from_vec(bytes).ok()?;
-    let addresses = message.answers.iter().filter_map(|record| match &record.data {
-        RData::A(address) => Some(IpAddr::V4(address.0)),
-        RData::AAAA(address) => Some(IpAddr::V6(address.0)),
-        _ => None,
+    let addresses = message.answers.iter().filter_map(|record| {
+        if let RData::A(address) = &record.data {
+            Some(IpAddr::V4(address.0))
+        } else if let RData::AAAA(address) = &record.data {
+            Some(IpAddr::V6(address.0))
+        } else {
+            None
+        }
     });
-    let reply = match message.metadata.response_code {
-        ResponseCode::NoError => Reply::Addresses(addresses.collect()),
-        ResponseCode::NXDomain => Reply::NoName,
-        other => Reply::Other(other),
+    let code = message.metadata.response_code;
+    let reply = if code == ResponseCode::NoError {
+        Reply::Addresses(addresses.collect())
+    } else if code == ResponseCode::NXDomain {
+        Reply::NoName
+    } else {
+        Reply::Other(code)
     };
     Some((usize::from(message.metadata.id), reply))
 }

@@ -5,7 +5,7 @@
 use crate::attempt::{Attempt, Goal, Place, Prober};
 use crate::packet::Packet;
 use crate::report::Observed;
-use crate::scene::{Scene, Target};
+use crate::scene::Scene;
 use crate::send::{Answer, Sent};
 use crate::sniff::Seen;
 use moat_model::net::{GATEWAY_V4, GATEWAY_V6};
@@ -77,13 +77,35 @@ const fn family_of(address: IpAddr) -> Family {
     }
 }
 
-/// Whether a SYN with another source is the attempt's: who reaches itself by its service address comes back from the
-/// gateway, and egress hides behind the uplink's address (each prober asks for an address of its own).
-fn translated(attempt: &Attempt, own: &Target, at_home: bool, at_host: bool, source: IpAddr, destination: IpAddr) -> bool {
-    match &attempt.goal {
-        Goal::Service(slug) => at_home && *slug == own.slug && (source == IpAddr::V4(GATEWAY_V4) || source == IpAddr::V6(GATEWAY_V6)),
-        Goal::Uplink => at_host && destination == attempt.address,
-        Goal::Instance(_) | Goal::Gateway | Goal::Control(_) => false,
+/// What does not change while attempts are made.
+#[derive(Clone, Copy)]
+pub(crate) struct Stage<'a> {
+    pub(crate) scene: &'a Scene<'a>,
+    pub(crate) attempts: &'a [Attempt],
+    pub(crate) probers: &'a [Prober],
+    pub(crate) eyes: Eyes,
+    /// The high half of every datagram's nonce.
+    pub(crate) run: u64,
+}
+
+impl Stage<'_> {
+    /// Whether a SYN with the ports of an attempt, seen by the sniffer `at`, is the attempt's.
+    fn sent_it(&self, index: usize, at: usize, source: IpAddr, destination: IpAddr) -> bool {
+        let attempt = &self.attempts[index];
+        let Place::Instance(own) = self.probers[attempt.prober].place else { return true };
+        let target = &self.scene.targets[own];
+        if target.address.contains(source) {
+            return true;
+        }
+        match &attempt.goal {
+            // Who reaches itself by its service address comes back from the gateway.
+            Goal::Service(slug) => {
+                at == own && *slug == target.slug && (source == IpAddr::V4(GATEWAY_V4) || source == IpAddr::V6(GATEWAY_V6))
+            }
+            // Egress hides behind the uplink's address; each prober asks for an address of its own.
+            Goal::Uplink => at == self.eyes.host() && destination == attempt.address,
+            Goal::Instance(_) | Goal::Gateway | Goal::Control(_) => false,
+        }
     }
 }
 
@@ -129,60 +151,35 @@ impl Book {
         self.markers.entry(at).or_default().1 += 1;
     }
 
-    /// Notes what was seen.
-    pub(crate) fn read(
-        &mut self,
-        attempts: &[Attempt],
-        probers: &[Prober],
-        scene: &Scene<'_>,
-        eyes: Eyes,
-        seen: &[Seen],
-        run: u64,
-        marker: u64,
-    ) {
+    /// Notes what was seen; `marker` is the nonce of this wave's markers.
+    pub(crate) fn read(&mut self, stage: &Stage<'_>, seen: &[Seen], marker: u64) {
         for one in seen {
             match one.packet {
                 Packet::Marker(nonce) => {
                     // The router sends the markers itself; everyone else receives them.
-                    if nonce == marker && one.outgoing == (one.at == eyes.router()) {
+                    if nonce == marker && one.outgoing == (one.at == stage.eyes.router()) {
                         let count = self.markers.entry(one.at).or_default();
                         count.0 = (count.0 + 1).min(count.1);
                     }
                 }
                 Packet::Datagram { nonce, .. } => {
                     let index = usize::try_from(nonce & 0xffff_ffff).unwrap_or(usize::MAX);
-                    if index < attempts.len() && crate::send::nonce(run, index) == nonce {
-                        self.note(index, attempts, probers, eyes, *one);
+                    if index < stage.attempts.len() && crate::send::nonce(stage.run, index) == nonce {
+                        self.note(index, stage, *one);
                     }
                 }
                 Packet::Syn { source, destination, source_port, port } => {
                     let candidates = self.by_port.get(&(family_of(destination), source_port, port)).cloned().unwrap_or_default();
-                    for index in candidates {
-                        let is_his = match probers[attempts[index].prober].place {
-                            Place::Instance(t) => {
-                                scene.targets[t].address.contains(source)
-                                    || translated(
-                                        &attempts[index],
-                                        &scene.targets[t],
-                                        one.at == t,
-                                        one.at == eyes.host(),
-                                        source,
-                                        destination,
-                                    )
-                            }
-                            Place::Router | Place::Host | Place::Neighbour | Place::HostFrames | Place::StrangerFrames => true,
-                        };
-                        if is_his {
-                            self.note(index, attempts, probers, eyes, *one);
-                        }
+                    for index in candidates.into_iter().filter(|index| stage.sent_it(*index, one.at, source, destination)) {
+                        self.note(index, stage, *one);
                     }
                 }
             }
         }
     }
 
-    fn note(&mut self, index: usize, attempts: &[Attempt], probers: &[Prober], eyes: Eyes, seen: Seen) {
-        let place = probers[attempts[index].prober].place;
+    fn note(&mut self, index: usize, stage: &Stage<'_>, seen: Seen) {
+        let (attempt, eyes) = (&stage.attempts[index], stage.eyes);
         let entry = &mut self.entries[index];
         if seen.at < eyes.targets {
             if !seen.outgoing && !entry.arrived.contains(&seen.at) {
@@ -190,11 +187,11 @@ impl Book {
             }
             return;
         }
-        if attempts[index].goal == Goal::Control(seen.at) && !seen.outgoing {
+        if attempt.goal == Goal::Control(seen.at) && !seen.outgoing {
             entry.passed = true;
         }
         let at_router = seen.at == eyes.router();
-        match place {
+        match stage.probers[attempt.prober].place {
             Place::Instance(_) if at_router => entry.left |= !seen.outgoing,
             Place::Instance(_) => entry.passed |= !seen.outgoing && seen.link == eyes.uplink,
             Place::Router | Place::Host => {}
@@ -207,7 +204,7 @@ impl Book {
     pub(crate) fn answers(&mut self, look: impl Fn(&OwnedFd) -> Answer) {
         self.waiting.retain(|(index, socket)| match look(socket) {
             Answer::None => true,
-            answer => {
+            answer @ (Answer::Reset | Answer::Connected) => {
                 self.entries[*index].answer = Some(answer);
                 // A finished one stays open until the wave ends: its port must not be used again.
                 answer == Answer::Connected

@@ -198,12 +198,11 @@ struct Datagrams(Vec<(Family, Option<u8>, OwnedFd)>);
 
 impl Datagrams {
     fn get_or_open(&mut self, family: Family, ttl: Option<u8>, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<&OwnedFd, Errno> {
-        let at = match self.0.iter().position(|(f, t, _)| (*f, *t) == (family, ttl)) {
-            Some(at) => at,
-            None => {
-                self.0.push((family, ttl, open()?));
-                self.0.len() - 1
-            }
+        let at = if let Some(at) = self.0.iter().position(|(f, t, _)| (*f, *t) == (family, ttl)) {
+            at
+        } else {
+            self.0.push((family, ttl, open()?));
+            self.0.len() - 1
         };
         Ok(&self.0[at].2)
     }

@@ -50,10 +50,12 @@ pub(crate) fn frame_socket(ns: &impl AsFd) -> io::Result<OwnedFd> {
     in_ns(ns, || Ok(socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?))?
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "codes of BPF instructions are 16 bits wide, the constants of libc are not")]
 const fn statement(code: u32, k: u32) -> libc::sock_filter {
     libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "codes of BPF instructions are 16 bits wide, the constants of libc are not")]
 const fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code: (libc::BPF_JMP | code | libc::BPF_K) as u16, jt, jf, k }
 }

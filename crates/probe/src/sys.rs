@@ -1,5 +1,6 @@
 //! The few system calls that have no safe wrapper: packet filters, packet statistics and sending by a link.
 #![expect(unsafe_code, reason = "socket options and addresses that nix does not wrap")]
+#![expect(clippy::cast_possible_truncation, reason = "sizes of structures and numbers of families are small")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -9,7 +9,7 @@ use crate::attempt::{Attempt, Choices, Goal, Place, Planner, Prober, STRANGER, W
 use crate::drift;
 use crate::names;
 use crate::neighbour::Neighbour;
-use crate::observe::{Book, Eyes};
+use crate::observe::{Book, Eyes, Stage};
 use crate::packet::{MARKER, Packet};
 use crate::report::{Control, Drift, Observed, ProbeKind, Report, Row, Via};
 use crate::scene::Scene;
@@ -122,7 +122,7 @@ impl<'a> Run<'a> {
         }
         report.probes += book.sent();
         self.sniffer_controls(&book, report);
-        self.name_the_pairs(report);
+        Self::name_the_pairs(report);
     }
 
     fn probers(&self) -> Vec<Prober> {
@@ -194,6 +194,7 @@ impl<'a> Run<'a> {
 
     fn rounds(&self, attempts: &[Attempt], probers: &[Prober], senders: &mut [Sender<'_>], book: &mut Book, report: &mut Report) {
         let run = Choices::new(self.scene.seed ^ (u64::from(std::process::id()) << 20)).next();
+        let stage = Stage { scene: self.scene, attempts, probers, eyes: self.eyes, run };
         let mut open: Vec<usize> = (0..attempts.len()).collect();
         let mut marked = 0;
         for grace in GRACE {
@@ -209,7 +210,7 @@ impl<'a> Run<'a> {
                     }
                 }
                 book.begin(attempts, probers, sent);
-                self.settle(attempts, probers, book, run, grace, &mut marked);
+                self.settle(&stage, book, grace, &mut marked);
             }
             let lost = self.capture.lost().iter().any(|lost| *lost > 0);
             book.note_lost(lost);
@@ -228,9 +229,9 @@ impl<'a> Run<'a> {
     }
 
     /// Waits until everything sent so far has been seen or is not coming.
-    fn settle(&self, attempts: &[Attempt], probers: &[Prober], book: &mut Book, run: u64, grace: Duration, marked: &mut u64) {
+    fn settle(&self, stage: &Stage<'_>, book: &mut Book, grace: Duration, marked: &mut u64) {
         *marked += 1;
-        let nonce = run ^ *marked;
+        let nonce = stage.run ^ *marked;
         let patience = MARKER_PATIENCE[usize::from(!book.all_awake())];
         for (index, link) in self.marker_links.iter().enumerate() {
             if let Some(link) = link {
@@ -243,15 +244,15 @@ impl<'a> Run<'a> {
         let expected = self.marker_links.iter().flatten().count();
         let is_marker = |seen: &sniff::Seen| !seen.outgoing && seen.packet == Packet::Marker(nonce);
         let (seen, _) = self.capture.wait(patience, |seen| seen.iter().filter(|s| is_marker(s)).count() >= expected);
-        book.read(attempts, probers, self.scene, self.eyes, &seen, run, nonce);
+        book.read(stage, &seen, nonce);
         let deadline = Instant::now() + grace;
         loop {
             // Late packets, and answers to what should be answered.
             let left = deadline.saturating_duration_since(Instant::now());
             let (seen, _) = self.capture.wait(left.min(Duration::from_millis(10)), |_| false);
-            book.read(attempts, probers, self.scene, self.eyes, &seen, run, nonce);
+            book.read(stage, &seen, nonce);
             book.answers(answer);
-            if left.is_zero() || (left < grace / 2 && book.is_settled(attempts)) {
+            if left.is_zero() || (left < grace / 2 && book.is_settled(stage.attempts)) {
                 break;
             }
         }
@@ -293,7 +294,7 @@ impl<'a> Run<'a> {
             });
         }
         for (index, prober) in probers.iter().enumerate() {
-            report.controls.push(self.prober_control(index, prober, attempts, book));
+            report.controls.push(Self::prober_control(index, prober, attempts, book));
         }
         if let Some(error) = &self.neighbour_error {
             report.controls.push(Control { name: "a pretended LAN neighbour".to_owned(), ok: false, detail: error.to_string() });
@@ -302,7 +303,7 @@ impl<'a> Run<'a> {
 
     /// A prober works when its packets were seen outside of it, or, where every one of them must be refused, when its
     /// own kernel said so.
-    fn prober_control(&self, index: usize, prober: &Prober, attempts: &[Attempt], book: &Book) -> Control {
+    fn prober_control(index: usize, prober: &Prober, attempts: &[Attempt], book: &Book) -> Control {
         let own = || (0..attempts.len()).filter(|i| attempts[*i].prober == index && !matches!(attempts[*i].goal, Goal::Control(_)));
         let total = own().count();
         let left = own().filter(|i| book.left(*i)).count();
@@ -347,7 +348,7 @@ impl<'a> Run<'a> {
     }
 
     /// Each disagreement says its pair by itself; drift that names no pair gets those that it moved.
-    fn name_the_pairs(&self, report: &mut Report) {
+    fn name_the_pairs(report: &mut Report) {
         let mut moved: Vec<(Peer, Peer)> = report.disagreements().map(|row| (row.from.clone(), row.to.clone())).collect();
         moved.sort();
         moved.dedup();

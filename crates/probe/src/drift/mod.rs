@@ -7,7 +7,7 @@ mod ruleset;
 mod system;
 
 use crate::report::Drift;
-use crate::scene::Scene;
+use crate::scene::{Scene, Target};
 use moat_model::{Peer, ZoneId};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -30,7 +30,7 @@ pub(crate) fn find(scene: &Scene<'_>, host: &File) -> (Result<Vec<Drift>, Error>
 
 /// Who has this address: an instance, or a service by its service address.
 fn peer_of_address(scene: &Scene<'_>, address: IpAddr) -> Option<Peer> {
-    let by_instance = scene.targets.iter().find(|t| t.address.contains(address)).map(|t| t.peer());
+    let by_instance = scene.targets.iter().find(|t| t.address.contains(address)).map(Target::peer);
     by_instance.or_else(|| {
         scene.state.services.values().find(|s| s.vip.is_some_and(|vip| vip.contains(address))).map(|s| Peer::Service(s.slug.clone()))
     })
@@ -38,12 +38,12 @@ fn peer_of_address(scene: &Scene<'_>, address: IpAddr) -> Option<Peer> {
 
 /// Who has this link.
 fn peer_of_link(scene: &Scene<'_>, link: &str) -> Option<Peer> {
-    scene.targets.iter().find(|t| t.link().as_str() == link).map(|t| t.peer())
+    scene.targets.iter().find(|t| t.link().as_str() == link).map(Target::peer)
 }
 
 /// Peers that live, other than `but`.
 fn others<'a>(scene: &'a Scene<'_>, but: &'a Peer) -> impl Iterator<Item = Peer> + use<'a> {
-    let all: BTreeSet<Peer> = scene.targets.iter().map(|t| t.peer()).collect();
+    let all: BTreeSet<Peer> = scene.targets.iter().map(Target::peer).collect();
     all.into_iter().filter(move |peer| peer != but)
 }
 

@@ -2,7 +2,7 @@
 
 use super::Error;
 use crate::report::Drift;
-use crate::scene::Scene;
+use crate::scene::{Scene, Target};
 use ipnet::IpNet;
 use moat_model::net::{GATEWAY_V4, GATEWAY_V6};
 use moat_model::{AddressPair, LinkName, Peer};
@@ -51,10 +51,12 @@ fn address(from: &RouteAddress) -> Option<IpAddr> {
 
 impl Route {
     fn read(message: &RouteMessage) -> Option<Self> {
-        let any: IpAddr = match message.header.address_family {
-            AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
-            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
-            _ => return None,
+        let any: IpAddr = if message.header.address_family == AddressFamily::Inet {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else if message.header.address_family == AddressFamily::Inet6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            return None;
         };
         let mut route = Self { to: IpNet::new(any, 0).ok()?, kind: message.header.kind, links: Vec::new(), gateways: Vec::new() };
         route.note(&message.attributes);
@@ -135,7 +137,7 @@ fn contains(net: IpNet, pair: AddressPair) -> bool {
 /// Who lives in a range, by instance or service address.
 fn covered(scene: &Scene<'_>, range: IpNet) -> BTreeSet<Peer> {
     let inside = |address: IpAddr| range.contains(&address);
-    let instances = scene.targets.iter().filter(|t| inside(t.address.v4.into()) || inside(t.address.v6.into())).map(|t| t.peer());
+    let instances = scene.targets.iter().filter(|t| inside(t.address.v4.into()) || inside(t.address.v6.into())).map(Target::peer);
     let services = scene
         .state
         .services

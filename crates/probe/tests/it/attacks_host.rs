@@ -44,7 +44,7 @@ fn row_10_and_17_the_hosts_services_and_metadata() {
             "ip link add br9 type bridge; ip addr add 172.29.0.1/24 dev br9; ip link set br9 up; ip addr add 169.254.169.254/32 dev lo; ip addr add 100.100.100.200/32 dev lo; ip -6 addr add fd00:ec2::254/128 dev lo nodad",
         );
         world.refresh();
-        serve(&world.host(), 8000, "host");
+        serve(&host(), 8000, "host");
         let uplink = world.network.uplink().unwrap().unwrap();
         let addresses: Vec<IpAddr> = ["192.0.2.2", "172.29.0.1", "2001:db8:1::2", "169.254.169.254", "100.100.100.200", "fd00:ec2::254"]
             .iter()
@@ -52,7 +52,7 @@ fn row_10_and_17_the_hosts_services_and_metadata() {
             .chain([uplink.host_address.v4.into(), uplink.host_address.v6.into()])
             .collect();
         for address in addresses {
-            assert!(answers(&world.host(), address, 8000, LONG), "the host itself reaches {address}");
+            assert!(answers(&host(), address, 8000, LONG), "the host itself reaches {address}");
             for name in ["site", "tick", "vault"] {
                 assert!(!answers(world.of(name), address, 8000, SHORT), "{name} reached the host at {address}");
             }
@@ -82,7 +82,7 @@ fn row_11_a_neighbour_and_a_user_of_the_host_with_routes() {
             r = uplink.router_address.v6,
             l = uplink.host_link
         ));
-        let neighbour = Room::inside(&world.host());
+        let neighbour = Room::inside(&host());
         sh(&format!(
             "ip link add n0 type veth peer name n1 netns {}; ip addr add 192.168.77.1/24 dev n0; ip -6 addr add fd77::1/64 dev n0 nodad; ip link set n0 up",
             neighbour.pid()
@@ -91,7 +91,7 @@ fn row_11_a_neighbour_and_a_user_of_the_host_with_routes() {
             &neighbour,
             "ip addr add 192.168.77.2/24 dev n1; ip -6 addr add fd77::2/64 dev n1 nodad; ip link set n1 up; ip route add default via 192.168.77.1; ip -6 route add default via fd77::1",
         );
-        serve(&world.host(), 8000, "host");
+        serve(&host(), 8000, "host");
         assert!(answers(&neighbour, "192.168.77.1".parse().unwrap(), 8000, LONG), "the neighbour can send");
         let at_router = Watch::open(&world.router()).unwrap();
         let mut nonce = 100;
@@ -107,10 +107,9 @@ fn row_11_a_neighbour_and_a_user_of_the_host_with_routes() {
                     addresses.extend([IpAddr::V4(vip.v4), IpAddr::V6(vip.v6)]);
                 }
                 for address in addresses {
-                    for (is_host, from, source) in [
-                        (false, neighbour.as_fd(), ["192.168.77.2", "fd77::2"]),
-                        (true, world.host().as_fd(), ["192.0.2.2", "2001:db8:1::2"]),
-                    ] {
+                    for (is_host, from, source) in
+                        [(false, neighbour.as_fd(), ["192.168.77.2", "fd77::2"]), (true, host().as_fd(), ["192.0.2.2", "2001:db8:1::2"])]
+                    {
                         nonce += 1;
                         let source = source[usize::from(address.is_ipv6())].parse().unwrap();
                         send_crafted(

@@ -171,7 +171,7 @@ fn a_service_address_that_leads_astray() {
                     &format!(
                         "nft 'delete element inet moat single4 {{ {vip} : {right} }}; add element inet moat single4 {{ {vip} : {wrong} }}'"
                     ),
-                )
+                );
             },
             &[("site", "api")],
             true,
@@ -195,7 +195,7 @@ fn a_route_of_the_host_into_the_router() {
         let to = world.of("vault").live.address.v4;
         check(
             world,
-            |w| drop((w.host(), sh(&format!("ip route add {to}/32 via {} dev {}", uplink.router_address.v4, uplink.host_link)))),
+            |_| drop(sh(&format!("ip route add {to}/32 via {} dev {}", uplink.router_address.v4, uplink.host_link))),
             &[("host", "vault")],
             false,
         );

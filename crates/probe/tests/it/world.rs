@@ -51,7 +51,7 @@ pub fn with_bridge_filter(on: bool, test: impl FnOnce(&mut World)) {
         "ip link add lan type veth peer name lan1 && ip link set lan1 up && ip addr add 192.0.2.2/24 dev lan && ip -6 addr add 2001:db8:1::2/64 dev lan nodad && ip link set lan up && ip route add default via 192.0.2.1",
     );
     let mut world = World::new();
-    bridge_filter(&world.host(), on);
+    bridge_filter(&host(), on);
     bridge_filter(&world.router(), on);
     test(&mut world);
     world.stop();
@@ -105,6 +105,11 @@ impl Drop for Room {
     }
 }
 
+/// The namespace of the test's machine.
+pub fn host() -> File {
+    ns::current().unwrap()
+}
+
 /// One instance.
 pub struct Instance {
     room: Room,
@@ -142,7 +147,7 @@ pub struct World {
 }
 
 /// What makes a service differ from the default one.
-pub struct Kind {
+pub struct Shape {
     pub kind: ServiceKind,
     pub network: u8,
     pub zone: u32,
@@ -151,15 +156,15 @@ pub struct Kind {
     pub egress: Egress,
 }
 
-pub const fn plain(kind: ServiceKind) -> Kind {
-    Kind { kind, network: 0, zone: 10, isolated: false, allow_from: None, egress: Egress::Internet }
+pub const fn plain(kind: ServiceKind) -> Shape {
+    Shape { kind, network: 0, zone: 10, isolated: false, allow_from: None, egress: Egress::Internet }
 }
 
 pub fn slug(text: &str) -> Slug {
     Slug::new(text).unwrap()
 }
 
-fn service(name: &str, offset: u16, kind: &Kind) -> Service {
+fn service(name: &str, offset: u16, kind: &Shape) -> Service {
     let network = NetworkId::new(kind.network).unwrap();
     let native = NativeWorkload {
         runtime: NativeRuntime::Python,
@@ -237,10 +242,6 @@ impl World {
         self.runtime.block_on(self.network.remove_router()).unwrap();
     }
 
-    pub fn host(&self) -> File {
-        ns::current().unwrap()
-    }
-
     pub fn router(&self) -> File {
         self.network.router_ns().unwrap()
     }
@@ -251,14 +252,14 @@ impl World {
         self.service("api", &plain(ServiceKind::Pserv), 1);
         self.service("store", &plain(ServiceKind::KeyValue), 1);
         self.service("tick", &plain(ServiceKind::Worker), 1);
-        self.service("vault", &Kind { zone: 20, isolated: true, egress: Egress::None, ..plain(ServiceKind::Pserv) }, 1);
-        self.service("ledger", &Kind { allow_from: Some(&["api"]), ..plain(ServiceKind::Pserv) }, 1);
-        self.service("abroad", &Kind { network: 1, zone: 30, ..plain(ServiceKind::Pserv) }, 1);
+        self.service("vault", &Shape { zone: 20, isolated: true, egress: Egress::None, ..plain(ServiceKind::Pserv) }, 1);
+        self.service("ledger", &Shape { allow_from: Some(&["api"]), ..plain(ServiceKind::Pserv) }, 1);
+        self.service("abroad", &Shape { network: 1, zone: 30, ..plain(ServiceKind::Pserv) }, 1);
         self.apply();
     }
 
     /// Adds a service with this many instances, that listen before they are attached.
-    pub fn service(&mut self, name: &str, kind: &Kind, instances: u16) {
+    pub fn service(&mut self, name: &str, kind: &Shape, instances: u16) {
         let offset = u16::try_from(self.state.services.len()).unwrap() + 1;
         let service = service(name, offset, kind);
         let port = service.port.unwrap_or(9000);
@@ -274,7 +275,7 @@ impl World {
     /// Adds an instance; its index.
     pub fn instance(&mut self, name: &str, offset: u16, purpose: Purpose) -> usize {
         let service = &self.state.services[&slug(name)];
-        let room = Room::inside(&self.host());
+        let room = Room::inside(&host());
         let id = InstanceId::new(format!("{}-{offset:05}", service.id)).unwrap();
         let live = LiveInstance {
             id,
