@@ -46,18 +46,19 @@ fn is_local(facts: &Facts, address: IpAddr) -> bool {
     base(facts).local.contains(&address)
 }
 
+fn is_unroutable(facts: &Facts, address: IpAddr) -> bool {
+    base(facts).unroutable.iter().any(|net| net.contains(&address))
+}
+
 /// What becomes of a packet.
 pub fn decide(facts: &Facts, policy: &NetPolicy, packet: &Packet) -> Outcome {
-    if packet.state == FlowKind::Invalid && packet.origin == Origin::Router {
-        return Outcome::Dropped;
-    }
     match &packet.origin {
         Origin::Link(link) => match source_at(policy, packet.source).filter(|entry| entry.link == *link) {
             Some(from) => from_instance(facts, policy, from, packet),
             None => Outcome::Dropped,
         },
         Origin::Uplink => from_uplink(facts, policy, packet),
-        Origin::Router => from_router(policy, packet),
+        Origin::Router => from_router(facts, policy, packet),
     }
 }
 
@@ -82,7 +83,7 @@ fn from_instance(facts: &Facts, policy: &NetPolicy, from: &SourceEntry, packet: 
         return if dns || error || matches!(packet.state, FlowKind::Reply { .. }) { Outcome::Router } else { Outcome::Dropped };
     }
     let target = source_at(policy, to);
-    if target.is_none() && base(facts).unroutable.iter().any(|net| net.contains(&to)) {
+    if target.is_none() && is_unroutable(facts, to) {
         return Outcome::NoRoute;
     }
     let delivered = target.map_or(Outcome::Internet, |entry| Outcome::Instance { link: entry.link.clone(), address: to });
@@ -140,13 +141,23 @@ fn from_uplink(facts: &Facts, policy: &NetPolicy, packet: &Packet) -> Outcome {
     }
 }
 
-fn from_router(policy: &NetPolicy, packet: &Packet) -> Outcome {
-    let Some(target) = source_at(policy, packet.destination) else {
-        return if matches!(packet.state, FlowKind::Reply { .. }) { Outcome::Internet } else { Outcome::Dropped };
+fn from_router(facts: &Facts, policy: &NetPolicy, packet: &Packet) -> Outcome {
+    let answers = matches!(packet.state, FlowKind::Reply { .. });
+    let tells = matches!(packet.state, FlowKind::Error { .. });
+    let to = packet.destination;
+    if is_local(facts, to) {
+        return if answers || tells { Outcome::Router } else { Outcome::Dropped };
+    }
+    let Some(target) = source_at(policy, to) else {
+        return match (is_unroutable(facts, to), answers) {
+            (true, _) => Outcome::NoRoute,
+            (false, true) => Outcome::Internet,
+            (false, false) => Outcome::Dropped,
+        };
     };
     let dials = packet.proto == TCP && policy.ingress.contains(&(target.address, packet.port));
-    if dials || matches!(packet.state, FlowKind::Reply { .. } | FlowKind::Error { .. }) {
-        Outcome::Instance { link: target.link.clone(), address: packet.destination }
+    if dials || answers || tells {
+        Outcome::Instance { link: target.link.clone(), address: to }
     } else {
         Outcome::Dropped
     }

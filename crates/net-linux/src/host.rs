@@ -92,8 +92,9 @@ impl Names {
         if paired && (!near.up || ours.iter().any(|net| !had.contains(net))) {
             done.push(format!("gave the uplink `{name}` its addresses back"));
         }
-        let mut requests: Vec<_> = ours.iter().map(|net| link::address(near.index, *net)).collect();
-        requests.push(link::up(near.index));
+        // Up first: addresses and neighbours of a link that is down don't last.
+        let mut requests = vec![link::up(near.index)];
+        requests.extend(ours.iter().map(|net| link::address(near.index, *net)));
         requests.extend(router_ends(record).map(|address| link::neighbour(near.index, address, ROUTER_MAC)));
         links.run(requests).map_err(refuse("configure"))?;
         crate::ns::in_ns(router, || ensure_router_end(record)).and_then(|r| r).map_err(refuse("configure the peer of"))?;
@@ -276,8 +277,8 @@ fn router_ends(record: &HostRecord) -> impl Iterator<Item = IpAddr> {
 fn ensure_router_end(record: &HostRecord) -> std::io::Result<()> {
     let mut links = Links::open()?;
     let Some(far) = links.find(UPLINK)? else { return Err(std::io::ErrorKind::NotFound.into()) };
-    let mut requests: Vec<_> = addresses(record.router_v4(), record.router_v6()).into_iter().map(|net| link::address(far.index, net)).collect();
-    requests.push(link::up(far.index));
+    let mut requests = vec![link::up(far.index)];
+    requests.extend(addresses(record.router_v4(), record.router_v6()).into_iter().map(|net| link::address(far.index, net)));
     requests.extend(host_ends(record).map(|address| link::neighbour(far.index, address, FAR_MAC)));
     requests.extend(host_ends(record).map(|address| link::default_route(far.index, address)));
     links.run(requests)

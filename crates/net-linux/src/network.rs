@@ -8,7 +8,7 @@ use crate::decide::{flow_is_allowed, Known};
 use crate::host::Names;
 use crate::lower::{self, Facts, TABLE};
 use crate::mount::Pin;
-use crate::record::{HostRecord, Records};
+use crate::record::{HostRecord, Records, Stamp};
 use crate::{nft, ns, router, NetError};
 use moat_model::policy::NetPolicy;
 use moat_model::{AddressPair, LinkName};
@@ -38,7 +38,7 @@ pub(crate) struct Inner {
     pub(crate) host: File,
     pin: Pin,
     pub(crate) records: Records,
-    applied: Mutex<Option<NetPolicy>>,
+    applied: Mutex<Option<(Stamp, Arc<NetPolicy>)>>,
 }
 
 impl std::fmt::Debug for Network {
@@ -86,7 +86,7 @@ impl Network {
 
     /// The policy that the live filter holds; the empty one when that is unknown.
     pub fn policy(&self) -> NetPolicy {
-        self.inner.known_policy().ok().flatten().unwrap_or_default()
+        self.inner.known_policy().ok().flatten().map(|policy| NetPolicy::clone(&policy)).unwrap_or_default()
     }
 
     /// Connects the namespace of process `pid` to the router: link `eth0` there, `link` here; addresses, routes and
@@ -137,7 +137,7 @@ impl Network {
 }
 
 impl Inner {
-    fn applied(&self) -> MutexGuard<'_, Option<NetPolicy>> {
+    fn applied(&self) -> MutexGuard<'_, Option<(Stamp, Arc<NetPolicy>)>> {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -156,8 +156,21 @@ impl Inner {
         ns::in_ns(&self.host, work).map_err(NetError::io("enter the host's network namespace"))?
     }
 
-    fn known_policy(&self) -> Result<Option<NetPolicy>, NetError> {
-        self.records.policy()
+    /// The policy that the live filter holds, read again only when another process wrote it.
+    fn known_policy(&self) -> Result<Option<Arc<NetPolicy>>, NetError> {
+        let stamp = self.records.stamp();
+        let mut applied = self.applied();
+        if let Some((_, policy)) = applied.as_ref().filter(|(seen, _)| *seen == stamp) {
+            return Ok(Some(Arc::clone(policy)));
+        }
+        let policy = self.records.policy()?.map(Arc::new);
+        *applied = policy.clone().map(|policy| (stamp, policy));
+        Ok(policy)
+    }
+
+    /// Remembers what was just written.
+    fn remember(&self, policy: Arc<NetPolicy>) {
+        *self.applied() = Some((self.records.stamp(), policy));
     }
 
     fn record(&self) -> Result<HostRecord, NetError> {
@@ -186,7 +199,6 @@ impl Inner {
                 let closed = lower::base(&record.facts);
                 let router = self.pin.create(|| prepare(&closed))?;
                 self.records.finish(&NetPolicy::default())?;
-                *self.applied() = Some(NetPolicy::default());
                 done.push("made the router namespace".to_owned());
                 router
             }
@@ -208,7 +220,7 @@ impl Inner {
         let mut done = Vec::new();
         let closed = lower::base(&record.facts);
         if !within(router, || nft::has_chain(TABLE, &lower::version_chain(&closed)))?? {
-            self.load(router, &record.facts, &self.known_policy()?.unwrap_or_default())?;
+            self.load(router, &record.facts, self.known_policy()?.unwrap_or_default())?;
             done.push("loaded the filter of the router".to_owned());
         }
         done.extend(within(router, inside_settings)??);
@@ -216,23 +228,13 @@ impl Inner {
     }
 
     /// Loads the whole filter and cuts what it forbids.
-    fn load(&self, router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {
+    fn load(&self, router: &File, facts: &Facts, policy: Arc<NetPolicy>) -> Result<(), NetError> {
         self.records.begin()?;
-        let text = lower::replace(&lower::full(facts, policy));
+        let text = lower::replace(&lower::full(facts, &policy));
         within(router, || nft::apply(&text, "load the filter"))??;
-        self.settle(router, facts, policy)
-    }
-
-    /// Cuts flows that are forbidden now and remembers the policy.
-    fn settle(&self, router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {
-        let known = Known::new(facts, policy);
-        cut(router, |flow| flow_is_allowed(facts, &known, flow))?;
-        self.finish(policy)
-    }
-
-    fn finish(&self, policy: &NetPolicy) -> Result<(), NetError> {
-        self.records.finish(policy)?;
-        *self.applied() = Some(policy.clone());
+        cut_forbidden(router, facts, &policy)?;
+        self.records.finish(&policy)?;
+        self.remember(policy);
         Ok(())
     }
 
@@ -241,41 +243,43 @@ impl Inner {
         let _lock = self.records.lock()?;
         let router = self.router()?;
         let facts = self.record()?.facts;
+        let policy = Arc::new(policy);
         let Some(old) = self.known_policy()? else {
-            self.load(&router, &facts, &policy)?;
+            self.load(&router, &facts, policy)?;
             return Ok(true);
         };
-        if old == policy {
+        let (gone, come) = lower::difference(&old, &policy);
+        let nothing = NetPolicy::default();
+        if gone == nothing && come == nothing {
             let live = within(&router, || nft::has_chain(TABLE, &lower::version_chain(&lower::base(&facts))))??;
             if !live {
-                self.load(&router, &facts, &policy)?;
+                self.load(&router, &facts, policy)?;
             }
             return Ok(!live);
         }
-        let (gone, come) = lower::difference(&old, &policy);
         let text = lower::transaction(&lower::full(&facts, &gone), &lower::full(&facts, &come));
         self.records.begin()?;
         match within(&router, || nft::apply(&text, "change the filter"))? {
             Ok(()) => {}
             // The live filter is not what it was believed to be: somebody flushed or changed it.
             Err(NetError::Nft { .. }) => {
-                self.load(&router, &facts, &policy)?;
+                self.load(&router, &facts, policy)?;
                 return Ok(true);
             }
             Err(error) => return Err(error),
         }
-        if gone == NetPolicy::default() {
-            self.finish(&policy)?;
-        } else {
-            self.settle(&router, &facts, &policy)?;
+        if gone != nothing {
+            cut_forbidden(&router, &facts, &policy)?;
         }
+        self.records.finish_change(&gone, &come, &policy)?;
+        self.remember(policy);
         Ok(true)
     }
 
     fn reload(&self) -> Result<(), NetError> {
         let _lock = self.records.lock()?;
         let facts = self.record()?.facts;
-        self.load(&self.router()?, &facts, &self.known_policy()?.unwrap_or_default())
+        self.load(&self.router()?, &facts, self.known_policy()?.unwrap_or_default())
     }
 
     fn refresh_host_addresses(&self) -> Result<bool, NetError> {
@@ -294,10 +298,9 @@ impl Inner {
         let text = lower::transaction(&old, &lower::base(&record.facts));
         if let Err(error) = within(router, || nft::apply(&text, "change the set of the host's addresses"))? {
             tracing::warn!(%error, "the live filter is not what it was; loading it again");
-            self.load(router, &record.facts, &self.known_policy()?.unwrap_or_default())?;
+            self.load(router, &record.facts, self.known_policy()?.unwrap_or_default())?;
         } else if let Some(policy) = self.known_policy()? {
-            let known = Known::new(&record.facts, &policy);
-            cut(router, |flow| flow_is_allowed(&record.facts, &known, flow))?;
+            cut_forbidden(router, &record.facts, &policy)?;
         }
         self.records.write_host(&record)?;
         Ok(true)
@@ -352,6 +355,11 @@ impl Inner {
 /// Runs work in a namespace.
 fn within<T: Send>(ns: &impl AsFd, work: impl FnOnce() -> T + Send) -> Result<T, NetError> {
     ns::in_ns(ns, work).map_err(NetError::io("enter the router namespace"))
+}
+
+fn cut_forbidden(router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {
+    let known = Known::new(facts, policy);
+    cut(router, |flow| flow_is_allowed(facts, &known, flow))
 }
 
 fn cut(router: &File, keep: impl Fn(&Flow) -> bool + Send) -> Result<(), NetError> {

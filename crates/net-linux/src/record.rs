@@ -1,7 +1,8 @@
 //! What is remembered in `RUN/net`: the policy last applied, and what was found of the host.
 //!
-//! Invariant: `policy.json` is what the live filter holds unless the file `policy.unknown` is there too, which is
-//! written before the filter changes and removed after `policy.json` says so.
+//! Invariant: `policy.json` with the changes listed in `policy.changes` is what the live filter holds, unless the file
+//! `policy.unknown` is there too: it is written before the filter changes and removed after those two say so. Changes
+//! are appended, so that remembering one service of many costs the size of one.
 
 use crate::lower::Facts;
 use crate::NetError;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What was chosen for and found of the host.
@@ -37,6 +39,34 @@ impl HostRecord {
         self.uplink_v6.map(|host| Ipv6Addr::from(u128::from(host) + 1))
     }
 }
+
+/// Bytes of changes after which the policy is written as a whole again.
+const CHANGES_LIMIT: u64 = 1 << 20;
+
+/// Applies a change to a policy. An entry that changed is in both halves.
+fn alter(policy: &mut NetPolicy, gone: &NetPolicy, come: NetPolicy) {
+    policy.sources.retain(|id, _| !gone.sources.contains_key(id));
+    policy.services.retain(|vip, _| !gone.services.contains_key(vip));
+    policy.receivers.retain(|entry| !gone.receivers.contains(entry));
+    policy.pairs.retain(|entry| !gone.pairs.contains(entry));
+    policy.ingress.retain(|entry| !gone.ingress.contains(entry));
+    policy.sources.extend(come.sources);
+    policy.services.extend(come.services);
+    policy.receivers.extend(come.receivers);
+    policy.pairs.extend(come.pairs);
+    policy.ingress.extend(come.ingress);
+}
+
+fn remove_file(path: &Path) -> Result<(), NetError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(NetError::io(format!("remove `{}`", path.display()))(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Tells one state of the records from another, cheaply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp([Option<(u64, u64, i64, i64)>; 3]);
 
 /// The folder of records.
 pub struct Records {
@@ -78,7 +108,19 @@ impl Records {
         if self.unknown().exists() {
             return Ok(None);
         }
-        self.read("policy.json")
+        let Some(mut policy): Option<NetPolicy> = self.read("policy.json")? else { return Ok(None) };
+        let path = self.changes();
+        match fs::read(&path) {
+            Ok(bytes) => {
+                for change in serde_json::Deserializer::from_slice(&bytes).into_iter() {
+                    let (gone, come) = change.map_err(|source| NetError::Record { path: path.clone(), source })?;
+                    alter(&mut policy, &gone, come);
+                }
+                Ok(Some(policy))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(policy)),
+            Err(error) => Err(NetError::io(format!("read `{}`", path.display()))(error)),
+        }
     }
 
     /// Says that the live filter is about to change.
@@ -88,11 +130,34 @@ impl Records {
 
     /// Says what the live filter holds now.
     pub fn finish(&self, policy: &NetPolicy) -> Result<(), NetError> {
+        // The old changes belong to the old policy; while `policy.unknown` is there, nobody reads either.
+        remove_file(&self.changes())?;
         self.write("policy.json", policy)?;
-        match fs::remove_file(self.unknown()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(NetError::io(format!("remove `{}`", self.unknown().display()))(error)),
-            Ok(()) | Err(_) => Ok(()),
+        remove_file(&self.unknown())
+    }
+
+    /// The same, as a change of what it held before: what went and what came.
+    pub fn finish_change(&self, gone: &NetPolicy, come: &NetPolicy, policy: &NetPolicy) -> Result<(), NetError> {
+        let path = self.changes();
+        let doing = || NetError::io(format!("write `{}`", path.display()));
+        let mut bytes = serde_json::to_vec(&(gone, come)).map_err(|error| doing()(error.into()))?;
+        bytes.push(b'\n');
+        let mut file = File::options().create(true).append(true).open(&path).map_err(doing())?;
+        file.write_all(&bytes).map_err(doing())?;
+        if file.metadata().map_err(doing())?.len() > CHANGES_LIMIT {
+            return self.finish(policy);
         }
+        remove_file(&self.unknown())
+    }
+
+    /// What the files of the policy look like from outside: as long as it is the same, so is the policy.
+    pub fn stamp(&self) -> Stamp {
+        let look = |path: PathBuf| fs::metadata(path).ok().map(|data| (data.ino(), data.len(), data.mtime(), data.mtime_nsec()));
+        Stamp([self.folder.join("policy.json"), self.changes(), self.unknown()].map(look))
+    }
+
+    fn changes(&self) -> PathBuf {
+        self.folder.join("policy.changes")
     }
 
     fn unknown(&self) -> PathBuf {

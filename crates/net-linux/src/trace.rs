@@ -4,7 +4,7 @@
 //! that [`crate::Network::attach`] makes: one per source, by its link. Invariant: it reads the ruleset only.
 
 use crate::lower::ir::{is_of, Action, Atom, Constant, Field, FlowState, Hook, Key, Match, Ruleset, Target, Value};
-use crate::lower::{rule_text, UPLINK};
+use crate::lower::{rule_text, EGRESS, UPLINK};
 use crate::packet::{FlowKind, Origin, Outcome, Packet};
 use ipnet::IpNet;
 use moat_model::LinkName;
@@ -75,7 +75,10 @@ impl Walk<'_> {
         let route = self.route();
         let (hook, outcome) = match route {
             Route::Nowhere => return Outcome::NoRoute,
-            Route::Local => (Hook::Input, Outcome::Router),
+            Route::Local => {
+                self.out_link = Some("lo".to_owned());
+                (Hook::Input, Outcome::Router)
+            }
             Route::Link(link) => {
                 self.out_link = Some(link.as_str().to_owned());
                 (Hook::Forward, Outcome::Instance { link, address: self.destination })
@@ -205,6 +208,7 @@ impl Walk<'_> {
             Match::IsNot(field, constant) => self.value(*field).is_some_and(|value| !equals(&value, constant)),
             Match::In(fields, set) => self.contains(fields, set),
             Match::State(state) => self.state() == Some(*state),
+            Match::Internet => self.mark & EGRESS != 0,
             Match::Reply => matches!(self.packet.state, FlowKind::Reply { .. }),
         }
     }
@@ -239,7 +243,7 @@ impl Walk<'_> {
                 };
                 (packet.proto == proto && is_of(packet.source, family)).then(|| Atom::Port(packet.icmp_type.into()))
             }
-            Field::Mark => Some(Atom::Mark(self.mark)),
+            Field::Zone => Some(Atom::Mark(self.mark & !EGRESS)),
         }
     }
 

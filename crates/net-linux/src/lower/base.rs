@@ -48,8 +48,6 @@ const fn of(family: Family, names: [&'static str; 2]) -> &'static str {
 pub(super) const SOURCES: [&str; 2] = ["sources4", "sources6"];
 pub(super) const RECEIVERS: [&str; 2] = ["receivers4", "receivers6"];
 pub(super) const PAIRS: [&str; 2] = ["pairs4", "pairs6"];
-pub(super) const SELF: [&str; 2] = ["self4", "self6"];
-pub(super) const INTERNET: [&str; 2] = ["internet4", "internet6"];
 pub(super) const RANGES: [&str; 2] = ["ranges4", "ranges6"];
 pub(super) const SINGLE: [&str; 2] = ["single4", "single6"];
 pub(super) const SEVERAL: [&str; 2] = ["several4", "several6"];
@@ -85,8 +83,6 @@ fn sets(facts: &Facts, out: &mut Ruleset) {
         add(SOURCES, map(vec![Kind::Link, address], ValueKind::Mark));
         add(RECEIVERS, set(vec![Kind::Mark, address]));
         add(PAIRS, pair());
-        add(SELF, pair());
-        add(INTERNET, set(vec![address]));
         add(RANGES, Set { interval: true, ..pair() });
         add(SINGLE, map(vec![address], ValueKind::Address(family)));
         add(SEVERAL, map(vec![address], ValueKind::Verdict));
@@ -134,7 +130,7 @@ fn services() -> Vec<Rule> {
 }
 
 fn may_reach(family: Family) -> Match {
-    Match::In(vec![Field::Mark, Field::Destination(family)], of(family, RECEIVERS))
+    Match::In(vec![Field::Zone, Field::Destination(family)], of(family, RECEIVERS))
 }
 
 fn goto(matches: Vec<Match>, chain: &'static str) -> Rule {
@@ -187,11 +183,17 @@ fn egress() -> Vec<Rule> {
         let (source, destination) = (Field::Source(family), Field::Destination(family));
         rules.push(goto(vec![Match::In(vec![destination], of(family, PRIVATE))], "denied"));
         rules.push(goto(vec![Match::In(vec![destination], of(family, HOST))], "denied"));
-        rules.push(accept(vec![Match::In(vec![source], of(family, INTERNET))]));
         rules.push(accept(vec![Match::In(vec![source, destination], of(family, RANGES))]));
     }
+    rules.push(accept(vec![Match::Internet]));
     rules.push(goto(vec![], "denied"));
     rules
+}
+
+/// Goes on with the rule only when `link` is the link of the source with the address `end`. The map is the one of
+/// sources, so the mark it sets is the one that such a packet has anyway.
+fn is_link_of(link: Field, end: Field, family: Family) -> Action {
+    Action::MarkFrom(vec![link, end], of(family, SOURCES))
 }
 
 /// ICMP errors about a known flow, from one of its two ends or from outside.
@@ -199,9 +201,9 @@ fn errors() -> Vec<Rule> {
     let mut rules = Vec::new();
     for family in BOTH {
         let kinds = || Match::Is(Field::IcmpType(family), error_kinds(family));
-        let from = |field| Match::In(vec![Field::Source(family), field], of(family, SELF));
-        rules.push(accept(vec![kinds(), from(Field::FlowResponder(family))]));
-        rules.push(accept(vec![kinds(), from(Field::FlowSource(family))]));
+        for end in [Field::FlowResponder(family), Field::FlowSource(family)] {
+            rules.push(rule(vec![kinds()], vec![is_link_of(Field::InLink, end, family), Action::Accept]));
+        }
         rules.push(accept(vec![Match::Is(Field::InLink, vec![Constant::Link(UPLINK)]), kinds()]));
     }
     rules.push(goto(vec![], "denied"));
@@ -257,7 +259,7 @@ fn leave() -> Vec<Rule> {
             Family::V4 => IpAddr::V4(GATEWAY_V4),
             Family::V6 => IpAddr::V6(GATEWAY_V6),
         };
-        rule(vec![Match::In(vec![Field::Source(family), Field::Destination(family)], of(family, SELF))], vec![Action::TranslateSource(gateway)])
+        rule(vec![], vec![is_link_of(Field::OutLink, Field::Source(family), family), Action::TranslateSource(gateway)])
     }));
     rules
 }

@@ -22,7 +22,7 @@ pub enum Atom {
     Proto(u8),
     /// A port.
     Port(u16),
-    /// A packet mark: the zone of the source, see [`super::mark_of`].
+    /// A packet mark: the zone of the source and its egress, see [`super::mark_of`].
     Mark(u32),
 }
 
@@ -119,8 +119,8 @@ pub enum Field {
     Port,
     /// Type of an ICMP or ICMPv6 message.
     IcmpType(Family),
-    /// The mark, see [`Atom::Mark`].
-    Mark,
+    /// The zone in the mark, see [`Atom::Mark`].
+    Zone,
 }
 
 /// A constant that a field is compared with.
@@ -158,6 +158,8 @@ pub enum Match {
     State(FlowState),
     /// A packet from the flow's responder to its opener.
     Reply,
+    /// The mark says that the source may open flows to the internet.
+    Internet,
 }
 
 /// Where a destination is translated to.

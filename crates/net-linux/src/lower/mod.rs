@@ -15,7 +15,7 @@ pub use ir::Ruleset;
 pub use policy::{check, full, PolicyError};
 pub use text::{replace, rule_text, text, version_chain};
 
-use moat_model::ZoneId;
+use moat_model::{Egress, ZoneId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -38,10 +38,25 @@ pub struct Facts {
     pub host_addresses: BTreeSet<IpAddr>,
 }
 
-/// The packet mark that stands for a zone: the zone's number plus one; 0 is "sends nothing", and what came by the uplink.
-pub const fn mark_of(zone: Option<ZoneId>) -> u32 {
-    match zone {
-        Some(zone) => zone.0.saturating_add(1),
+/// The bit of a packet mark that says "may open flows to the internet".
+pub const EGRESS: u32 = 0x8000_0000;
+/// Zones from this number on don't fit a packet mark.
+pub const ZONE_LIMIT: u32 = EGRESS - 1;
+
+/// The packet mark of a source: its zone's number plus one (0 is "opens nothing", and what came by the uplink), and
+/// [`EGRESS`] when it may reach the internet at large.
+pub const fn mark_of(zone: Option<ZoneId>, egress: &Egress) -> u32 {
+    let zone = match zone {
+        Some(zone) => zone_mark(zone),
         None => 0,
+    };
+    match egress {
+        Egress::Internet => zone | EGRESS,
+        Egress::None | Egress::Ranges(_) => zone,
     }
+}
+
+/// The zone's part of a packet mark.
+pub const fn zone_mark(zone: ZoneId) -> u32 {
+    zone.0.saturating_add(1) & !EGRESS
 }

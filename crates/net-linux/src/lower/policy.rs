@@ -1,8 +1,8 @@
 //! The elements and chains that a policy adds to the closed filter.
 
-use super::base::{family_of, INTERNET, PAIRS, RANGES, RECEIVERS, SELF, SEVERAL, SINGLE, SOURCES, UNSERVED};
+use super::base::{family_of, PAIRS, RANGES, RECEIVERS, SEVERAL, SINGLE, SOURCES, UNSERVED};
 use super::ir::{Action, Atom, Chain, Rule, Ruleset, Target, Value};
-use super::{base, mark_of, Facts, HTTP_DIAL};
+use super::{base, mark_of, zone_mark, Facts, HTTP_DIAL, ZONE_LIMIT};
 use ipnet::IpNet;
 use moat_model::policy::NetPolicy;
 use moat_model::{AddressPair, Egress, Family, InstanceId, LinkName};
@@ -53,44 +53,58 @@ pub enum PolicyError {
 
 /// Whether a policy is consistent: one owner per address, addresses always in the same pairs, links named after them.
 pub fn check(policy: &NetPolicy) -> Result<(), PolicyError> {
-    let mut owners: HashMap<AddressPair, &InstanceId> = HashMap::with_capacity(policy.sources.len());
     let mut pairs = Pairs::default();
     for (id, entry) in &policy.sources {
-        if let Some(first) = owners.insert(entry.address, id) {
+        if pairs.known(entry.address) {
+            let first = policy.sources.iter().find(|(_, other)| other.address == entry.address).map_or(id, |(first, _)| first);
             return Err(PolicyError::SharedAddress { first: first.clone(), second: id.clone(), address: entry.address });
         }
-        let expected = LinkName::of(entry.address.v4);
-        if expected != entry.link {
-            return Err(PolicyError::WrongLink { instance: id.clone(), link: entry.link.clone(), expected });
+        if entry.link.address() != entry.address.v4 {
+            return Err(PolicyError::WrongLink { instance: id.clone(), link: entry.link.clone(), expected: LinkName::of(entry.address.v4) });
         }
         pairs.see(entry.address)?;
     }
+    for vip in policy.services.keys() {
+        if pairs.known(*vip) {
+            return Err(PolicyError::ServiceIsInstance { address: *vip });
+        }
+        pairs.see(*vip)?;
+    }
     let zones = policy.sources.values().filter_map(|entry| entry.zone).chain(policy.receivers.iter().map(|(zone, _)| *zone));
-    if let Some(zone) = zones.into_iter().find(|zone| zone.0 == u32::MAX) {
+    if let Some(zone) = zones.into_iter().find(|zone| zone.0 >= ZONE_LIMIT) {
         return Err(PolicyError::ZoneTooLarge(zone.0));
     }
     let listed = policy.receivers.iter().map(|(_, address)| *address).chain(policy.pairs.iter().flat_map(|(from, to)| [*from, *to])).chain(policy.ingress.iter().map(|(address, _)| *address));
-    for address in listed.chain(policy.services.iter().flat_map(|(vip, ready)| ready.iter().copied().chain([*vip]))) {
+    for address in listed.chain(policy.services.values().flatten().copied()) {
         pairs.see(address)?;
     }
-    match policy.services.keys().find(|vip| owners.contains_key(vip)) {
-        Some(vip) => Err(PolicyError::ServiceIsInstance { address: *vip }),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 #[derive(Default)]
 struct Pairs {
-    by_v4: HashMap<Ipv4Addr, AddressPair>,
-    by_v6: HashMap<Ipv6Addr, AddressPair>,
+    by_v4: HashMap<Ipv4Addr, Ipv6Addr, Fnv>,
+    by_v6: HashMap<Ipv6Addr, Ipv4Addr, Fnv>,
 }
 
+/// The hasher's state is short because keys are addresses that Moat itself gives out: nobody can aim at collisions.
+type Fnv = std::hash::BuildHasherDefault<crate::FnvHasher>;
+
 impl Pairs {
+    fn known(&self, pair: AddressPair) -> bool {
+        self.by_v4.get(&pair.v4) == Some(&pair.v6)
+    }
+
     fn see(&mut self, pair: AddressPair) -> Result<(), PolicyError> {
-        let first = *self.by_v4.entry(pair.v4).or_insert(pair);
-        let second = *self.by_v6.entry(pair.v6).or_insert(pair);
-        match [first, second].into_iter().find(|known| *known != pair) {
-            Some(known) => Err(PolicyError::SplitPair { first: known, second: pair }),
+        if self.known(pair) {
+            return Ok(());
+        }
+        let split = |first| Err(PolicyError::SplitPair { first, second: pair });
+        if let Some(v6) = self.by_v4.insert(pair.v4, pair.v6) {
+            return split(AddressPair { v4: pair.v4, v6 });
+        }
+        match self.by_v6.insert(pair.v6, pair.v4) {
+            Some(v4) => split(AddressPair { v4, v6: pair.v6 }),
             None => Ok(()),
         }
     }
@@ -108,11 +122,7 @@ pub fn full(facts: &Facts, policy: &NetPolicy) -> Ruleset {
         };
         for (i, family) in FAMILIES {
             let address = Atom::address(entry.address.of(family));
-            out.add(SOURCES[i], vec![Atom::Link(entry.link.clone()), address.clone()], Some(Value::Mark(mark_of(entry.zone))));
-            out.add(SELF[i], vec![address.clone(), address.clone()], None);
-            if matches!(entry.egress, Egress::Internet) {
-                out.add(INTERNET[i], vec![address], None);
-            }
+            out.add(SOURCES[i], vec![Atom::Link(entry.link.clone()), address], Some(Value::Mark(mark_of(entry.zone, &entry.egress))));
         }
         for range in IpNet::aggregate(&ranges.into_iter().map(|range| range.trunc()).collect()) {
             let (i, family) = FAMILIES[usize::from(matches!(range, IpNet::V6(_)))];
@@ -122,7 +132,7 @@ pub fn full(facts: &Facts, policy: &NetPolicy) -> Ruleset {
     for (i, family) in FAMILIES {
         let atom = |address: &AddressPair| Atom::address(address.of(family));
         for (zone, address) in &policy.receivers {
-            out.add(RECEIVERS[i], vec![Atom::Mark(mark_of(Some(*zone))), atom(address)], None);
+            out.add(RECEIVERS[i], vec![Atom::Mark(zone_mark(*zone)), atom(address)], None);
         }
         for (from, to) in &policy.pairs {
             out.add(PAIRS[i], vec![atom(from), atom(to)], None);

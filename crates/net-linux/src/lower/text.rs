@@ -182,6 +182,7 @@ impl fmt::Display for MatchText<'_> {
             Match::In(fields, set) => write!(f, "{} @{set}", key_text(fields)),
             Match::State(state) => write!(f, "ct state {}", state_word(*state)),
             Match::Reply => f.write_str("ct direction reply"),
+            Match::Internet => f.write_str("meta mark & 0x80000000 != 0"),
         }
     }
 }
@@ -263,6 +264,6 @@ const fn field_word(field: Field) -> &'static str {
         Field::Port => "th dport",
         Field::IcmpType(Family::V4) => "icmp type",
         Field::IcmpType(Family::V6) => "icmpv6 type",
-        Field::Mark => "meta mark",
+        Field::Zone => "(meta mark & 0x7fffffff)",
     }
 }

@@ -2,6 +2,9 @@
 
 use crate::world::*;
 use moat_model::net::RESERVED_PORTS;
+use moat_model::state::Listener;
+use moat_model::{Egress, Endpoint, Family, Proto, ZoneId};
+use moat_net_linux::{ns, ports};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[test]
@@ -69,4 +72,121 @@ fn service_addresses_spread_evenly_and_keep_the_client() {
             assert!(udp(&ready[0], single, 80).is_open());
         }
     });
+}
+
+#[test]
+fn single_pairs_pass_one_way_only() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let (a, b) = (world.worker(1).await, world.worker(2).await);
+        let target = world.instance(3, Some(ZoneId(9)), Egress::None).await;
+        for (instance, name) in [(&a, "a"), (&b, "b"), (&target, "t")] {
+            serve(instance, 80, name);
+        }
+        world.policy.pairs.insert((a.address, target.address));
+        world.policy.services.insert(vip(1), [target.address].into());
+        world.apply().await;
+        for i in 0..2 {
+            must_open(&a, target.both()[i], 80);
+            must_close(&b, target.both()[i], 80);
+            must_close(&target, a.both()[i], 80);
+        }
+        must_open(&a, vip(1).v4.into(), 80);
+        must_open(&a, vip(1).v6.into(), 80);
+        must_close(&b, vip(1).v4.into(), 80);
+        must_close(&b, vip(1).v6.into(), 80);
+    });
+}
+
+#[test]
+fn zones_are_closed_against_each_other() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let (a, b) = (world.open(1).await, world.instance(2, Some(ZoneId(2)), Egress::Internet).await);
+        world.policy.receivers.insert((ZoneId(2), b.address));
+        // A datastore receives from both and opens nothing.
+        let store = world.instance(3, None, Egress::None).await;
+        world.policy.receivers.insert((ZoneId(2), store.address));
+        world.policy.receivers.insert((ZONE, store.address));
+        world.apply().await;
+        for (instance, name) in [(&a, "a"), (&b, "b"), (&store, "store")] {
+            serve(instance, 80, name);
+        }
+        for i in 0..2 {
+            must_close(&a, b.both()[i], 80);
+            must_close(&b, a.both()[i], 80);
+            must_close(&store, a.both()[i], 80);
+            must_open(&a, store.both()[i], 80);
+            must_open(&b, store.both()[i], 80);
+        }
+    });
+}
+
+#[test]
+fn the_ingress_dials_one_port_of_one_instance() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let (web, private) = (world.open(1).await, world.open(2).await);
+        for instance in [&web, &private] {
+            serve(instance, 10000, "http");
+            serve(instance, 80, "other");
+        }
+        world.policy.ingress.insert((web.address, 10000));
+        world.apply().await;
+        let router = world.router();
+        for i in 0..2 {
+            assert!(tcp(&router, web.both()[i], 10000).is_open());
+            assert!(!udp_within(&router, web.both()[i], 10000, CLOSED).is_open());
+            must_close(&router, web.both()[i], 80);
+            must_close(&router, private.both()[i], 10000);
+            must_close(&router, private.both()[i], 80);
+        }
+        // A socket made there by hand, as the ingress makes them.
+        let socket = ns::tcp_socket_in(&router, Family::V4).unwrap();
+        let stream = tokio::net::TcpSocket::from_std_stream(socket.into()).connect((web.v4(), 10000).into()).await;
+        assert!(stream.is_ok(), "{stream:?}");
+    });
+}
+
+#[test]
+fn listeners_are_found_with_their_protocol_and_whether_they_are_local() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let a = world.open(1).await;
+        assert_eq!(ports::listeners(&a).unwrap(), []);
+        let kept = ns::in_ns(&a, || {
+            let tcp: Vec<_> = ["0.0.0.0:80", "[::]:81", "127.0.0.1:82", "[::1]:83", "[::1]:84", "0.0.0.0:84"].map(|at| std::net::TcpListener::bind(at).unwrap()).into();
+            let udp: Vec<_> = ["0.0.0.0:80", "127.0.0.1:5353"].map(|at| std::net::UdpSocket::bind(at).unwrap()).into();
+            let client = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            client.connect("127.0.0.1:80").unwrap();
+            (tcp, udp, client)
+        })
+        .unwrap();
+        let row = |proto, port, loopback_only| Listener { endpoint: Endpoint { proto, port }, loopback_only };
+        let expected = [
+            row(Proto::Tcp, 80, false),
+            row(Proto::Tcp, 81, false),
+            row(Proto::Tcp, 82, true),
+            row(Proto::Tcp, 83, true),
+            row(Proto::Tcp, 84, false),
+            row(Proto::Udp, 80, false),
+            row(Proto::Udp, 5353, true),
+        ];
+        assert_eq!(ports::listeners(&a).unwrap(), expected);
+        drop(kept);
+    });
+}
+
+#[test]
+fn work_in_a_namespace_does_not_leak_out() {
+    if !possible() {
+        return;
+    }
+    let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let room = Room::new();
+    let inside = ns::in_ns(&room.ns, || std::fs::read_link("/proc/thread-self/ns/net").unwrap()).unwrap();
+    assert_ne!(inside, own);
+    assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), own);
+    let scratch = ns::scratch().unwrap();
+    assert_ne!(ns::in_ns(&scratch, || std::fs::read_link("/proc/thread-self/ns/net").unwrap()).unwrap(), inside);
 }

@@ -294,3 +294,29 @@ pub fn tcp(ns: &impl AsFd, to: IpAddr, port: u16) -> Attempt {
 pub fn udp(ns: &impl AsFd, to: IpAddr, port: u16) -> Attempt {
     udp_within(ns, to, port, OPEN)
 }
+
+/// Counters of what arrives in a namespace, before any filter.
+pub struct Counters {
+    ns: File,
+}
+
+impl Counters {
+    /// One counter per (name, match of nft).
+    pub fn new(ns: &impl AsFd, kinds: &[(&str, &str)]) -> Self {
+        let mut text = "table inet ear {\n".to_owned();
+        for (name, _) in kinds {
+            text += &format!("counter ear_{name} {{ }}\n");
+        }
+        text += "chain in {\ntype filter hook prerouting priority raw - 10\n";
+        for (name, what) in kinds {
+            text += &format!("{what} counter name ear_{name}\n");
+        }
+        text += "}\n}\n";
+        sh_in(ns, &format!("nft '{text}'"));
+        Self { ns: ns.as_fd().try_clone_to_owned().unwrap().into() }
+    }
+    pub fn packets(&self, name: &str) -> u64 {
+        let listing: serde_json::Value = serde_json::from_str(&sh_in(&self.ns, &format!("nft -j list counter inet ear ear_{name}"))).unwrap();
+        listing["nftables"].as_array().unwrap().iter().find_map(|item| item["counter"]["packets"].as_u64()).unwrap()
+    }
+}
