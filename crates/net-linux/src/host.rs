@@ -147,11 +147,18 @@ impl Names {
                 continue;
             }
             if let (Some(now), false) = (now, noted) {
+                record.settings.extend(odd_links(&name, &now).map_err(NetError::io("read the host's forwarding"))?);
                 record.settings.push((name.clone(), now));
                 save(record)?;
             }
             if sysctl::set(&name, &value).map_err(NetError::io(format!("set `net/{name}`")))? {
                 done.push(format!("set `net/{name}` of the host to {value}"));
+            }
+        }
+        // A link made after the switch was thrown does not always follow it.
+        for name in ["ipv4/conf/LINK/forwarding", "ipv6/conf/LINK/force_forwarding"].map(|name| name.replace("LINK", &self.link)) {
+            if (record.uplink_v6.is_some() || name.starts_with("ipv4")) && sysctl::set(&name, "1").map_err(NetError::io(format!("set `net/{name}`")))? {
+                done.push(format!("set `net/{name}` of the host to 1"));
             }
         }
         let note: Vec<String> = record.settings.iter().filter(|(name, _)| SHARED.contains(&name.as_str())).map(|(name, before)| format!("{name}={before}")).collect();
@@ -229,10 +236,28 @@ impl Names {
 }
 
 /// Settings that runtime folders share, noted in the labels of their uplinks.
-const SHARED: [&str; 3] = ["ipv4/ip_forward", "ipv6/conf/all/force_forwarding", "ipv6/conf/all/forwarding"];
+const SHARED: [&str; 4] = ["ipv4/ip_forward", "ipv6/conf/all/force_forwarding", "ipv6/conf/default/force_forwarding", "ipv6/conf/all/forwarding"];
 
 fn noted_in(label: &str, name: &str) -> Option<String> {
     label.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+}
+
+/// The links whose own setting differs from the switch for all of them, which throwing it would overwrite.
+fn odd_links(switch: &str, value: &str) -> std::io::Result<Vec<(String, String)>> {
+    let (folder, setting) = match switch {
+        "ipv4/ip_forward" => ("ipv4/conf", "forwarding"),
+        "ipv6/conf/all/forwarding" => ("ipv6/conf", "forwarding"),
+        "ipv6/conf/all/force_forwarding" => ("ipv6/conf", "force_forwarding"),
+        _ => return Ok(Vec::new()),
+    };
+    let mut odd = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/sys/net/{folder}"))? {
+        let link = entry?.file_name().to_string_lossy().into_owned();
+        let name = format!("{folder}/{link}/{setting}");
+        let own = sysctl::get(&name)?.filter(|own| own != value && link != "all" && !link.starts_with(LINK_PREFIX));
+        odd.extend(own.map(|own| (name, own)));
+    }
+    Ok(odd)
 }
 
 /// Settings that egress needs. IPv6 forwarding as such would make the host deaf to router advertisements, so the newer
@@ -245,7 +270,7 @@ fn wanted_settings(ipv6: bool) -> std::io::Result<Vec<(String, String)>> {
     }
     if sysctl::get("ipv6/conf/all/force_forwarding")?.is_some() {
         if !on("ipv6/conf/all/forwarding")? {
-            wanted.push(("ipv6/conf/all/force_forwarding".to_owned(), "1".to_owned()));
+            wanted.extend(["all", "default"].map(|scope| (format!("ipv6/conf/{scope}/force_forwarding"), "1".to_owned())));
         }
         return Ok(wanted);
     }

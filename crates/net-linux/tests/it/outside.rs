@@ -2,6 +2,7 @@
 
 use crate::world::*;
 use moat_model::policy::NetPolicy;
+use moat_net_linux::{Config, Network};
 use std::net::IpAddr;
 
 /// The internet as a namespace behind the host, and a neighbour on the host's LAN.
@@ -214,7 +215,8 @@ fn teardown_leaves_nothing() {
     on_a_machine(async |world| {
         let _around = Surroundings::new();
         for before in ["0", "1"] {
-            sh(&format!("echo {before} > /proc/sys/net/ipv4/ip_forward"));
+            // One link may have a mind of its own.
+            sh(&format!("echo {before} > /proc/sys/net/ipv4/ip_forward; echo $((1 - {before})) > /proc/sys/net/ipv4/conf/lan0/forwarding"));
             let run = world.run.path().display().to_string();
             let inventory = || inventory(&run);
             let clean = inventory();
@@ -232,11 +234,36 @@ fn teardown_leaves_nothing() {
     });
 }
 
+#[test]
+fn two_moats_share_a_host() {
+    on_a_machine(async |world| {
+        let _around = Surroundings::new();
+        let run = world.run.path().display().to_string();
+        let clean = inventory(&run);
+        let folder = tempfile::tempdir().unwrap();
+        let other = Network::open(Config { run_dir: folder.path().to_owned() }).unwrap();
+        world.network.ensure_router().await.unwrap();
+        other.ensure_router().await.unwrap();
+        // Who came first goes first; the other one's egress stays.
+        world.network.remove_router().await.unwrap();
+        let a = Instance::new(1);
+        let mut policy = NetPolicy::default();
+        policy.sources.insert(a.id.clone(), a.entry(Some(ZONE), moat_model::Egress::Internet));
+        other.set_policy(&policy).await.unwrap();
+        other.attach(a.pid(), a.address, &a.link).await.unwrap();
+        must_open(&a, ip(INTERNET_V4), 80);
+        must_open(&a, ip(INTERNET_V6), 80);
+        // Who goes last restores what the first one found.
+        other.remove_router().await.unwrap();
+        assert_eq!(inventory(&run), clean);
+    });
+}
+
 /// Links, routes, rules, tables, forwarding, mounts and files.
 pub fn inventory(run: &str) -> String {
     sh(&format!(
         "ip -o link | sed 's/ qdisc.*//'; ip route show table all; ip -6 route show table all; ip rule; nft list ruleset
-         cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/*/forwarding /proc/sys/net/ipv6/conf/*/accept_ra
+         cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv6/conf/*/forwarding /proc/sys/net/ipv6/conf/*/accept_ra
          cat /proc/sys/net/ipv6/conf/*/force_forwarding 2>/dev/null || true
          grep -F '{run}' /proc/thread-self/mountinfo || true; find '{run}' | sort"
     ))
