@@ -7,6 +7,7 @@ use moat_engine::EngineError;
 use moat_engine_linux::{BuildRequest, Release};
 use moat_model::state::Workload;
 use moat_model::{Purpose, Service, ServiceKind, Slug};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// Builds that run at once; more only makes each slower on a small machine.
@@ -258,9 +259,23 @@ impl Core {
         }
         self.save();
         self.set_phase(slug, ServicePhase::Live, None);
+        self.sweep = true;
         if let Some((service, release, command)) = hook {
             self.notice(Some(slug), format!("running the initial deploy hook: {}", first_line(&command)));
             self.queue_job(service, release, command);
+        }
+    }
+
+    /// Removes releases that nothing runs, once no deploy is under way. The loop waits for it, so that no deploy begins
+    /// whose release would be taken for garbage.
+    pub(super) async fn sweep_releases(&mut self) {
+        if !self.sweep || !self.deploys.is_empty() {
+            return;
+        }
+        self.sweep = false;
+        let keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
+        if let Err(error) = self.engine.collect_garbage(&keep).await {
+            tracing::warn!(%error, "old releases can't be removed");
         }
     }
 

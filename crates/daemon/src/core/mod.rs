@@ -162,6 +162,7 @@ pub struct Core {
     pub(crate) policy: NetPolicy,
     pub(crate) jobs: Vec<(moat_model::Service, Option<String>, String)>,
     pub(crate) closing: BTreeSet<Slug>,
+    pub(crate) sweep: bool,
     pub(crate) last_said: Option<String>,
     pub(crate) leaving: bool,
 }
@@ -213,6 +214,7 @@ impl Core {
             durable,
             jobs: Vec::new(),
             closing: BTreeSet::new(),
+            sweep: false,
             last_said: None,
             leaving: false,
         };
@@ -261,6 +263,7 @@ impl Core {
         self.run_due_cron().await;
         self.reconcile().await;
         self.settle_deploys();
+        self.sweep_releases().await;
         self.publish_views();
         self.answer_waiting().await;
     }
