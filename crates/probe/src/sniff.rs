@@ -121,16 +121,18 @@ impl Capture {
         Ok(Self { shared, sniffers, thread: Some(thread) })
     }
 
-    /// Takes what was seen since the last time, after waiting until `enough` holds of all that was or time is up.
-    /// Says whether `enough` held.
+    /// Takes what was seen since the last time, after waiting until `enough` holds or time is up. `enough` is shown each
+    /// packet once, some at a time (none at first, perhaps), in order. Says whether it held.
     pub(crate) fn wait(&self, patience: Duration, mut enough: impl FnMut(&[Seen]) -> bool) -> (Vec<Seen>, bool) {
         let deadline = Instant::now() + patience;
         let mut seen = self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held = enough(&seen);
+        let mut shown = seen.len();
         while !held {
             let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else { break };
             seen = self.shared.more.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
-            held = enough(&seen);
+            held = enough(&seen[shown..]);
+            shown = seen.len();
         }
         (std::mem::take(&mut *seen), held)
     }

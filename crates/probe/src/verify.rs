@@ -243,7 +243,11 @@ impl<'a> Run<'a> {
         book.expect_marker(self.eyes.router());
         let expected = self.marker_links.iter().flatten().count();
         let is_marker = |seen: &sniff::Seen| !seen.outgoing && seen.packet == Packet::Marker(nonce);
-        let (seen, _) = self.capture.wait(patience, |seen| seen.iter().filter(|s| is_marker(s)).count() >= expected);
+        let mut heard = 0;
+        let (seen, _) = self.capture.wait(patience, |seen| {
+            heard += seen.iter().filter(|one| is_marker(one)).count();
+            heard >= expected
+        });
         book.read(stage, &seen, nonce);
         let deadline = Instant::now() + grace;
         loop {

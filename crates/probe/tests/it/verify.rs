@@ -41,6 +41,7 @@ fn a_clean_machine_passes() {
             ("api", "ledger"),
             ("ingress", "site"),
             ("api", "internet"),
+            ("abroad", "internet"),
             ("site", "site"),
         ] {
             assert!(reached(from, to), "{from} -> {to}");
@@ -60,6 +61,12 @@ fn a_clean_machine_passes() {
         ] {
             assert!(!reached(from, to), "{from} -> {to}");
         }
+        // Egress by a list: what it names, and nothing else.
+        let listed = |row: &&moat_probe::Row| {
+            row.from == Peer::Service(slug("abroad")) && matches!(row.what, ProbeKind::Flow { via: Via::Egress, .. })
+        };
+        let by_list = |observed: &Observed| report.rows.iter().filter(listed).filter(|row| row.observed == *observed).count();
+        assert!(by_list(&Observed::Reached) > 0 && by_list(&Observed::NotReached) > 0);
         assert!(serde_json::to_string(&report).unwrap().contains("\"from\""));
     });
 }

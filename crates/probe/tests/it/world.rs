@@ -254,7 +254,8 @@ impl World {
         self.service("tick", &plain(ServiceKind::Worker), 1);
         self.service("vault", &Shape { zone: 20, isolated: true, egress: Egress::None, ..plain(ServiceKind::Pserv) }, 1);
         self.service("ledger", &Shape { allow_from: Some(&["api"]), ..plain(ServiceKind::Pserv) }, 1);
-        self.service("abroad", &Shape { network: 1, zone: 30, ..plain(ServiceKind::Pserv) }, 1);
+        let listed = Egress::Ranges(["203.0.113.0/24".parse().unwrap()].into());
+        self.service("abroad", &Shape { network: 1, zone: 30, egress: listed, ..plain(ServiceKind::Pserv) }, 1);
         self.apply();
     }
 
