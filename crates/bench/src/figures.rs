@@ -35,10 +35,17 @@ impl Samples {
     pub fn plus(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a + b).collect())
     }
+    /// The least value; infinite when there is none.
+    pub fn least(&self) -> f64 {
+        self.0.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+    /// The most; infinite when there is none.
+    pub fn most(&self) -> f64 {
+        self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+    }
     /// `median (least–most)` with this many decimals.
     pub fn show(&self, decimals: usize) -> String {
-        let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let (least, most) = (self.least(), self.most());
         match self.0.len() {
             0 => "–".to_owned(),
             1 => format!("{least:.decimals$}"),

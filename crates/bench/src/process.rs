@@ -38,8 +38,8 @@ pub fn timed(command: &mut Command) -> Outcome<Duration> {
     if output.status.success() {
         return Ok(took);
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::new(format!("{command:?} failed ({}): {}", output.status, said.trim())))
+    let said = [output.stderr, output.stdout].concat();
+    Err(Failure::new(format!("{command:?} failed ({}): {}", output.status, String::from_utf8_lossy(&said).trim())))
 }
 
 /// Whether a program of this name is in `PATH` or where administrators' programs are.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// How long a load lasts: short, so that what is compared is measured close together.
 const LASTS: Duration = Duration::from_millis(150);
 /// Turns before the clock starts.
-const WARM: usize = 500;
+const WARM: usize = 200;
 /// How long a connection may take: a path that does not work is an error, not a figure.
 const CONNECT: Duration = Duration::from_secs(5);
 /// The first byte of the last connection of a load.

@@ -1,6 +1,6 @@
 //! What Moat's path is compared with: the least there can be, the same without policy, and a list of rules.
 
-use super::scene::{Path, Room};
+use super::scene::{PORT, Path, Room};
 use crate::failure::Outcome;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
@@ -21,7 +21,7 @@ pub fn direct() -> Outcome<(Path, Rooms)> {
         server.pid()
     ))?;
     server.ip(&format!("address add {SERVER}/24 dev eth0\nlink set eth0 up"))?;
-    let path = Path::new("one veth pair, nothing between", &client, &server, SERVER)?;
+    let path = Path::new("one veth pair, nothing between", &client, &server, SERVER, PORT)?;
     Ok((path, vec![client, server]))
 }
 
@@ -47,7 +47,7 @@ pub fn routed() -> Outcome<(Path, Rooms)> {
     }
     router.ip(&inside)?;
     router.feed("sh", &["-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"], "")?;
-    let path = Path::new("routed veths, no policy", &client, &server, SERVER)?;
+    let path = Path::new("routed veths, no policy", &client, &server, SERVER, PORT)?;
     Ok((path, vec![client, server, router]))
 }
 

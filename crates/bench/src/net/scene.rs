@@ -3,6 +3,7 @@
 //! Invariant: a namespace lives as long as the process that holds it, which ends with this one; links go with it.
 
 use crate::failure::{Doing, Failure, Outcome};
+use moat_net_linux::ns;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,8 +11,11 @@ use std::process::{Child, Command, Stdio};
 
 /// The first argument of a process that only holds a namespace.
 pub const HOLD: &str = "__hold";
-/// The port that servers listen on.
-const PORT: u16 = 7000;
+/// The port that a server listens on; paths to one server through several addresses need one each, since the addresses differ
+/// only on the way: a new connection would meet what is left of an old one at the server.
+pub const PORT: u16 = 700;
+/// Ports of clients: enough that none comes again within a run.
+const CLIENT_PORTS: &str = "1024 65000";
 
 /// A network namespace.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ impl Room {
         let ns = File::open(format!("/proc/{}/ns/net", holder.id())).doing("open a namespace")?;
         let room = Self { holder, ns };
         room.ip("link set lo up")?;
+        let set = ns::in_ns(&room.ns, || std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", CLIENT_PORTS));
+        set.and_then(|done| done).doing("give clients more ports")?;
         Ok(room)
     }
     /// The process that holds it.
@@ -104,7 +110,7 @@ pub struct Path {
 
 impl Path {
     /// A path to an address of the server or of a service.
-    pub fn new(name: impl Into<String>, client: &Room, server: &Room, target: impl Into<IpAddr>) -> Outcome<Self> {
+    pub fn new(name: impl Into<String>, client: &Room, server: &Room, target: impl Into<IpAddr>, port: u16) -> Outcome<Self> {
         let target = target.into();
         let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
         let clone = |room: &Room| room.ns.try_clone().doing("open a namespace");
@@ -112,8 +118,8 @@ impl Path {
             name: name.into(),
             client: clone(client)?,
             server: clone(server)?,
-            listen: SocketAddr::new(any, PORT),
-            target: SocketAddr::new(target, PORT),
+            listen: SocketAddr::new(any, port),
+            target: SocketAddr::new(target, port),
         })
     }
 }
