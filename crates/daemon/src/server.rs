@@ -5,6 +5,7 @@ use crate::core::{Core, Msg};
 use crate::protocol::{Event, Failure, Request};
 use moat_engine_linux::{Config, LinuxEngine};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -63,6 +64,7 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
+    raise_open_files();
     let engine = LinuxEngine::open(Config {
         state_dir: paths.state.clone(),
         run_dir: paths.run.clone(),
@@ -88,6 +90,13 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
     // The last answers leave through tasks of their own.
     tokio::time::sleep(Duration::from_millis(50)).await;
     Ok(())
+}
+
+/// The probes and the ingress use many sockets: as many as may be opened without privileges. A failure leaves the usual number.
+fn raise_open_files() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 async fn signals(tx: mpsc::UnboundedSender<Msg>) {
