@@ -5,7 +5,7 @@ use crate::args::DownArgs;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui};
 use moat_daemon::Paths;
-use moat_daemon::client;
+use moat_daemon::client::{self, ClientError};
 use moat_daemon::protocol::{Event, Request, ServicePhase};
 use std::process::ExitCode;
 
@@ -39,7 +39,14 @@ pub async fn run(args: DownArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
 
 /// Asks the daemon to stop, and says what stops.
 pub async fn stop(paths: &Paths, file: Option<std::path::PathBuf>, ui: &Ui) -> Result<(), CommandError> {
-    let mut talk = client::ask(paths, &Request::Down { file }).await?;
+    let mut talk = match client::ask(paths, &Request::Down { file: file.clone() }).await {
+        // It ended in this very moment: another one looks after what is left.
+        Err(ClientError::Broken(_) | ClientError::NotRunning) => {
+            client::ensure(paths, &own_exe()?).await?;
+            client::ask(paths, &Request::Down { file }).await?
+        }
+        asked => asked?,
+    };
     let mut stopped = Vec::new();
     while let Some(event) = talk.next().await? {
         match event {

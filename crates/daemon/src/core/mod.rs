@@ -31,6 +31,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc};
 
+/// A daemon that has nothing to run ends after this long.
+const IDLE_FOR: Duration = Duration::from_secs(5);
+
 /// Everything that can happen.
 pub enum Msg {
     /// Somebody asks; events go to the channel.
@@ -226,8 +229,25 @@ impl Core {
     pub async fn run(mut self, mut rx: mpsc::UnboundedReceiver<Msg>) {
         self.resume().await;
         let upkeep = self.start_upkeep();
-        while let Some(msg) = rx.recv().await {
-            self.handle(msg).await;
+        let mut idle_since = Instant::now();
+        loop {
+            match tokio::time::timeout(Duration::from_secs(1), rx.recv()).await {
+                Ok(Some(msg)) => {
+                    if matches!(msg, Msg::Request(..)) {
+                        idle_since = Instant::now();
+                    }
+                    self.handle(msg).await;
+                }
+                Ok(None) => break,
+                Err(_) => {}
+            }
+            if !self.is_idle() {
+                idle_since = Instant::now();
+            } else if idle_since.elapsed() > IDLE_FOR {
+                tracing::info!("nothing to run: ending");
+                self.remove_everything().await;
+                break;
+            }
             // One reconcile for everything that waits: a burst of messages is one change.
             while let Ok(msg) = rx.try_recv() {
                 self.handle(msg).await;
@@ -239,6 +259,11 @@ impl Core {
         }
         upkeep.abort();
         self.dataplane.stop();
+    }
+
+    /// Whether there is nothing to run and nobody to answer: a blueprint was refused, or a second daemon was started in a race.
+    fn is_idle(&self) -> bool {
+        self.durable.blueprints.is_empty() && self.live.is_empty() && self.waiting.is_empty()
     }
 
     async fn handle(&mut self, msg: Msg) {

@@ -251,7 +251,7 @@ impl Core {
     }
 
     /// Nothing is left to run: the network goes, and this process with it.
-    async fn remove_everything(&mut self) {
+    pub(super) async fn remove_everything(&mut self) {
         self.dataplane.stop();
         let result = self.engine.apply(&Step::RemoveRouter).await;
         let error = result.err().map(|error| Failure::engine(&error));
