@@ -9,10 +9,18 @@ const NAMES: [&str; 4] = ["plan", "net", "start", "verify"];
 /// What the peers and the measured program need besides what runs Moat.
 const TO_BENCH: &[Need] = &[
     Need { what: "a C compiler", present: Present::Program(&["cc"]), packages: &["gcc", "clang"] },
-    Need { what: "C's static library", present: Present::Check(&["sh", "-c", "echo 'int main(void){}' | cc -static -x c -o /dev/null -"]), packages: &["libc6-dev"] },
+    Need {
+        what: "C's static library",
+        present: Present::Check(&["sh", "-c", "echo 'int main(void){}' | cc -static -x c -o /dev/null -"]),
+        packages: &["libc6-dev"],
+    },
     Need { what: "`iptables`, a peer", present: Present::Program(&["iptables-restore"]), packages: &["iptables"] },
     Need { what: "podman, a peer", present: Present::Program(&["podman"]), packages: &["podman"] },
-    Need { what: "podman's network", present: Present::Check(&["test", "-e", "/usr/lib/cni/bridge", "-o", "-e", "/usr/lib/podman/netavark"]), packages: &["containernetworking-plugins", "netavark"] },
+    Need {
+        what: "podman's network",
+        present: Present::Check(&["test", "-e", "/usr/lib/cni/bridge", "-o", "-e", "/usr/lib/podman/netavark"]),
+        packages: &["containernetworking-plugins", "netavark"],
+    },
     Need { what: "docker, a peer", present: Present::Program(&["dockerd"]), packages: &["docker.io"] },
 ];
 
@@ -26,7 +34,9 @@ pub fn run(arguments: &[String]) -> Outcome {
     packages::ensure(&[packages::TO_RUN, TO_BENCH])?;
     Program::cargo().args(["build", "--release", "--locked", "--package", "moat-cli", "--package", "moat-bench"]).run()?;
     let bench = crate::demo::target_folder()?.join("release/moat-bench");
-    wanted.iter().try_for_each(|measurement| Program::as_root(&bench, &[]).args([measurement]).args(options.iter().map(String::as_str)).run())
+    wanted
+        .iter()
+        .try_for_each(|measurement| Program::as_root(&bench, &[]).args([measurement]).args(options.iter().map(String::as_str)).run())
 }
 
 fn known() -> String {

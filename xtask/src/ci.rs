@@ -7,22 +7,8 @@ use std::time::Instant;
 type Check = (&'static str, fn() -> Outcome);
 
 const CHECKS: &[Check] = &[
-    ("format", || {
-        Program::cargo().args(["fmt", "--all", "--check"]).run()
-    }),
-    ("clippy", || {
-        Program::cargo()
-            .args([
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--locked",
-                "--",
-                "--deny",
-                "warnings",
-            ])
-            .run()
-    }),
+    ("format", || Program::cargo().args(["fmt", "--all", "--check"]).run()),
+    ("clippy", || Program::cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"]).run()),
     ("tidy", || tidy::run(&[])),
     ("dependencies", dependencies),
     ("tests", || test::tests(&[])),
@@ -44,10 +30,7 @@ pub fn run(arguments: &[String]) -> Outcome {
     let minutes = start.elapsed().as_secs() / 60;
     let seconds = start.elapsed().as_secs() % 60;
     if failed.is_empty() {
-        println!(
-            "\nci: all {} checks passed in {minutes} min {seconds} s",
-            CHECKS.len()
-        );
+        println!("\nci: all {} checks passed in {minutes} min {seconds} s", CHECKS.len());
         return Ok(());
     }
     Err(Failure::new(format!(
@@ -64,15 +47,5 @@ fn dependencies() -> Outcome {
         eprintln!("skipped: `cargo-deny` is not installed (`cargo install --locked cargo-deny`)");
         return Ok(());
     }
-    Program::cargo()
-        .args([
-            "deny",
-            "--offline",
-            "check",
-            "--hide-inclusion-graph",
-            "licenses",
-            "bans",
-            "sources",
-        ])
-        .run()
+    Program::cargo().args(["deny", "--offline", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]).run()
 }

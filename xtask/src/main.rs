@@ -2,11 +2,7 @@
 //!
 //! Each command is one row of [`COMMANDS`] and one module. A command that fails returns a [`Failure`]; only this file
 //! turns it into words and an exit code (1 for a failed task, 2 for a command line that makes no sense).
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a task runner talks to the person who called it"
-)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a task runner talks to the person who called it")]
 
 mod bench;
 mod ci;
@@ -47,24 +43,14 @@ const COMMANDS: &[Command] = &[
         about: "install what is missing, build for release, print the tables of docs/benchmarks.md",
         run: bench::run,
     },
-    Command {
-        name: "ci",
-        usage: "",
-        about: "format, clippy, tidy and every test; what `.ci/run` runs",
-        run: ci::run,
-    },
+    Command { name: "ci", usage: "", about: "format, clippy, tidy and every test; what `.ci/run` runs", run: ci::run },
     Command {
         name: "tidy",
         usage: "",
         about: "dependency direction, manifests, files and links, diagnostic codes, invariants",
         run: tidy::run,
     },
-    Command {
-        name: "help",
-        usage: "",
-        about: "this text",
-        run: help,
-    },
+    Command { name: "help", usage: "", about: "this text", run: help },
 ];
 
 fn main() -> ExitCode {
@@ -95,10 +81,7 @@ fn help(arguments: &[String]) -> Outcome {
     no_arguments(arguments)?;
     println!("cargo xtask COMMAND\n");
     for command in COMMANDS {
-        println!(
-            "  {}",
-            format!("{} {}", command.name, command.usage).trim_end()
-        );
+        println!("  {}", format!("{} {}", command.name, command.usage).trim_end());
         println!("      {}", command.about);
     }
     Ok(())
@@ -108,9 +91,7 @@ fn help(arguments: &[String]) -> Outcome {
 fn no_arguments(arguments: &[String]) -> Outcome {
     match arguments.first() {
         None => Ok(()),
-        Some(argument) => Err(Failure::usage(format!(
-            "`{argument}` is not understood here"
-        ))),
+        Some(argument) => Err(Failure::usage(format!("`{argument}` is not understood here"))),
     }
 }
 
@@ -122,22 +103,13 @@ mod tests {
     fn command_names_are_unique_and_every_command_says_what_it_does() {
         for (index, command) in COMMANDS.iter().enumerate() {
             assert!(!command.about.is_empty(), "{}", command.name);
-            assert!(
-                COMMANDS[..index]
-                    .iter()
-                    .all(|other| other.name != command.name),
-                "{}",
-                command.name
-            );
+            assert!(COMMANDS[..index].iter().all(|other| other.name != command.name), "{}", command.name);
         }
     }
 
     #[test]
     fn arguments_that_nothing_reads_are_refused() {
         assert!(no_arguments(&[]).is_ok());
-        assert_eq!(
-            no_arguments(&["--fast".to_owned()]).unwrap_err().exit_code,
-            2
-        );
+        assert_eq!(no_arguments(&["--fast".to_owned()]).unwrap_err().exit_code, 2);
     }
 }

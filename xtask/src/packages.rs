@@ -26,36 +26,16 @@ pub enum Present {
 
 /// What `moat up` needs to run the examples.
 pub const TO_RUN: &[Need] = &[
-    Need {
-        what: "the OCI runtime",
-        present: Present::Program(&["crun", "runc"]),
-        packages: &["crun", "runc"],
-    },
-    Need {
-        what: "the packet filter's tool",
-        present: Present::Program(&["nft"]),
-        packages: &["nftables"],
-    },
-    Need {
-        what: "`ip`",
-        present: Present::Program(&["ip"]),
-        packages: &["iproute2"],
-    },
-    Need {
-        what: "`conntrack`",
-        present: Present::Program(&["conntrack"]),
-        packages: &["conntrack"],
-    },
+    Need { what: "the OCI runtime", present: Present::Program(&["crun", "runc"]), packages: &["crun", "runc"] },
+    Need { what: "the packet filter's tool", present: Present::Program(&["nft"]), packages: &["nftables"] },
+    Need { what: "`ip`", present: Present::Program(&["ip"]), packages: &["iproute2"] },
+    Need { what: "`conntrack`", present: Present::Program(&["conntrack"]), packages: &["conntrack"] },
     Need {
         what: "a Key Value server",
         present: Present::Program(&["valkey-server", "redis-server"]),
         packages: &["redis-server", "valkey-server"],
     },
-    Need {
-        what: "Python 3",
-        present: Present::Program(&["python3"]),
-        packages: &["python3"],
-    },
+    Need { what: "Python 3", present: Present::Program(&["python3"]), packages: &["python3"] },
     Need {
         what: "Python's virtual environments",
         present: Present::Check(&["python3", "-c", "import ensurepip, venv"]),
@@ -69,11 +49,7 @@ pub const TO_RUN: &[Need] = &[
 ];
 
 /// What the tests need besides.
-pub const TO_TEST: &[Need] = &[Need {
-    what: "`git`",
-    present: Present::Program(&["git"]),
-    packages: &["git"],
-}];
+pub const TO_TEST: &[Need] = &[Need { what: "`git`", present: Present::Program(&["git"]), packages: &["git"] }];
 
 /// `apt-get install` in which no maintainer script starts a service, and after which no new service is enabled.
 ///
@@ -104,55 +80,31 @@ exit "$code"
 
 /// Installs what is missing. Asks first when a person sits at the terminal; fails with the whole list where it can't.
 pub fn ensure(needs: &[&[Need]]) -> Outcome {
-    let missing: Vec<&Need> = needs
-        .iter()
-        .copied()
-        .flatten()
-        .filter(|need| !is_present(need))
-        .collect();
+    let missing: Vec<&Need> = needs.iter().copied().flatten().filter(|need| !is_present(need)).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let what = missing
-        .iter()
-        .map(|need| need.what)
-        .collect::<Vec<_>>()
-        .join(", ");
+    let what = missing.iter().map(|need| need.what).collect::<Vec<_>>().join(", ");
     if !on_path("apt-get") {
         return Err(Failure::new(format!("missing on this machine: {what}"))
             .hint("install them with this machine's package manager, then run this again"));
     }
     eprintln!("missing: {what}");
-    Program::as_root("apt-get", &[])
-        .args(["update", "--quiet=2"])
-        .run()?;
-    let packages = missing
-        .iter()
-        .map(|need| available(need))
-        .collect::<Result<Vec<_>, _>>()?;
+    Program::as_root("apt-get", &[]).args(["update", "--quiet=2"]).run()?;
+    let packages = missing.iter().map(|need| available(need)).collect::<Result<Vec<_>, _>>()?;
     if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && !confirmed(&packages)? {
-        return Err(Failure::new("nothing was installed")
-            .hint(format!("the packages are: {}", packages.join(" "))));
+        return Err(Failure::new("nothing was installed").hint(format!("the packages are: {}", packages.join(" "))));
     }
     install(&packages)?;
     match missing.iter().find(|need| !is_present(need)) {
         None => Ok(()),
-        Some(need) => Err(Failure::new(format!(
-            "{} is still missing after `apt-get install {}`",
-            need.what,
-            packages.join(" ")
-        ))),
+        Some(need) => Err(Failure::new(format!("{} is still missing after `apt-get install {}`", need.what, packages.join(" ")))),
     }
 }
 
 fn install(packages: &[&str]) -> Outcome {
     Program::as_root("env", &[])
-        .args([
-            "DEBIAN_FRONTEND=noninteractive",
-            "unshare",
-            "--mount",
-            "--propagation=private",
-        ])
+        .args(["DEBIAN_FRONTEND=noninteractive", "unshare", "--mount", "--propagation=private"])
         .args(["sh", "-c", INSTALL, "install"])
         .args(packages)
         .run()
@@ -162,65 +114,38 @@ fn install(packages: &[&str]) -> Outcome {
 fn confirmed(packages: &[&str]) -> Result<bool, Failure> {
     eprint!("install {} with apt-get? [Y/n] ", packages.join(" "));
     let mut answer = String::new();
-    let broken =
-        |error: std::io::Error| Failure::new(format!("the terminal does not answer: {error}"));
+    let broken = |error: std::io::Error| Failure::new(format!("the terminal does not answer: {error}"));
     std::io::stderr().flush().map_err(broken)?;
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(broken)?;
+    std::io::stdin().lock().read_line(&mut answer).map_err(broken)?;
     Ok(is_yes(&answer))
 }
 
 /// Whether an answer means yes: `y`, `yes` or just the enter key. The end of the input (no line at all) means no.
 fn is_yes(answer: &str) -> bool {
-    answer.ends_with('\n')
-        && matches!(
-            answer.trim().to_ascii_lowercase().as_str(),
-            "" | "y" | "yes"
-        )
+    answer.ends_with('\n') && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes")
 }
 
 fn is_present(need: &Need) -> bool {
     match need.present {
         Present::Program(any) => any.iter().any(|program| on_path(program)),
-        Present::Check(line) => line
-            .split_first()
-            .is_some_and(|(program, arguments)| Program::new(program).args(arguments).succeeds()),
+        Present::Check(line) => line.split_first().is_some_and(|(program, arguments)| Program::new(program).args(arguments).succeeds()),
     }
 }
 
 /// The first package for a need that this machine's sources have.
 fn available(need: &Need) -> Result<&'static str, Failure> {
     let known = |package: &&str| {
-        let policy = Program::new("apt-cache")
-            .args(["policy", *package])
-            .env("LC_ALL", "C")
-            .output()
-            .unwrap_or_default();
+        let policy = Program::new("apt-cache").args(["policy", *package]).env("LC_ALL", "C").output().unwrap_or_default();
         has_candidate(&policy)
     };
-    need.packages
-        .iter()
-        .copied()
-        .find(|package| known(package))
-        .ok_or_else(|| {
-            Failure::new(format!(
-                "no package for {} in this machine's sources",
-                need.what
-            ))
-            .hint(format!(
-                "one of these would do: {} (on Ubuntu they may need the `universe` component)",
-                need.packages.join(", ")
-            ))
-        })
+    need.packages.iter().copied().find(|package| known(package)).ok_or_else(|| {
+        Failure::new(format!("no package for {} in this machine's sources", need.what))
+            .hint(format!("one of these would do: {} (on Ubuntu they may need the `universe` component)", need.packages.join(", ")))
+    })
 }
 
 fn has_candidate(policy: &str) -> bool {
-    policy
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Candidate: "))
-        .any(|version| version != "(none)")
+    policy.lines().filter_map(|line| line.trim().strip_prefix("Candidate: ")).any(|version| version != "(none)")
 }
 
 #[cfg(test)]
@@ -229,50 +154,25 @@ mod tests {
 
     #[test]
     fn only_a_line_that_says_yes_is_a_yes() {
-        for (answer, yes) in [
-            ("\n", true),
-            ("y\n", true),
-            ("YES\n", true),
-            ("", false),
-            ("n\n", false),
-            ("no\n", false),
-            ("y", false),
-        ] {
+        for (answer, yes) in [("\n", true), ("y\n", true), ("YES\n", true), ("", false), ("n\n", false), ("no\n", false), ("y", false)] {
             assert_eq!(is_yes(answer), yes, "{answer:?}");
         }
     }
 
     #[test]
     fn a_package_without_a_candidate_is_not_available() {
-        assert!(has_candidate(
-            "crun:\n  Installed: (none)\n  Candidate: 1.8.1-1\n"
-        ));
-        assert!(!has_candidate(
-            "crun:\n  Installed: (none)\n  Candidate: (none)\n"
-        ));
+        assert!(has_candidate("crun:\n  Installed: (none)\n  Candidate: 1.8.1-1\n"));
+        assert!(!has_candidate("crun:\n  Installed: (none)\n  Candidate: (none)\n"));
         assert!(!has_candidate(""));
     }
 
     #[test]
     fn presence_is_looked_up_for_real() {
-        let need = |present| Need {
-            what: "x",
-            present,
-            packages: &[],
-        };
-        assert!(is_present(&need(Present::Program(&[
-            "no-such-program-here",
-            "sh"
-        ]))));
-        assert!(!is_present(&need(Present::Program(&[
-            "no-such-program-here"
-        ]))));
+        let need = |present| Need { what: "x", present, packages: &[] };
+        assert!(is_present(&need(Present::Program(&["no-such-program-here", "sh"]))));
+        assert!(!is_present(&need(Present::Program(&["no-such-program-here"]))));
         assert!(is_present(&need(Present::Check(&["test", "-d", "/"]))));
-        assert!(!is_present(&need(Present::Check(&[
-            "test",
-            "-d",
-            "/no/such/folder"
-        ]))));
+        assert!(!is_present(&need(Present::Check(&["test", "-d", "/no/such/folder"]))));
     }
 
     #[test]

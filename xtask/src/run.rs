@@ -23,19 +23,11 @@ pub struct Failure {
 impl Failure {
     /// A task that could not be done.
     pub fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            hint: None,
-            exit_code: 1,
-        }
+        Self { message: message.into(), hint: None, exit_code: 1 }
     }
     /// A command line that makes no sense.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            hint: Some("`cargo xtask help` says what is understood".to_owned()),
-            exit_code: 2,
-        }
+        Self { message: message.into(), hint: Some("`cargo xtask help` says what is understood".to_owned()), exit_code: 2 }
     }
     /// The same with a hint.
     #[must_use]
@@ -89,29 +81,17 @@ impl Program {
         if status.success() {
             return Ok(());
         }
-        let exit_code = status
-            .code()
-            .and_then(|code| u8::try_from(code).ok())
-            .unwrap_or(1);
-        Err(Failure {
-            message: format!("`{self}` failed ({status})"),
-            hint: None,
-            exit_code,
-        })
+        let exit_code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+        Err(Failure { message: format!("`{self}` failed ({status})"), hint: None, exit_code })
     }
     /// Runs it silently and returns what it printed.
     pub fn output(mut self) -> Result<String, Failure> {
         let output = self.0.output().map_err(|error| self.not_started(&error))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            return Err(Failure::new(format!(
-                "`{self}` failed ({}): {}",
-                output.status,
-                said.trim()
-            )));
+            return Err(Failure::new(format!("`{self}` failed ({}): {}", output.status, said.trim())));
         }
-        String::from_utf8(output.stdout)
-            .map_err(|_| Failure::new(format!("`{self}` printed something that is not UTF-8")))
+        String::from_utf8(output.stdout).map_err(|_| Failure::new(format!("`{self}` printed something that is not UTF-8")))
     }
     /// Whether it runs and succeeds; what it prints is thrown away.
     pub fn succeeds(mut self) -> bool {
@@ -128,10 +108,7 @@ impl fmt::Display for Program {
         let root = root();
         let shown = |part: &OsStr| {
             let path = Path::new(part);
-            path.strip_prefix(&root)
-                .unwrap_or(path)
-                .to_string_lossy()
-                .into_owned()
+            path.strip_prefix(&root).unwrap_or(path).to_string_lossy().into_owned()
         };
         let program = Path::new(self.0.get_program());
         if program.file_name() == Some(OsStr::new("cargo")) {
@@ -141,11 +118,7 @@ impl fmt::Display for Program {
         }
         for argument in self.0.get_args() {
             let argument = shown(argument);
-            let argument = if argument.contains('\n') {
-                "'…'"
-            } else {
-                &argument
-            };
+            let argument = if argument.contains('\n') { "'…'" } else { &argument };
             write!(f, " {argument}")?;
         }
         Ok(())
@@ -169,8 +142,7 @@ pub fn on_path(program: &str) -> bool {
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(system).any(|folder| {
         let file = folder.join(program);
-        file.metadata()
-            .is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+        file.metadata().is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
     })
 }
 
@@ -182,31 +154,15 @@ mod tests {
     fn a_failed_program_names_itself_and_passes_its_code_on() {
         let failure = Program::new("sh").args(["-c", "exit 3"]).run().unwrap_err();
         assert_eq!(failure.exit_code, 3);
-        assert!(
-            failure.message.contains("sh -c exit 3"),
-            "{}",
-            failure.message
-        );
+        assert!(failure.message.contains("sh -c exit 3"), "{}", failure.message);
         let failure = Program::new("no-such-program-here").run().unwrap_err();
-        assert!(
-            failure
-                .message
-                .contains("`no-such-program-here` does not start"),
-            "{}",
-            failure.message
-        );
+        assert!(failure.message.contains("`no-such-program-here` does not start"), "{}", failure.message);
     }
 
     #[test]
     fn output_is_what_the_program_printed_and_its_complaint_is_kept() {
-        assert_eq!(
-            Program::new("sh").args(["-c", "echo hi"]).output().unwrap(),
-            "hi\n"
-        );
-        let failure = Program::new("sh")
-            .args(["-c", "echo bad >&2; exit 1"])
-            .output()
-            .unwrap_err();
+        assert_eq!(Program::new("sh").args(["-c", "echo hi"]).output().unwrap(), "hi\n");
+        let failure = Program::new("sh").args(["-c", "echo bad >&2; exit 1"]).output().unwrap_err();
         assert!(failure.message.ends_with("bad"), "{}", failure.message);
     }
 

@@ -3,8 +3,8 @@
 //! Invariant: applying a step twice, half, late or after a crash converges; an older generation is refused by the caller
 //! that orders plans, not here.
 
-use moat_model::state::{InstancePhase, Listener, ObservedState};
 use moat_model::InstanceId;
+use moat_model::state::{InstancePhase, Listener, ObservedState};
 use moat_planner::Step;
 use serde::Serialize;
 use std::future::Future;

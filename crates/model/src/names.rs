@@ -142,7 +142,13 @@ mod tests {
 
     #[test]
     fn a_slug_is_made_of_what_people_write() {
-        for (text, slug) in [("The-Hub-Api", "the-hub-api"), ("syncServer", "syncserver"), ("private database", "private-database"), ("a..b__c", "a-b-c"), ("-x-", "x")] {
+        for (text, slug) in [
+            ("The-Hub-Api", "the-hub-api"),
+            ("syncServer", "syncserver"),
+            ("private database", "private-database"),
+            ("a..b__c", "a-b-c"),
+            ("-x-", "x"),
+        ] {
             assert_eq!(Slug::slugify(text).unwrap().as_str(), slug);
         }
         assert_eq!(Slug::slugify("---"), None);

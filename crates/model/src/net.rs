@@ -74,10 +74,7 @@ impl NetworkId {
     fn pair(self, ula: Ula, v4: u8, v6: u16, offset: u16) -> AddressPair {
         let [hi, lo] = offset.to_be_bytes();
         let [a, b, c] = ula.0;
-        AddressPair {
-            v4: Ipv4Addr::new(10, v4 + self.0, hi, lo),
-            v6: Ipv6Addr::new(a, b, c, v6 + u16::from(self.0), 0, 0, 0, offset),
-        }
+        AddressPair { v4: Ipv4Addr::new(10, v4 + self.0, hi, lo), v6: Ipv6Addr::new(a, b, c, v6 + u16::from(self.0), 0, 0, 0, offset) }
     }
 }
 

@@ -154,11 +154,20 @@ impl NetPolicy {
     /// A source that changes its zone or egress is left out, a service address keeps the instances behind it in both.
     pub fn intersection(&self, other: &Self) -> Self {
         Self {
-            sources: self.sources.iter().filter(|(id, entry)| other.sources.get(*id) == Some(entry)).map(|(id, entry)| (id.clone(), entry.clone())).collect(),
+            sources: self
+                .sources
+                .iter()
+                .filter(|(id, entry)| other.sources.get(*id) == Some(entry))
+                .map(|(id, entry)| (id.clone(), entry.clone()))
+                .collect(),
             receivers: self.receivers.intersection(&other.receivers).copied().collect(),
             pairs: self.pairs.intersection(&other.pairs).copied().collect(),
             ingress: self.ingress.intersection(&other.ingress).copied().collect(),
-            services: self.services.iter().filter_map(|(vip, a)| other.services.get(vip).map(|b| (*vip, a.intersection(b).copied().collect()))).collect(),
+            services: self
+                .services
+                .iter()
+                .filter_map(|(vip, a)| other.services.get(vip).map(|b| (*vip, a.intersection(b).copied().collect())))
+                .collect(),
         }
     }
 }
@@ -172,7 +181,9 @@ mod as_list {
         serializer.collect_seq(map)
     }
 
-    pub fn deserialize<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error> {
+    pub fn deserialize<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<K, V>, D::Error> {
         Vec::<(K, V)>::deserialize(deserializer).map(|list| list.into_iter().collect())
     }
 }

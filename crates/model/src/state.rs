@@ -1,7 +1,9 @@
 //! Desired and observed state.
 
 use crate::policy::NetPolicy;
-use crate::{AddressPair, Egress, Endpoint, InstanceId, Limits, LinkName, NativeRuntime, NetworkId, Secret, ServiceId, ServiceKind, Slug, ZoneId};
+use crate::{
+    AddressPair, Egress, Endpoint, InstanceId, Limits, LinkName, NativeRuntime, NetworkId, Secret, ServiceId, ServiceKind, Slug, ZoneId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -16,45 +16,15 @@ struct Crate {
 }
 
 const CRATES: &[Crate] = &[
-    Crate {
-        name: "moat-model",
-        pure: true,
-        may: &[],
-        may_in_tests: &[],
-    },
-    Crate {
-        name: "moat-blueprint",
-        pure: true,
-        may: &["moat-model"],
-        may_in_tests: &[],
-    },
-    Crate {
-        name: "moat-planner",
-        pure: true,
-        may: &["moat-model", "moat-blueprint"],
-        may_in_tests: &[],
-    },
-    Crate {
-        name: "moat-engine",
-        pure: false,
-        may: &["moat-model", "moat-planner"],
-        may_in_tests: &["moat-testkit"],
-    },
-    Crate {
-        name: "moat-net-linux",
-        pure: false,
-        may: &["moat-model"],
-        may_in_tests: &["moat-blueprint", "moat-planner", "moat-testkit"],
-    },
+    Crate { name: "moat-model", pure: true, may: &[], may_in_tests: &[] },
+    Crate { name: "moat-blueprint", pure: true, may: &["moat-model"], may_in_tests: &[] },
+    Crate { name: "moat-planner", pure: true, may: &["moat-model", "moat-blueprint"], may_in_tests: &[] },
+    Crate { name: "moat-engine", pure: false, may: &["moat-model", "moat-planner"], may_in_tests: &["moat-testkit"] },
+    Crate { name: "moat-net-linux", pure: false, may: &["moat-model"], may_in_tests: &["moat-blueprint", "moat-planner", "moat-testkit"] },
     Crate {
         name: "moat-engine-linux",
         pure: false,
-        may: &[
-            "moat-model",
-            "moat-planner",
-            "moat-engine",
-            "moat-net-linux",
-        ],
+        may: &["moat-model", "moat-planner", "moat-engine", "moat-net-linux"],
         may_in_tests: &["moat-blueprint", "moat-testkit"],
     },
     Crate {
@@ -63,18 +33,8 @@ const CRATES: &[Crate] = &[
         may: &["moat-model", "moat-planner", "moat-net-linux"],
         may_in_tests: &["moat-blueprint", "moat-dns", "moat-testkit"],
     },
-    Crate {
-        name: "moat-dns",
-        pure: false,
-        may: &["moat-model"],
-        may_in_tests: &["moat-testkit"],
-    },
-    Crate {
-        name: "moat-ingress",
-        pure: false,
-        may: &["moat-model"],
-        may_in_tests: &["moat-testkit"],
-    },
+    Crate { name: "moat-dns", pure: false, may: &["moat-model"], may_in_tests: &["moat-testkit"] },
+    Crate { name: "moat-ingress", pure: false, may: &["moat-model"], may_in_tests: &["moat-testkit"] },
     Crate {
         name: "moat-daemon",
         pure: false,
@@ -94,47 +54,23 @@ const CRATES: &[Crate] = &[
     Crate {
         name: "moat-cli",
         pure: false,
-        may: &[
-            "moat-model",
-            "moat-blueprint",
-            "moat-planner",
-            "moat-engine",
-            "moat-probe",
-            "moat-daemon",
-            "moat-engine-linux",
-        ],
+        may: &["moat-model", "moat-blueprint", "moat-planner", "moat-engine", "moat-probe", "moat-daemon", "moat-engine-linux"],
         may_in_tests: &["moat-testkit"],
     },
-    Crate {
-        name: "moat-testkit",
-        pure: false,
-        may: &["moat-model", "moat-planner", "moat-engine"],
-        may_in_tests: &["moat-blueprint"],
-    },
+    Crate { name: "moat-testkit", pure: false, may: &["moat-model", "moat-planner", "moat-engine"], may_in_tests: &["moat-blueprint"] },
     Crate {
         name: "moat-bench",
         pure: false,
         may: &["moat-model", "moat-blueprint", "moat-planner", "moat-engine", "moat-net-linux", "moat-engine-linux"],
         may_in_tests: &[],
     },
-    Crate {
-        name: "xtask",
-        pure: false,
-        may: &[],
-        may_in_tests: &[],
-    },
+    Crate { name: "xtask", pure: false, may: &[], may_in_tests: &[] },
 ];
 
 /// What only some crates may use; a name that ends in `*` stands for every name that starts so.
 const HOMES: &[(&str, &[&str])] = &[
-    (
-        "netlink-*",
-        &["moat-net-linux", "moat-engine-linux", "moat-probe"],
-    ),
-    (
-        "rtnetlink",
-        &["moat-net-linux", "moat-engine-linux", "moat-probe"],
-    ),
+    ("netlink-*", &["moat-net-linux", "moat-engine-linux", "moat-probe"]),
+    ("rtnetlink", &["moat-net-linux", "moat-engine-linux", "moat-probe"]),
     ("oci-spec", &["moat-engine-linux"]),
     ("hickory-*", &["moat-dns", "moat-probe"]),
     ("hyper*", &["moat-ingress", "moat-daemon", "moat-cli"]),
@@ -182,15 +118,11 @@ pub fn problems(metadata: &Value) -> Vec<String> {
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let to = name(dependency);
             let in_tests = dependency["kind"] == "dev";
-            problems.extend(
-                wrong(row, to, in_tests)
-                    .map(|why| format!("`{from}` must not depend on `{to}`: {why}")),
-            );
+            problems.extend(wrong(row, to, in_tests).map(|why| format!("`{from}` must not depend on `{to}`: {why}")));
         }
     }
     let gone = CRATES.iter().filter(|row| !seen.contains(&row.name));
-    problems
-        .extend(gone.map(|row| format!("`{}` has a row but is not in the workspace", row.name)));
+    problems.extend(gone.map(|row| format!("`{}` has a row but is not in the workspace", row.name)));
     problems
 }
 
@@ -208,9 +140,7 @@ fn wrong(from: &Crate, to: &str, in_tests: bool) -> Option<&'static str> {
 }
 
 fn matches(pattern: &str, text: &str) -> bool {
-    pattern
-        .strip_suffix('*')
-        .map_or(pattern == text, |start| text.starts_with(start))
+    pattern.strip_suffix('*').map_or(pattern == text, |start| text.starts_with(start))
 }
 
 #[cfg(test)]
@@ -245,11 +175,7 @@ mod tests {
             ("moat-dns", "moat-ingress", None, false),
         ] {
             let row = CRATES.iter().find(|row| row.name == from).unwrap();
-            assert_eq!(
-                wrong(row, to, kind == Some("dev")).is_none(),
-                fine,
-                "{from} → {to} ({kind:?})"
-            );
+            assert_eq!(wrong(row, to, kind == Some("dev")).is_none(), fine, "{from} → {to} ({kind:?})");
         }
     }
 
@@ -258,9 +184,7 @@ mod tests {
         // Each row only sees rows that were settled before it, whatever their order in the table.
         let mut settled: Vec<&str> = Vec::new();
         while settled.len() < CRATES.len() {
-            let next = CRATES.iter().find(|row| {
-                !settled.contains(&row.name) && row.may.iter().all(|to| settled.contains(to))
-            });
+            let next = CRATES.iter().find(|row| !settled.contains(&row.name) && row.may.iter().all(|to| settled.contains(to)));
             settled.push(next.expect("a cycle").name);
         }
     }
@@ -268,10 +192,7 @@ mod tests {
     #[test]
     fn a_crate_without_a_row_is_refused_and_a_row_without_a_crate_too() {
         let problems = problems(&json!({"packages": [{"name": "moat-new", "dependencies": []}]}));
-        assert!(
-            problems[0].starts_with("`moat-new` has no row"),
-            "{problems:?}"
-        );
+        assert!(problems[0].starts_with("`moat-new` has no row"), "{problems:?}");
         assert_eq!(problems.len(), CRATES.len() + 1);
     }
 }

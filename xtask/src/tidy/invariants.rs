@@ -8,11 +8,7 @@ const HEADING: &str = "## Invariants";
 
 /// Rows of the invariants' table whose test is nowhere.
 pub fn problems(tracked: &Tracked) -> Vec<String> {
-    let Some((_, page)) = tracked
-        .files
-        .iter()
-        .find(|(path, _)| path == Path::new(PAGE))
-    else {
+    let Some((_, page)) = tracked.files.iter().find(|(path, _)| path == Path::new(PAGE)) else {
         return vec![format!("{PAGE} is missing")];
     };
     let Some((_, section)) = page.split_once(HEADING) else {
@@ -22,15 +18,9 @@ pub fn problems(tracked: &Tracked) -> Vec<String> {
     let is_a_test = |name: &str| {
         let head = format!("fn {name}(");
         let rust = |path: &Path| path.extension().is_some_and(|extension| extension == "rs");
-        tracked
-            .files
-            .iter()
-            .any(|(path, text)| rust(path) && text.contains(&head))
+        tracked.files.iter().any(|(path, text)| rust(path) && text.contains(&head))
     };
-    test_names(section)
-        .filter(|name| !is_a_test(name))
-        .map(|name| format!("{PAGE}: there is no test `{name}`"))
-        .collect()
+    test_names(section).filter(|name| !is_a_test(name)).map(|name| format!("{PAGE}: there is no test `{name}`")).collect()
 }
 
 /// Names of tests in the last column of each row.
@@ -48,17 +38,9 @@ mod tests {
     #[test]
     fn a_test_that_is_gone_is_named() {
         let page = "# A\n## Invariants\n| x | held by |\n|---|---|\n| a `b` without a test | |\n| `a` holds | `here_it_is`, `it_is_gone` |\n## B\n| | `not_looked_at` |\n";
-        let files = [
-            (PAGE, page),
-            ("crates/a/src/lib.rs", "#[test]\nfn here_it_is() {}"),
-        ];
-        let files = files
-            .map(|(path, text)| (PathBuf::from(path), text.to_owned()))
-            .to_vec();
-        let found = problems(&Tracked {
-            root: PathBuf::from("/"),
-            files,
-        });
+        let files = [(PAGE, page), ("crates/a/src/lib.rs", "#[test]\nfn here_it_is() {}")];
+        let files = files.map(|(path, text)| (PathBuf::from(path), text.to_owned())).to_vec();
+        let found = problems(&Tracked { root: PathBuf::from("/"), files });
         assert_eq!(found, ["ARCHITECTURE.md: there is no test `it_is_gone`"]);
     }
 }

@@ -17,10 +17,7 @@ pub fn problems(metadata: &Value) -> Vec<String> {
             wrong("`description` is missing");
         }
         // `publish = false` is an empty list of registries.
-        if package["publish"]
-            .as_array()
-            .is_none_or(|registries| !registries.is_empty())
-        {
+        if package["publish"].as_array().is_none_or(|registries| !registries.is_empty()) {
             wrong("`publish.workspace = true` is missing");
         }
     }

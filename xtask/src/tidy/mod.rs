@@ -35,21 +35,14 @@ pub fn run(arguments: &[String]) -> Outcome {
     if count > 0 {
         return Err(Failure::new(format!("tidy: {count} problems")));
     }
-    println!(
-        "tidy: {} checks passed over {} files",
-        reports.len(),
-        tracked.files.len()
-    );
+    println!("tidy: {} checks passed over {} files", reports.len(), tracked.files.len());
     Ok(())
 }
 
 /// What `cargo metadata` says of the workspace's own packages.
 pub fn metadata() -> Result<Value, Failure> {
-    let text = Program::cargo()
-        .args(["metadata", "--format-version", "1", "--no-deps", "--locked"])
-        .output()?;
-    serde_json::from_str(&text)
-        .map_err(|error| Failure::new(format!("`cargo metadata` printed no JSON: {error}")))
+    let text = Program::cargo().args(["metadata", "--format-version", "1", "--no-deps", "--locked"]).output()?;
+    serde_json::from_str(&text).map_err(|error| Failure::new(format!("`cargo metadata` printed no JSON: {error}")))
 }
 
 /// The packages of `cargo metadata`.
@@ -73,15 +66,7 @@ impl Tracked {
     fn read() -> Result<Self, Failure> {
         let root = root();
         let listed = Program::new("git")
-            .args([
-                "-C",
-                &root.to_string_lossy(),
-                "ls-files",
-                "-z",
-                "--cached",
-                "--others",
-                "--exclude-standard",
-            ])
+            .args(["-C", &root.to_string_lossy(), "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
             .output()
             .map_err(|failure| failure.hint("tidy looks at what git tracks: run it in a clone"))?;
         let mut files = Vec::new();
