@@ -13,7 +13,7 @@ use std::io;
 use std::net::IpAddr;
 
 /// Settings of the router namespace. `default` first: links inherit it when they are made.
-const SETTINGS: [(&str, &str); 30] = [
+const SETTINGS: [(&str, &str); 33] = [
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/route_localnet", "0"),
@@ -41,6 +41,10 @@ const SETTINGS: [(&str, &str); 30] = [
     ("ipv6/conf/all/accept_source_route", "0"),
     ("ipv6/conf/default/addr_gen_mode", "1"),
     ("ipv6/conf/default/proxy_ndp", "0"),
+    // Packets of others are not for sockets here: looking for one costs each of them.
+    ("ipv4/ip_early_demux", "0"),
+    ("ipv4/tcp_early_demux", "0"),
+    ("ipv4/udp_early_demux", "0"),
     // A packet from the middle of a flow that was cut is invalid, not the first of a new one.
     ("netfilter/nf_conntrack_tcp_loose", "0"),
     ("netfilter/nf_conntrack_helper", "0"),

@@ -158,6 +158,13 @@ impl Walk<'_> {
                             return self.chain(chain);
                         }
                     }
+                    Action::ByProto(protocols) => {
+                        let proto = Atom::Proto(self.packet.proto);
+                        if let Some((_, chain)) = protocols.iter().find(|(listed, _)| equals(&proto, listed)) {
+                            say(self);
+                            return self.chain(chain);
+                        }
+                    }
                     Action::ByMap(fields, map) => {
                         if let Some(Value::Goto(chain)) = self.look_up(fields, map) {
                             say(self);
@@ -208,6 +215,8 @@ impl Walk<'_> {
             Match::IsNot(field, constant) => self.value(*field).is_some_and(|value| !equals(&value, constant)),
             Match::In(fields, set) => self.contains(fields, set),
             Match::State(state) => self.state() == Some(*state),
+            Match::Family(family) => is_of(self.packet.source, *family),
+            Match::Translated => self.translated.is_some(),
             Match::Internet => self.mark & EGRESS != 0,
             Match::Reply => matches!(self.packet.state, FlowKind::Reply { .. }),
         }

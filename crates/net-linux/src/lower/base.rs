@@ -28,6 +28,8 @@ const UNROUTABLE: [&str; 3] = ["10.64.0.0/10", "10.128.0.0/10", "fc00::/7"];
 const TCP: Constant = Constant::Number(6);
 const UDP: Constant = Constant::Number(17);
 const SCTP: Constant = Constant::Number(132);
+const ICMP: Constant = Constant::Number(1);
+const ICMPV6: Constant = Constant::Number(58);
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
 /// ICMP errors that a flow needs: destination unreachable, time exceeded, parameter problem; no redirects (RFC 792).
@@ -51,7 +53,8 @@ pub(super) const PAIRS: [&str; 2] = ["pairs4", "pairs6"];
 pub(super) const RANGES: [&str; 2] = ["ranges4", "ranges6"];
 pub(super) const SINGLE: [&str; 2] = ["single4", "single6"];
 pub(super) const SEVERAL: [&str; 2] = ["several4", "several6"];
-pub(super) const UNSERVED: [&str; 2] = ["unserved4", "unserved6"];
+/// The chain of service addresses with nobody behind.
+pub(super) const REFUSE: &str = "refuse";
 const PRIVATE: [&str; 2] = ["private4", "private6"];
 const HOST: [&str; 2] = ["host4", "host6"];
 const DENIED: [&str; 2] = ["denied4", "denied6"];
@@ -86,7 +89,6 @@ fn sets(facts: &Facts, out: &mut Ruleset) {
         add(RANGES, Set { interval: true, ..pair() });
         add(SINGLE, map(vec![address], ValueKind::Address(family)));
         add(SEVERAL, map(vec![address], ValueKind::Verdict));
-        add(UNSERVED, set(vec![address]));
         add(HTTP_DIAL, set(vec![address, Kind::Port]));
         let private = match family {
             Family::V4 => ranges(&PRIVATE_V4).map(|key| (key, None)).collect(),
@@ -115,17 +117,21 @@ fn ingress(facts: &Facts) -> Vec<Rule> {
     rules
 }
 
-/// Service addresses: one ready instance, several, none. An unknown one has no route.
-fn services() -> Vec<Rule> {
-    let mut rules = Vec::new();
-    for family in BOTH {
-        let destination = || vec![Field::Destination(family)];
-        let unserved = || Match::In(destination(), of(family, UNSERVED));
-        rules.push(rule(vec![], vec![Action::TranslateDestination(family, Target::Map(of(family, SINGLE)))]));
-        rules.push(rule(vec![], vec![Action::ByMap(destination(), of(family, SEVERAL))]));
-        rules.push(rule(vec![unserved(), Match::Is(Field::Proto, vec![TCP])], vec![Action::Reset]));
-        rules.push(rule(vec![unserved()], vec![Action::Unreachable(family)]));
-    }
+/// Service addresses: one ready instance, or a chain for several or none. An unknown one has no route.
+fn services(family: Family) -> Vec<Rule> {
+    let mut rules = match family {
+        Family::V4 => vec![goto(vec![Match::Family(Family::V6)], "services6")],
+        Family::V6 => vec![],
+    };
+    rules.push(rule(vec![], vec![Action::TranslateDestination(family, Target::Map(of(family, SINGLE)))]));
+    rules.push(rule(vec![], vec![Action::ByMap(vec![Field::Destination(family)], of(family, SEVERAL))]));
+    rules
+}
+
+/// A service address with nobody behind it.
+fn refuse() -> Vec<Rule> {
+    let mut rules = vec![rule(vec![Match::Is(Field::Proto, vec![TCP])], vec![Action::Reset])];
+    rules.extend(BOTH.map(|family| rule(vec![Match::Family(family)], vec![Action::Unreachable(family)])));
     rules
 }
 
@@ -148,16 +154,21 @@ fn forward() -> Vec<Rule> {
     rules
 }
 
-/// The first packet of a flow: protocols and ports that pass at all, then zones.
+/// The first packet of a flow: only these protocols pass at all.
 fn opens() -> Vec<Rule> {
-    let ported = || Match::Is(Field::Proto, vec![TCP, UDP, SCTP]);
-    let echo = [(Family::V4, 8), (Family::V6, 128)].map(|(family, kind)| goto(vec![Match::Is(Field::IcmpType(family), vec![Constant::Number(kind)])], "zones"));
-    let mut rules = vec![
-        goto(vec![Match::Is(Field::InLink, vec![Constant::Link(UPLINK)])], "denied"),
-        goto(vec![ported(), Match::Is(Field::Port, RESERVED_PORTS.map(Constant::Number).into())], "denied"),
-        goto(vec![ported()], "zones"),
-    ];
-    rules.extend(echo);
+    let mut chains = [TCP, UDP, SCTP].map(|proto| (proto, "ported")).to_vec();
+    chains.extend([ICMP, ICMPV6].map(|proto| (proto, "echo")));
+    vec![rule(vec![], vec![Action::ByProto(chains)]), goto(vec![], "denied")]
+}
+
+fn ported() -> Vec<Rule> {
+    let mut rules = vec![goto(vec![Match::Is(Field::Port, RESERVED_PORTS.map(Constant::Number).into())], "denied")];
+    rules.extend(zones());
+    rules
+}
+
+fn echo() -> Vec<Rule> {
+    let mut rules: Vec<Rule> = [(Family::V4, 8), (Family::V6, 128)].map(|(family, kind)| goto(vec![Match::Is(Field::IcmpType(family), vec![Constant::Number(kind)])], "zones")).into();
     rules.push(goto(vec![], "denied"));
     rules
 }
@@ -259,7 +270,7 @@ fn leave() -> Vec<Rule> {
             Family::V4 => IpAddr::V4(GATEWAY_V4),
             Family::V6 => IpAddr::V6(GATEWAY_V6),
         };
-        rule(vec![], vec![is_link_of(Field::OutLink, Field::Source(family), family), Action::TranslateSource(gateway)])
+        rule(vec![Match::Translated], vec![is_link_of(Field::OutLink, Field::Source(family), family), Action::TranslateSource(gateway)])
     }));
     rules
 }
@@ -280,9 +291,13 @@ pub fn base(facts: &Facts) -> Ruleset {
     sets(facts, &mut out);
     let chains = [
         ("ingress", Some(Hook::Raw), ingress(facts)),
-        ("services", Some(Hook::TranslateIn), services()),
+        ("services", Some(Hook::TranslateIn), services(Family::V4)),
+        ("services6", None, services(Family::V6)),
+        (REFUSE, None, refuse()),
         ("forward", Some(Hook::Forward), forward()),
         ("opens", None, opens()),
+        ("ported", None, ported()),
+        ("echo", None, echo()),
         ("zones", None, zones()),
         ("narrow", None, narrow()),
         ("egress", None, egress()),

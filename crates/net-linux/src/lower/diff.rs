@@ -117,6 +117,7 @@ impl Ruleset {
             .flat_map(|action| match action {
                 Action::Goto(chain) => vec![*chain],
                 Action::ByState(states) => states.iter().map(|(_, chain)| *chain).collect(),
+                Action::ByProto(protocols) => protocols.iter().map(|(_, chain)| *chain).collect(),
                 Action::Accept
                 | Action::Drop
                 | Action::ByMap(..)

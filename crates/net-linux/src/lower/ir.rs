@@ -156,8 +156,12 @@ pub enum Match {
     In(Vec<Field>, &'static str),
     /// Connection tracking says so.
     State(FlowState),
+    /// The packet is of this family.
+    Family(Family),
     /// A packet from the flow's responder to its opener.
     Reply,
+    /// The destination of the flow was translated.
+    Translated,
     /// The mark says that the source may open flows to the internet.
     Internet,
 }
@@ -182,6 +186,8 @@ pub enum Action {
     Goto(&'static str),
     /// Continue by the state; nothing when it is not listed.
     ByState(Vec<(FlowState, &'static str)>),
+    /// Continue by the transport protocol; nothing when it is not listed.
+    ByProto(Vec<(Constant, &'static str)>),
     /// Continue by the value of a map at these fields; nothing when it has none.
     ByMap(Vec<Field>, &'static str),
     /// Sets the mark to the value of a map at these fields; the rule ends when it has none.

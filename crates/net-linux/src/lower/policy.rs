@@ -1,6 +1,6 @@
 //! The elements and chains that a policy adds to the closed filter.
 
-use super::base::{family_of, PAIRS, RANGES, RECEIVERS, SEVERAL, SINGLE, SOURCES, UNSERVED};
+use super::base::{family_of, PAIRS, RANGES, RECEIVERS, REFUSE, SEVERAL, SINGLE, SOURCES};
 use super::ir::{Action, Atom, Chain, Rule, Ruleset, Target, Value};
 use super::{base, mark_of, zone_mark, Facts, HTTP_DIAL, ZONE_LIMIT};
 use ipnet::IpNet;
@@ -142,7 +142,7 @@ pub fn full(facts: &Facts, policy: &NetPolicy) -> Ruleset {
         }
         for (vip, ready) in &policy.services {
             match (ready.first(), ready.len()) {
-                (None, _) => out.add(UNSERVED[i], vec![atom(vip)], None),
+                (None, _) => out.add(SEVERAL[i], vec![atom(vip)], Some(Value::Goto(REFUSE.to_owned()))),
                 (Some(only), 1) => out.add(SINGLE[i], vec![atom(vip)], Some(Value::Address(only.of(family)))),
                 (Some(_), _) => out.add(SEVERAL[i], vec![atom(vip)], Some(Value::Goto(service_chain(vip)))),
             }

@@ -182,6 +182,9 @@ impl fmt::Display for MatchText<'_> {
             Match::In(fields, set) => write!(f, "{} @{set}", key_text(fields)),
             Match::State(state) => write!(f, "ct state {}", state_word(*state)),
             Match::Reply => f.write_str("ct direction reply"),
+            Match::Family(Family::V4) => f.write_str("meta nfproto ipv4"),
+            Match::Family(Family::V6) => f.write_str("meta nfproto ipv6"),
+            Match::Translated => f.write_str("ct status dnat"),
             Match::Internet => f.write_str("meta mark & 0x80000000 != 0"),
         }
     }
@@ -198,6 +201,10 @@ impl fmt::Display for ActionText<'_> {
             Action::ByState(states) => {
                 let states: Vec<String> = states.iter().map(|(state, chain)| format!("{} : goto {chain}", state_word(*state))).collect();
                 write!(f, "ct state vmap {{ {} }}", states.join(", "))
+            }
+            Action::ByProto(protocols) => {
+                let protocols: Vec<String> = protocols.iter().map(|(proto, chain)| format!("{} : goto {chain}", constant_text(proto))).collect();
+                write!(f, "meta l4proto vmap {{ {} }}", protocols.join(", "))
             }
             Action::ByMap(fields, map) => write!(f, "{} vmap @{map}", key_text(fields)),
             Action::MarkFrom(fields, map) => write!(f, "meta mark set {} map @{map}", key_text(fields)),
