@@ -53,7 +53,7 @@ impl Ring {
         if !self.used.remove(&offset) {
             return;
         }
-        let ahead = if offset > self.cursor { offset - self.cursor } else { RANGE - (self.cursor - offset) };
+        let ahead = if offset > self.cursor { offset - self.cursor } else { RANGE.saturating_sub(self.cursor - offset) };
         if ahead < REST {
             self.resting.insert(offset);
         }
@@ -213,7 +213,7 @@ mod tests {
             let mut taken = 0_usize;
             // Some old ones, right ahead of the cursor.
             for ahead in 1..50_u16 {
-                let offset = (start + ahead - 1) % RANGE + 1;
+                let offset = u16::try_from((u32::from(start) + u32::from(ahead) - 1) % u32::from(RANGE) + 1).unwrap();
                 ring.adopt(offset);
                 used.push(offset);
             }

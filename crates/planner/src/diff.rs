@@ -127,10 +127,12 @@ fn set_policy(steps: &mut Vec<Step>, current: &mut NetPolicy, policy: NetPolicy)
     }
 }
 
-/// What both policies allow, with the service addresses of the second. A service address is no permission (a flow is judged by the instance
-/// it ends at), so that it may turn to its new instances at once: it never stands empty between old and new.
+/// What both policies allow; service addresses of both stand for what they do in the second. A service address is no
+/// permission (a flow is judged by the instance it ends at), so that it may turn to its new instances at once: it never
+/// stands empty between old and new.
 fn narrowed(current: &NetPolicy, next: &NetPolicy) -> NetPolicy {
-    NetPolicy { services: next.services.clone(), ..current.intersection(next) }
+    let both = next.services.iter().filter(|(vip, _)| current.services.contains_key(*vip));
+    NetPolicy { services: both.map(|(vip, to)| (*vip, to.clone())).collect(), ..current.intersection(next) }
 }
 
 #[derive(Default)]

@@ -198,7 +198,7 @@ impl Scene<'_> {
             }
             RuleId::PublicWeb => hints.push("only by HTTP and its host name; no packet from outside enters the private network".to_owned()),
             RuleId::DefaultEgress | RuleId::EgressRange => {
-                hints.push("never to private, link-local or metadata addresses, nor to this machine".to_owned())
+                hints.push("never to private, link-local or metadata addresses, nor to this machine".to_owned());
             }
             RuleId::WebIngress | RuleId::PublicListener => {}
         }

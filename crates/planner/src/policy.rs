@@ -38,14 +38,26 @@ const fn is_build(purpose: Purpose) -> bool {
     matches!(purpose, Purpose::Build | Purpose::PreDeploy)
 }
 
+/// The service that an instance is one of: that of its slug, unless another service has taken the slug since.
+fn service_of<'a>(state: &'a DesiredState, instance: &LiveInstance) -> Option<&'a Service> {
+    let id = instance.id.as_str().rsplit_once('-').map_or("", |(service, _)| service);
+    state.services.get(&instance.slug).filter(|service| service.id.as_str() == id)
+}
+
 /// The whole policy for what lives. Instances of services that the state does not have may open nothing and receive
 /// nothing, but are known by name.
 pub fn net_policy(state: &DesiredState, live: &[LiveInstance]) -> NetPolicy {
     let mut by_slug: BTreeMap<&Slug, Vec<&LiveInstance>> = BTreeMap::new();
+    let mut strangers = Vec::new();
     for instance in live {
-        by_slug.entry(&instance.slug).or_default().push(instance);
+        if service_of(state, instance).is_some() {
+            by_slug.entry(&instance.slug).or_default().push(instance);
+        } else {
+            strangers.push(instance);
+        }
     }
-    let mut sources = Vec::with_capacity(live.len());
+    let mut sources: Vec<(InstanceId, SourceEntry)> = Vec::with_capacity(live.len());
+    sources.extend(strangers.into_iter().filter_map(|i| Some((i.id.clone(), source_entry(None, i)?))));
     let mut receivers = Vec::with_capacity(live.len());
     let mut pairs = Vec::new();
     let mut ingress = Vec::new();
@@ -143,21 +155,21 @@ pub fn dns_view(state: &DesiredState, live: &[LiveInstance]) -> DnsView {
         ready.entry(&instance.slug).or_default().insert(instance.address);
     }
     // Two askers of one zone see the same but for the services whose `allowFrom` names one of them.
-    let mut named: BTreeMap<&Slug, Vec<&Slug>> = BTreeMap::new();
+    let mut allowed: BTreeMap<&Slug, Vec<&Slug>> = BTreeMap::new();
     for service in state.services.values() {
         for name in service.allow_from.iter().flatten() {
-            named.entry(name).or_default().push(&service.slug);
+            allowed.entry(name).or_default().push(&service.slug);
         }
     }
     let mut view = DnsView::default();
     let mut seen: BTreeMap<(ZoneId, bool, &[&Slug]), usize> = BTreeMap::new();
     for instance in live {
-        let Some(service) = state.services.get(&instance.slug) else { continue };
+        let Some(service) = service_of(state, instance) else { continue };
         let peer = instance.peer();
         if !is_build(instance.purpose) && !service.kind.sends() {
             continue;
         }
-        let class = (service.zone, is_build(instance.purpose), named.get(&instance.slug).map_or(&[][..], Vec::as_slice));
+        let class = (service.zone, is_build(instance.purpose), allowed.get(&instance.slug).map_or(&[][..], Vec::as_slice));
         let zone = *seen.entry(class).or_insert_with(|| {
             let names = visible(state, &peer).filter_map(|s| {
                 Some(DnsName { slug: s.slug.clone(), vip: s.vip?, ready: ready.get(&s.slug).cloned().unwrap_or_default() })

@@ -77,10 +77,9 @@ pub(crate) fn judge(from: End<'_>, to: End<'_>, port: Option<Endpoint>) -> Verdi
         (End::Internet | End::Ingress, End::Internet | End::Host) | (End::Ingress, End::Ingress) => deny(DenyReason::NotPublic),
         (End::Internet, End::Service(to)) => from_outside(to, port, RuleId::PublicWeb),
         (End::Ingress, End::Service(to)) => from_outside(to, port, RuleId::WebIngress),
-        (End::Internet | End::Ingress, End::Build(_)) => deny(DenyReason::ReceivesNothing),
         (End::Service(from), _) if !from.kind.sends() => deny(DenyReason::SendsNothing),
         (End::Service(_) | End::Build(_), End::Host | End::Ingress) => deny(DenyReason::NeverTheHost),
-        (End::Service(_) | End::Build(_), End::Build(_)) => deny(DenyReason::ReceivesNothing),
+        (End::Internet | End::Ingress | End::Service(_) | End::Build(_), End::Build(_)) => deny(DenyReason::ReceivesNothing),
         (End::Service(from), End::Internet) => match &from.egress {
             Egress::None => deny(DenyReason::EgressClosed),
             Egress::Internet => allow(RuleId::DefaultEgress),

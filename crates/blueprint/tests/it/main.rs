@@ -1,5 +1,7 @@
 //! Tests of reading whole files.
 
+#![expect(clippy::disallowed_methods, reason = "tests read cases and the corpus, and bound the time")]
+
 #[cfg(test)]
 mod bounds;
 #[cfg(test)]

@@ -131,7 +131,7 @@ fn of_runtime(runtime: NativeRuntime, list: &mut Vec<Default>) {
     list.extend(texts.iter().map(|(key, value, when)| (*key, DefaultValue::Text((*value).to_owned()), *when)));
     match runtime {
         NativeRuntime::Python => {
-            list.push(("GUNICORN_CMD_ARGS", DefaultValue::PortAfter("--preload --access-logfile - --bind=0.0.0.0:"), Always))
+            list.push(("GUNICORN_CMD_ARGS", DefaultValue::PortAfter("--preload --access-logfile - --bind=0.0.0.0:"), Always));
         }
         NativeRuntime::Ruby => list.push(("PASSENGER_PORT", DefaultValue::PortAfter(""), Always)),
         NativeRuntime::Rust => list.push(("ROCKET_PORT", DefaultValue::PortAfter(""), Run)),

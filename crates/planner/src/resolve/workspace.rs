@@ -36,8 +36,7 @@ impl Entry<'_> {
     /// Whether this Moat runs it.
     pub(crate) fn runs(&self) -> bool {
         match (self.kind(), self.spec.runtime.as_ref().map(|r| r.value)) {
-            (Some(ServiceKind::KeyValue), _) => true,
-            (Some(_), Some(RuntimeSpec::Native(_))) => true,
+            (Some(ServiceKind::KeyValue), _) | (Some(_), Some(RuntimeSpec::Native(_))) => true,
             (Some(_), Some(RuntimeSpec::Docker | RuntimeSpec::Image | RuntimeSpec::Static) | None) | (None, _) => false,
         }
     }

@@ -137,7 +137,7 @@ fn a_service_is_what_is_written() {
 fn defaults_are_those_published() {
     let state = state(EVERYTHING);
     let shop = service(&state, "the-shop");
-    let show = |env: &BTreeMap<String, Secret>| env.iter().map(|(k, v)| format!("{k}={}", v.expose())).collect::<Vec<_>>();
+    let lines = |env: &BTreeMap<String, Secret>| env.iter().map(|(k, v)| format!("{k}={}", v.expose())).collect::<Vec<_>>();
     let mut run: Vec<String> = [
         "FORWARDED_ALLOW_IPS=*",
         "GUNICORN_CMD_ARGS=--preload --access-logfile - --bind=0.0.0.0:10000",
@@ -162,7 +162,7 @@ fn defaults_are_those_published() {
     .map(str::to_owned)
     .to_vec();
     let defaults = |env: &BTreeMap<String, Secret>| {
-        show(&env.iter().filter(|(k, _)| !shop.written_keys.contains(*k)).map(|(k, v)| (k.clone(), v.clone())).collect())
+        lines(&env.iter().filter(|(k, _)| !shop.written_keys.contains(*k)).map(|(k, v)| (k.clone(), v.clone())).collect())
     };
     assert_eq!(defaults(&shop.env), run);
     // The build: the same but for two, and `CI`.
