@@ -22,7 +22,7 @@ mod state_file;
 mod views;
 
 pub use paths::Paths;
-pub use server::run;
+pub use server::{DaemonError, run};
 
 /// An error and its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -25,7 +25,10 @@ pub fn main() -> ExitCode {
     match runtime.block_on(moat_daemon::run(Paths::from_env(), exe)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            match &error {
+                moat_daemon::DaemonError::Engine(moat_engine::EngineError { hint: Some(hint), .. }) => eprintln!("{error} (hint: {hint})"),
+                error => eprintln!("{error}"),
+            }
             ExitCode::from(3)
         }
     }
