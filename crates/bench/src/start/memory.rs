@@ -7,6 +7,7 @@ use crate::process::{Moat, timed};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 const GOAL_MONITOR_MB: f64 = 3.0;
 const GOAL_DAEMON_MB: f64 = 40.0;
@@ -15,7 +16,7 @@ const HEADS: [&str; 4] = ["process", "RSS, MB", "PSS (its share of what is share
 /// Starts so many idle instances through the engine, prints what their monitors take, and stops them.
 pub fn of_instances(ours: &Ours, count: u16) -> Outcome {
     let idle = (1..=count).map(|number| ours.idle(number)).collect::<Outcome<Vec<_>>>()?;
-    let monitors = idle.iter().map(|(_, monitor)| Memory::of(*monitor)).collect::<Outcome<Vec<_>>>()?;
+    let monitors = settled(|| idle.iter().map(|(_, monitor)| Memory::of(*monitor)).collect())?;
     let mut table = Table::new(format!("Memory of {count} idle instances, through the engine"), HEADS);
     row(&mut table, "one monitor", &monitors, GOAL_MONITOR_MB);
     println!("{table}");
@@ -29,7 +30,10 @@ pub fn of_moat(count: usize) -> Outcome {
         return Ok(());
     };
     let home = tempfile::tempdir().doing("make a folder")?;
-    let blueprint = home.path().join("render.yaml");
+    // The folder of a blueprint is its source: nothing else may be in it.
+    let source = home.path().join("source");
+    fs::create_dir(&source).doing("make a folder")?;
+    let blueprint = source.join("render.yaml");
     let mut text = String::from("services:\n");
     for number in 1..=count {
         let _ = write!(
@@ -39,8 +43,8 @@ pub fn of_moat(count: usize) -> Outcome {
     }
     fs::write(&blueprint, text).doing("write a blueprint")?;
     let measured = timed(moat.command(home.path()).args(["up", "--detach", "--listen", "127.0.0.1:0"]).arg(&blueprint)).and_then(|_| {
-        let daemons = running(home.path(), "__daemon")?;
-        let monitors = running(home.path(), "__monitor")?;
+        let daemons = settled(|| running(home.path(), "__daemon"))?;
+        let monitors = settled(|| running(home.path(), "__monitor"))?;
         if daemons.len() == 1 && monitors.len() == count {
             Ok((daemons, monitors))
         } else {
@@ -57,7 +61,21 @@ pub fn of_moat(count: usize) -> Outcome {
     Ok(())
 }
 
-#[derive(Debug, Clone, Copy)]
+/// Reads until two readings agree: what starting needed is given back a moment later. The last one after a few seconds.
+fn settled(read: impl Fn() -> Outcome<Vec<Memory>>) -> Outcome<Vec<Memory>> {
+    let mut before = read()?;
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(250));
+        let now = read()?;
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    Ok(before)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Memory {
     rss_mb: f64,
     pss_mb: f64,

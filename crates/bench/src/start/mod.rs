@@ -65,15 +65,14 @@ pub fn run(rounds: usize) -> Outcome {
         }
     }
     print(&own, &ways, rounds);
+    for peer in skipped {
+        println!("skipped: {peer}\n");
+    }
     drop(ways);
     drop(docker);
     memory::of_instances(&ours, IDLE)?;
     ours.close()?;
-    memory::of_moat(usize::from(IDLE))?;
-    for peer in skipped {
-        println!("skipped: {peer}\n");
-    }
-    Ok(())
+    memory::of_moat(usize::from(IDLE))
 }
 
 fn once(peer: &Peer, apart: bool) -> Outcome<f64> {

@@ -7,6 +7,7 @@ use crate::failure::{Doing, Failure, Outcome};
 use crate::process::{found, timed};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, chown};
 use serde_json::{Value, json};
@@ -113,8 +114,14 @@ pub fn podman(folder: &Path, program: &Path) -> Outcome<Option<Vec<Peer>>> {
     let base: Vec<&str> = common.iter().map(|text| &**text).collect();
     timed(Command::new("podman").args(&base).arg("import").arg(tarball(folder, program)?).arg(IMAGE)).map(drop)?;
     // podman asks for higher limits than this process may give.
+    let limit = |name: &str, resource| getrlimit(resource).map(|(_, hard)| format!("{name}={0}:{0}", hard.min(4096))).doing("read a limit");
+    let (files, processes) = (limit("nofile", Resource::RLIMIT_NOFILE)?, limit("nproc", Resource::RLIMIT_NPROC)?);
     let peer = |name, network| {
-        Peer::new(name, "podman", &[&base[..], &["run", "--rm", "--ulimit", "host", "--network", network, IMAGE, "/hello"]].concat())
+        Peer::new(
+            name,
+            "podman",
+            &[&base[..], &["run", "--rm", "--ulimit", &files, "--ulimit", &processes, "--network", network, IMAGE, "/hello"]].concat(),
+        )
     };
     Ok(Some(vec![peer("`podman run`, no network", "none"), peer("`podman run`, its default network", "bridge")]))
 }
