@@ -40,13 +40,6 @@ pub struct Flow {
     id: Vec<u8>,
 }
 
-impl Flow {
-    #[cfg(test)]
-    pub fn sample(source: IpAddr, destination: IpAddr, responder: IpAddr, proto: u8, port: u16) -> Self {
-        Self { source, destination, responder, proto, port, family: 2, tuple: vec![], id: vec![] }
-    }
-}
-
 fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
@@ -152,7 +145,16 @@ fn flow(body: &[u8]) -> Option<Flow> {
     let original = find(TUPLE_ORIGINAL)?;
     let (there, back) = (tuple(original)?, tuple(find(TUPLE_REPLY)?)?);
     let id = find(ID).unwrap_or_default().to_vec();
-    Some(Flow { source: there.source, destination: there.destination, responder: back.source, proto: there.proto, port: there.port, family, tuple: original.to_vec(), id })
+    Some(Flow {
+        source: there.source,
+        destination: there.destination,
+        responder: back.source,
+        proto: there.proto,
+        port: there.port,
+        family,
+        tuple: original.to_vec(),
+        id,
+    })
 }
 
 /// Every known flow.

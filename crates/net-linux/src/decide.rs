@@ -4,7 +4,7 @@
 //! says which known flows outlive a change of policy.
 
 use crate::conntrack::Flow;
-use crate::lower::{base, Facts, PRIVATE_V4, PRIVATE_V6};
+use crate::lower::{Facts, PRIVATE_V4, PRIVATE_V6, base};
 use crate::packet::{FlowKind, Origin, Outcome, Packet};
 use ipnet::IpNet;
 use moat_model::net::{GATEWAY_V4, RESERVED_PORTS};
@@ -100,11 +100,7 @@ fn from_instance(facts: &Facts, policy: &NetPolicy, from: &SourceEntry, packet: 
             allowed && (opens || packet.state != FlowKind::New)
         }
     };
-    if passes {
-        delivered
-    } else {
-        Outcome::Dropped
-    }
+    if passes { delivered } else { Outcome::Dropped }
 }
 
 fn is_echo(packet: &Packet) -> bool {
@@ -118,11 +114,7 @@ fn is_error(packet: &Packet) -> bool {
 }
 
 const fn icmp_of(packet: &Packet) -> u8 {
-    if packet.source.is_ipv4() {
-        ICMP
-    } else {
-        ICMPV6
-    }
+    if packet.source.is_ipv4() { ICMP } else { ICMPV6 }
 }
 
 fn from_uplink(facts: &Facts, policy: &NetPolicy, packet: &Packet) -> Outcome {
@@ -156,11 +148,7 @@ fn from_router(facts: &Facts, policy: &NetPolicy, packet: &Packet) -> Outcome {
         };
     };
     let dials = packet.proto == TCP && policy.ingress.contains(&(target.address, packet.port));
-    if dials || answers || tells {
-        Outcome::Instance { link: target.link.clone(), address: to }
-    } else {
-        Outcome::Dropped
-    }
+    if dials || answers || tells { Outcome::Instance { link: target.link.clone(), address: to } } else { Outcome::Dropped }
 }
 
 /// Whether a known flow may go on under a policy: both its ends are still there, and it could be opened again.
@@ -185,7 +173,11 @@ pub(crate) struct Known<'a> {
 
 impl<'a> Known<'a> {
     pub(crate) fn new(facts: &Facts, policy: &'a NetPolicy) -> Self {
-        let by_address = policy.sources.values().flat_map(|entry| [(IpAddr::V4(entry.address.v4), entry), (IpAddr::V6(entry.address.v6), entry)]).collect();
+        let by_address = policy
+            .sources
+            .values()
+            .flat_map(|entry| [(IpAddr::V4(entry.address.v4), entry), (IpAddr::V6(entry.address.v6), entry)])
+            .collect();
         Self { policy, by_address, local: base(facts).local }
     }
     fn at(&self, address: IpAddr) -> Option<&'a SourceEntry> {

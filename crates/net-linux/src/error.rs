@@ -51,7 +51,9 @@ pub enum NetError {
         path: PathBuf,
     },
     /// Every range for the uplink overlaps a route of this machine.
-    #[error("no free range for the uplink: `{pool}` is covered by routes of this machine; hint: look for them with `ip route show table all`")]
+    #[error(
+        "no free range for the uplink: `{pool}` is covered by routes of this machine; hint: look for them with `ip route show table all`"
+    )]
     NoUplinkRange {
         /// The pool that was searched.
         pool: &'static str,
@@ -85,7 +87,10 @@ impl NetError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Io { source, .. } | Self::Link { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy | io::ErrorKind::OutOfMemory)
+                matches!(
+                    source.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy | io::ErrorKind::OutOfMemory
+                )
             }
             Self::Nft { .. } | Self::Task(_) => true,
             Self::MissingTool { .. } | Self::Policy(_) | Self::NoRouter { .. } | Self::NoUplinkRange { .. } | Self::Record { .. } => false,

@@ -2,18 +2,24 @@
 //!
 //! Safety never depends on any of it: what egress may reach is decided in the router namespace. Functions here run in a
 //! thread of the host's namespace, unless they say otherwise.
+#![expect(
+    clippy::format_push_string,
+    clippy::many_single_char_names,
+    reason = "a ruleset is put together from lines, an address from groups"
+)]
 
-use crate::link::{self, End, Links, FAR_MAC, ROUTER_MAC};
+use crate::link::{self, End, FAR_MAC, Links, ROUTER_MAC};
 use crate::lower::{Facts, UPLINK};
 use crate::record::HostRecord;
-use crate::{fnv, nft, sysctl, NetError};
+use crate::{NetError, fnv, nft, sysctl};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Ranges that the uplink's /30 is taken from, in order of preference.
-const POOLS: [(&str, u32, u32); 3] = [("100.127.240.0/20", 0x647f_f000, 1024), ("198.19.240.0/20", 0xc613_f000, 1024), ("172.31.240.0/20", 0xac1f_f000, 1024)];
+const POOLS: [(&str, u32, u32); 3] =
+    [("100.127.240.0/20", 0x647f_f000, 1024), ("198.19.240.0/20", 0xc613_f000, 1024), ("172.31.240.0/20", 0xac1f_f000, 1024)];
 /// Links of this and other runtime folders on one host begin with this.
 const LINK_PREFIX: &str = "mu-";
 
@@ -45,7 +51,10 @@ impl Names {
             let start = u32::try_from(self.seed % u64::from(*count)).unwrap_or(0);
             (0..*count).map(move |i| Ipv4Addr::from(first + 4 * ((start + i) % count)))
         });
-        let v4 = candidates.filter_map(|base| Ipv4Net::new(base, 30).ok()).find(|net| free((*net).into())).ok_or(NetError::NoUplinkRange { pool: POOLS[0].0 })?;
+        let v4 = candidates
+            .filter_map(|base| Ipv4Net::new(base, 30).ok())
+            .find(|net| free((*net).into()))
+            .ok_or(NetError::NoUplinkRange { pool: POOLS[0].0 })?;
         let v6 = sysctl::has_ipv6().then(|| (0..64).filter_map(|i| self.ula(i)).find(|net| free((*net).into()))).flatten();
         Ok(HostRecord {
             uplink_v4: Ipv4Addr::from(u32::from(v4.network()) + 1),
@@ -70,7 +79,8 @@ impl Names {
         let mut done = Vec::new();
         let mut links = Links::open().map_err(refuse("look for"))?;
         let mut near = links.find(name).map_err(refuse("look for"))?;
-        let far = crate::ns::in_ns(router, || Links::open()?.find(UPLINK)).and_then(|found| found).map_err(refuse("look for the peer of"))?;
+        let far =
+            crate::ns::in_ns(router, || Links::open()?.find(UPLINK)).and_then(|found| found).map_err(refuse("look for the peer of"))?;
         let paired = matches!((&near, &far), (Some(near), Some(far)) if near.peer == Some(far.index) && far.peer == Some(near.index));
         if !paired {
             if near.is_some() {
@@ -79,7 +89,9 @@ impl Names {
             if far.is_some() {
                 crate::ns::in_ns(router, || Links::open()?.remove(UPLINK)).and_then(|r| r).map_err(refuse("remove the peer of"))?;
             }
-            links.run(vec![link::new_pair(&End { name, mac: FAR_MAC }, &End { name: UPLINK, mac: ROUTER_MAC }, router)]).map_err(refuse("make"))?;
+            links
+                .run(vec![link::new_pair(&End { name, mac: FAR_MAC }, &End { name: UPLINK, mac: ROUTER_MAC }, router)])
+                .map_err(refuse("make"))?;
             done.push(format!("made the uplink `{name}`"));
             near = links.find(name).map_err(refuse("look for"))?;
         }
@@ -87,7 +99,13 @@ impl Names {
         for (setting, value) in [("accept_ra", "0"), ("autoconf", "0"), ("addr_gen_mode", "1"), ("accept_redirects", "0")] {
             sysctl::set(&format!("ipv6/conf/{name}/{setting}"), value).map_err(NetError::io(format!("set `{setting}` of `{name}`")))?;
         }
-        let had: BTreeSet<IpNet> = links.addresses().map_err(refuse("list the addresses of"))?.into_iter().filter(|(index, _)| *index == near.index).map(|(_, net)| net).collect();
+        let had: BTreeSet<IpNet> = links
+            .addresses()
+            .map_err(refuse("list the addresses of"))?
+            .into_iter()
+            .filter(|(index, _)| *index == near.index)
+            .map(|(_, net)| net)
+            .collect();
         let ours: Vec<IpNet> = addresses(record.uplink_v4, record.uplink_v6);
         if paired && (!near.up || ours.iter().any(|net| !had.contains(net))) {
             done.push(format!("gave the uplink `{name}` its addresses back"));
@@ -109,7 +127,10 @@ impl Names {
             return Ok(Vec::new());
         }
         let table = &self.table;
-        nft::apply(&format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n  chain {version} {{ }}\n{body}}}\n"), "load the host's table")?;
+        nft::apply(
+            &format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n  chain {version} {{ }}\n{body}}}\n"),
+            "load the host's table",
+        )?;
         Ok(vec![format!("loaded the table `inet {table}` (masquerading of egress)")])
     }
 
@@ -132,7 +153,11 @@ impl Names {
     }
 
     /// Turns forwarding on, and notes in `record` what was off; what was done.
-    pub fn ensure_forwarding(&self, record: &mut HostRecord, save: impl Fn(&HostRecord) -> Result<(), NetError>) -> Result<Vec<String>, NetError> {
+    pub fn ensure_forwarding(
+        &self,
+        record: &mut HostRecord,
+        save: impl Fn(&HostRecord) -> Result<(), NetError>,
+    ) -> Result<Vec<String>, NetError> {
         let mut done = Vec::new();
         let others = self.others()?;
         for (name, value) in wanted_settings(record.uplink_v6.is_some()).map_err(NetError::io("read the host's forwarding"))? {
@@ -157,11 +182,18 @@ impl Names {
         }
         // A link made after the switch was thrown does not always follow it.
         for name in ["ipv4/conf/LINK/forwarding", "ipv6/conf/LINK/force_forwarding"].map(|name| name.replace("LINK", &self.link)) {
-            if (record.uplink_v6.is_some() || name.starts_with("ipv4")) && sysctl::set(&name, "1").map_err(NetError::io(format!("set `net/{name}`")))? {
+            if (record.uplink_v6.is_some() || name.starts_with("ipv4"))
+                && sysctl::set(&name, "1").map_err(NetError::io(format!("set `net/{name}`")))?
+            {
                 done.push(format!("set `net/{name}` of the host to 1"));
             }
         }
-        let note: Vec<String> = record.settings.iter().filter(|(name, _)| SHARED.contains(&name.as_str())).map(|(name, before)| format!("{name}={before}")).collect();
+        let note: Vec<String> = record
+            .settings
+            .iter()
+            .filter(|(name, _)| SHARED.contains(&name.as_str()))
+            .map(|(name, before)| format!("{name}={before}"))
+            .collect();
         let note = format!("moat {}", note.join(" "));
         let refuse = || NetError::link(format!("label `{}`", self.link));
         let mut links = Links::open().map_err(refuse())?;
@@ -175,7 +207,11 @@ impl Names {
     fn others(&self) -> Result<Vec<String>, NetError> {
         let refuse = || NetError::link("list the host's links");
         let all = Links::open().map_err(refuse())?.all().map_err(refuse())?;
-        Ok(all.into_iter().filter(|link| link.name.starts_with(LINK_PREFIX) && link.name != self.link).map(|link| link.alias.unwrap_or_default()).collect())
+        Ok(all
+            .into_iter()
+            .filter(|link| link.name.starts_with(LINK_PREFIX) && link.name != self.link)
+            .map(|link| link.alias.unwrap_or_default())
+            .collect())
     }
 
     /// Takes everything off the host: link, table, forwarding; whether something was there.
@@ -208,7 +244,12 @@ impl Names {
         let mut links = Links::open().map_err(refuse())?;
         let uplink = links.find(&self.link).map_err(refuse())?.map(|link| link.index);
         let all = links.addresses().map_err(refuse())?;
-        Ok(all.into_iter().filter(|(index, _)| Some(*index) != uplink).map(|(_, net)| net.addr()).filter(|address| !address.is_loopback()).collect())
+        Ok(all
+            .into_iter()
+            .filter(|(index, _)| Some(*index) != uplink)
+            .map(|(_, net)| net.addr())
+            .filter(|address| !address.is_loopback())
+            .collect())
     }
 
     /// What in the host's own firewall keeps egress from working, each with what to run.
@@ -219,12 +260,24 @@ impl Names {
         for chain in listing.iter().filter_map(|item| item.get("chain")) {
             let word = |key: &str| chain[key].as_str().unwrap_or_default();
             let (family, table, name) = (word("family"), word("table"), word("name"));
-            if word("hook") != "forward" || word("policy") != "drop" || !matches!(family, "ip" | "ip6" | "inet") || table.starts_with("moat_") {
+            if word("hook") != "forward"
+                || word("policy") != "drop"
+                || !matches!(family, "ip" | "ip6" | "inet")
+                || table.starts_with("moat_")
+            {
                 continue;
             }
-            let passes = listing.iter().filter_map(|item| item.get("rule")).any(|rule| rule["table"] == chain["table"] && rule["family"] == chain["family"] && rule.to_string().contains(link.as_str()));
+            let passes = listing.iter().filter_map(|item| item.get("rule")).any(|rule| {
+                rule["table"] == chain["table"] && rule["family"] == chain["family"] && rule.to_string().contains(link.as_str())
+            });
             if !passes {
-                let into = if table == "filter" && listing.iter().any(|item| item["chain"]["name"] == "DOCKER-USER" && item["chain"]["family"] == family) { "DOCKER-USER" } else { name };
+                let into = if table == "filter"
+                    && listing.iter().any(|item| item["chain"]["name"] == "DOCKER-USER" && item["chain"]["family"] == family)
+                {
+                    "DOCKER-USER"
+                } else {
+                    name
+                };
                 found.push(format!(
                     "the chain `{name}` of the table `{family} {table}` drops what is forwarded; services then can't reach the internet. hint: \
                      `nft insert rule {family} {table} {into} iifname {link} accept` and `nft insert rule {family} {table} {into} oifname {link} ct state established,related accept`"
@@ -236,7 +289,8 @@ impl Names {
 }
 
 /// Settings that runtime folders share, noted in the labels of their uplinks.
-const SHARED: [&str; 4] = ["ipv4/ip_forward", "ipv6/conf/all/force_forwarding", "ipv6/conf/default/force_forwarding", "ipv6/conf/all/forwarding"];
+const SHARED: [&str; 4] =
+    ["ipv4/ip_forward", "ipv6/conf/all/force_forwarding", "ipv6/conf/default/force_forwarding", "ipv6/conf/all/forwarding"];
 
 fn noted_in(label: &str, name: &str) -> Option<String> {
     label.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)

@@ -16,8 +16,8 @@ mod mount;
 pub mod netlink;
 mod network;
 pub mod nft;
-mod observe;
 pub mod ns;
+mod observe;
 mod packet;
 pub mod ports;
 mod record;
@@ -29,8 +29,8 @@ mod uplink;
 pub use error::NetError;
 pub use network::{Config, Network};
 pub use observe::{AddressWatch, DeniedFlow};
-pub use uplink::Uplink;
 pub use packet::{FlowKind, Origin, Outcome, Packet};
+pub use uplink::Uplink;
 
 /// FNV-1a, for names that only have to differ.
 pub(crate) fn fnv(bytes: &[u8]) -> u64 {

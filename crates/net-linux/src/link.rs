@@ -1,14 +1,15 @@
 //! Links, addresses, routes and neighbours as netlink messages.
 //!
 //! Functions here make messages; [`Links`] runs them in the namespace of the calling thread.
+#![expect(clippy::wildcard_enum_match_arm, reason = "of the kernel's many kinds only these matter here")]
 
-use crate::netlink::{RouteSocket, CREATE, REPLACE};
+use crate::netlink::{CREATE, REPLACE, RouteSocket};
+use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use ipnet::IpNet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -61,7 +62,11 @@ pub struct End<'a> {
 /// A new pair of links: `near` in the namespace of the socket, `far` in the namespace `ns`.
 pub fn new_pair(near: &End<'_>, far: &End<'_>, ns: &impl AsFd) -> Request {
     let mut peer = LinkMessage::default();
-    peer.attributes = vec![LinkAttribute::IfName(far.name.to_owned()), LinkAttribute::Address(far.mac.to_vec()), LinkAttribute::NetNsFd(ns.as_fd().as_raw_fd())];
+    peer.attributes = vec![
+        LinkAttribute::IfName(far.name.to_owned()),
+        LinkAttribute::Address(far.mac.to_vec()),
+        LinkAttribute::NetNsFd(ns.as_fd().as_raw_fd()),
+    ];
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(near.name.to_owned()),
@@ -177,7 +182,10 @@ impl Links {
     /// All links.
     pub fn all(&mut self) -> io::Result<Vec<LinkFacts>> {
         let found = self.socket.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        Ok(found.iter().filter_map(|message| if let RouteNetlinkMessage::NewLink(link) = message { Some(facts_of(link)) } else { None }).collect())
+        Ok(found
+            .iter()
+            .filter_map(|message| if let RouteNetlinkMessage::NewLink(link) = message { Some(facts_of(link)) } else { None })
+            .collect())
     }
 
     /// Removes a link (and with it its peer); whether it was there.

@@ -1,9 +1,9 @@
 //! The mount that keeps the router namespace alive.
 
-use crate::{ns, NetError};
-use nix::mount::{mount, umount2, MntFlags, MsFlags};
-use nix::sched::{unshare, CloneFlags};
-use nix::sys::statfs::{statfs, NSFS_MAGIC};
+use crate::{NetError, ns};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -45,7 +45,8 @@ impl Pin {
             let mounting = || format!("mount `{}`", folder.display());
             mount(Some(folder), folder, NOTHING, MsFlags::MS_BIND, NOTHING).map_err(|e| NetError::io(mounting())(e.into()))?;
         }
-        mount(NOTHING, folder, NOTHING, MsFlags::MS_PRIVATE, NOTHING).map_err(|e| NetError::io(format!("make the mount `{}` private", folder.display()))(e.into()))?;
+        mount(NOTHING, folder, NOTHING, MsFlags::MS_PRIVATE, NOTHING)
+            .map_err(|e| NetError::io(format!("make the mount `{}` private", folder.display()))(e.into()))?;
         let file = self.file();
         let doing = format!("bind the router namespace to `{}`", file.display());
         File::create(&file).map_err(NetError::io(&doing))?;
@@ -56,7 +57,8 @@ impl Pin {
                     unshare(CloneFlags::CLONE_NEWNET).map_err(|e| NetError::io("make a network namespace")(e.into()))?;
                     let ns = ns::current().map_err(NetError::io(doing()))?;
                     prepare()?;
-                    mount(Some("/proc/thread-self/ns/net"), &file, NOTHING, MsFlags::MS_BIND, NOTHING).map_err(|e| NetError::io(doing())(e.into()))?;
+                    mount(Some("/proc/thread-self/ns/net"), &file, NOTHING, MsFlags::MS_BIND, NOTHING)
+                        .map_err(|e| NetError::io(doing())(e.into()))?;
                     Ok(ns)
                 })
                 .join()

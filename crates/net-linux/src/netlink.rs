@@ -2,8 +2,9 @@
 //!
 //! A [`RouteSocket`] belongs to the network namespace of the thread that opened it. Requests are sent in batches and
 //! answered one by one, so a link with its addresses, routes and neighbours costs one write.
+#![expect(clippy::wildcard_enum_match_arm, reason = "of the kernel's many kinds only these matter here")]
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -111,7 +112,8 @@ fn messages_of(bytes: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<R
         if rest.len() < 16 {
             return None;
         }
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()));
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()));
         let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
         rest = rest.get(length.max(16).next_multiple_of(4)..).unwrap_or_default();
         Some(message)

@@ -2,14 +2,15 @@
 //!
 //! Blocking work runs on tokio's blocking threads; whatever belongs to a namespace runs in a thread that entered it.
 //! Invariant: changes hold the lock of the runtime folder, so two processes never interleave.
+#![expect(clippy::needless_pass_by_value, clippy::single_match_else, reason = "the two ways of making the router read side by side")]
 
 use crate::conntrack::{self, Flow};
-use crate::decide::{flow_is_allowed, Known};
+use crate::decide::{Known, flow_is_allowed};
 use crate::host::Names;
 use crate::lower::{self, Facts, TABLE};
 use crate::mount::Pin;
 use crate::record::{HostRecord, Records, Stamp};
-use crate::{nft, ns, router, NetError};
+use crate::{NetError, nft, ns, router};
 use moat_model::policy::NetPolicy;
 use moat_model::{AddressPair, LinkName};
 use std::fs::File;
@@ -18,7 +19,6 @@ use std::os::fd::AsFd;
 use std::os::linux::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 
 /// Where the network keeps its things.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,11 +52,22 @@ impl Network {
     pub fn open(config: Config) -> Result<Self, NetError> {
         let run_dir = std::path::absolute(&config.run_dir).map_err(NetError::io(format!("find `{}`", config.run_dir.display())))?;
         let host = ns::current().map_err(NetError::io("open the host's network namespace"))?;
-        Ok(Self { inner: Arc::new(Inner { names: Names::of(&run_dir), host, pin: Pin::new(&run_dir), records: Records::new(&run_dir), applied: Mutex::new(None) }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                names: Names::of(&run_dir),
+                host,
+                pin: Pin::new(&run_dir),
+                records: Records::new(&run_dir),
+                applied: Mutex::new(None),
+            }),
+        })
     }
 
     /// Runs blocking work off the async threads.
-    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T, NetError> + Send + 'static) -> Result<T, NetError> {
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, NetError> + Send + 'static,
+    ) -> Result<T, NetError> {
         let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || work(&inner)).await.map_err(NetError::Task)?
     }

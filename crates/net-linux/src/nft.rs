@@ -31,7 +31,8 @@ pub fn apply(text: &str, doing: &'static str) -> Result<(), NetError> {
     if text.is_empty() {
         return Ok(());
     }
-    let mut child = program().args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(spawn_error)?;
+    let mut child =
+        program().args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(spawn_error)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A broken pipe means that nft gave up; its message says why.
         match stdin.write_all(text.as_bytes()) {

@@ -4,8 +4,8 @@
 //! namespace never leaks to another thread. Invariant: sockets handed back stay in the namespace they were made in.
 
 use moat_model::Family;
-use nix::sched::{setns, CloneFlags};
-use nix::sys::socket::{socket, AddressFamily, SockFlag, SockType};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::fs::File;
 use std::io;
 use std::net::{TcpListener, UdpSocket};

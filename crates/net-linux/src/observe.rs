@@ -1,7 +1,7 @@
 //! What the live network tells: denied flows, obstacles to egress, changes of the host's addresses.
 
-use crate::lower::{TABLE, DENIED_SETS};
-use crate::{nft, Network, NetError};
+use crate::lower::{DENIED_SETS, TABLE};
+use crate::{NetError, Network, nft};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use serde::Serialize;
@@ -106,7 +106,19 @@ fn denied_flow(item: &Value) -> Option<DeniedFlow> {
 
 /// A protocol as `nft` prints it: a number, or a name of `/etc/protocols`.
 fn protocol(value: &Value) -> Option<u8> {
-    let names = HashMap::from([("tcp", 6), ("udp", 17), ("sctp", 132), ("icmp", 1), ("ipv6-icmp", 58), ("icmpv6", 58), ("udplite", 136), ("dccp", 33), ("esp", 50), ("ah", 51), ("comp", 108)]);
+    let names = HashMap::from([
+        ("tcp", 6),
+        ("udp", 17),
+        ("sctp", 132),
+        ("icmp", 1),
+        ("ipv6-icmp", 58),
+        ("icmpv6", 58),
+        ("udplite", 136),
+        ("dccp", 33),
+        ("esp", 50),
+        ("ah", 51),
+        ("comp", 108),
+    ]);
     match value {
         Value::Number(number) => number.as_u64().and_then(|number| u8::try_from(number).ok()),
         Value::String(name) => name.parse().ok().or_else(|| names.get(name.as_str()).copied()),

@@ -1,12 +1,13 @@
 //! Which sockets listen in a network namespace, by sock_diag(7): no scanning, and it knows the protocol.
+#![expect(clippy::wildcard_enum_match_arm, reason = "of the kernel's many kinds only these matter here")]
 
 use crate::ns::in_ns;
 use moat_model::state::Listener;
 use moat_model::{Endpoint, Proto};
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload, NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
-use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
 use std::collections::BTreeMap;
@@ -63,7 +64,8 @@ fn query(family: u8, protocol: u8, states: StateFlags) -> io::Result<Vec<InetRes
         let (bytes, _) = socket.recv_from_full()?;
         let mut rest = bytes.as_slice();
         while rest.len() >= 16 {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
             let length = (message.header.length as usize).max(16).next_multiple_of(4);
             rest = rest.get(length..).unwrap_or_default();
             match message.payload {

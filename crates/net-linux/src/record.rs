@@ -4,8 +4,8 @@
 //! `policy.unknown` is there too: it is written before the filter changes and removed after those two say so. Changes
 //! are appended, so that remembering one service of many costs the size of one.
 
-use crate::lower::Facts;
 use crate::NetError;
+use crate::lower::Facts;
 use moat_model::policy::NetPolicy;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
@@ -82,7 +82,8 @@ impl Records {
     pub fn lock(&self) -> Result<Flock<File>, NetError> {
         let doing = || format!("lock `{}`", self.folder.display());
         fs::create_dir_all(&self.folder).map_err(NetError::io(doing()))?;
-        let file = File::options().create(true).truncate(false).write(true).open(self.folder.join("lock")).map_err(NetError::io(doing()))?;
+        let file =
+            File::options().create(true).truncate(false).write(true).open(self.folder.join("lock")).map_err(NetError::io(doing()))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| NetError::io(doing())(error.into()))
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Functions here run in a thread of the router namespace.
 
-use crate::link::{self, End, Links, FAR_MAC, ROUTER_MAC};
-use crate::lower::{base, Facts};
+use crate::link::{self, End, FAR_MAC, Links, ROUTER_MAC};
+use crate::lower::{Facts, base};
 use crate::{ns, sysctl};
 use ipnet::IpNet;
 use moat_model::net::{GATEWAY_V4, GATEWAY_V6};
@@ -52,8 +52,12 @@ const SETTINGS: [(&str, &str); 33] = [
 ];
 
 /// Turned on last, when the filter is there.
-const FORWARDING: [(&str, &str); 4] =
-    [("ipv4/ip_forward", "1"), ("ipv4/conf/default/forwarding", "1"), ("ipv6/conf/default/forwarding", "1"), ("ipv6/conf/all/forwarding", "1")];
+const FORWARDING: [(&str, &str); 4] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/default/forwarding", "1"),
+    ("ipv6/conf/default/forwarding", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+];
 
 /// Sets what is not set; the names of what was changed.
 pub fn ensure_settings() -> io::Result<Vec<String>> {
@@ -149,8 +153,16 @@ pub fn dismantle() -> io::Result<()> {
 
 /// Settings of an instance's namespace, before it has a link.
 fn prepare_instance() -> io::Result<()> {
-    const IPV6: [(&str, &str); 6] = [("accept_ra", "0"), ("autoconf", "0"), ("addr_gen_mode", "1"), ("accept_redirects", "0"), ("accept_source_route", "0"), ("router_solicitations", "0")];
-    const IPV4: [(&str, &str); 4] = [("accept_redirects", "0"), ("send_redirects", "0"), ("accept_source_route", "0"), ("route_localnet", "0")];
+    const IPV6: [(&str, &str); 6] = [
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("addr_gen_mode", "1"),
+        ("accept_redirects", "0"),
+        ("accept_source_route", "0"),
+        ("router_solicitations", "0"),
+    ];
+    const IPV4: [(&str, &str); 4] =
+        [("accept_redirects", "0"), ("send_redirects", "0"), ("accept_source_route", "0"), ("route_localnet", "0")];
     for scope in ["default", "all"] {
         for (setting, value) in IPV6 {
             // `addr_gen_mode` of `all` can't be set before there are links that take it.
@@ -188,7 +200,15 @@ mod tests {
 
     #[test]
     fn only_names_that_moat_gives_are_links_of_instances() {
-        for (text, is) in [("mt0a400001", true), ("mt0A400001", false), ("mt0a40001", false), ("uplink", false), ("mtxxxxxxxx", false), ("lo", false), ("mt+a400001", false)] {
+        for (text, is) in [
+            ("mt0a400001", true),
+            ("mt0A400001", false),
+            ("mt0a40001", false),
+            ("uplink", false),
+            ("mtxxxxxxxx", false),
+            ("lo", false),
+            ("mt+a400001", false),
+        ] {
             assert_eq!(link_name(text).is_some(), is, "{text}");
         }
     }

@@ -3,8 +3,8 @@
 //! [`trace`] walks the same chains the kernel would, in the same order, and says which rule decided. Routes are those
 //! that [`crate::Network::attach`] makes: one per source, by its link. Invariant: it reads the ruleset only.
 
-use crate::lower::ir::{is_of, Action, Atom, Constant, Field, FlowState, Hook, Key, Match, Ruleset, Target, Value};
-use crate::lower::{rule_text, EGRESS, UPLINK};
+use crate::lower::ir::{Action, Atom, Constant, Field, FlowState, Hook, Key, Match, Ruleset, Target, Value, is_of};
+use crate::lower::{EGRESS, UPLINK, rule_text};
 use crate::packet::{FlowKind, Origin, Outcome, Packet};
 use ipnet::IpNet;
 use moat_model::LinkName;
@@ -23,7 +23,15 @@ pub struct Trace {
 
 /// Sends a packet through a ruleset.
 pub fn trace(ruleset: &Ruleset, packet: &Packet) -> Trace {
-    let mut walk = Walk { ruleset, packet, destination: packet.destination, mark: 0, out_link: None, steps: vec![format!("{} → {}", packet.source, packet.destination)], translated: None };
+    let mut walk = Walk {
+        ruleset,
+        packet,
+        destination: packet.destination,
+        mark: 0,
+        out_link: None,
+        steps: vec![format!("{} → {}", packet.source, packet.destination)],
+        translated: None,
+    };
     let outcome = walk.run();
     walk.steps.push(format!("the packet {outcome}"));
     Trace { outcome, steps: walk.steps, translated: walk.translated }
@@ -100,11 +108,7 @@ impl Walk<'_> {
         if let Some(link) = self.ruleset.link_to(self.destination) {
             return Route::Link(link);
         }
-        if self.ruleset.unroutable.iter().any(|net| net.contains(&self.destination)) {
-            Route::Nowhere
-        } else {
-            Route::Uplink
-        }
+        if self.ruleset.unroutable.iter().any(|net| net.contains(&self.destination)) { Route::Nowhere } else { Route::Uplink }
     }
 
     /// Runs the base chains of a hook; `None` when the packet goes on.
@@ -211,7 +215,9 @@ impl Walk<'_> {
 
     fn holds(&self, condition: &Match) -> bool {
         match condition {
-            Match::Is(field, constants) => self.value(*field).is_some_and(|value| constants.iter().any(|constant| equals(&value, constant))),
+            Match::Is(field, constants) => {
+                self.value(*field).is_some_and(|value| constants.iter().any(|constant| equals(&value, constant)))
+            }
             Match::IsNot(field, constant) => self.value(*field).is_some_and(|value| !equals(&value, constant)),
             Match::In(fields, set) => self.contains(fields, set),
             Match::State(state) => self.state() == Some(*state),

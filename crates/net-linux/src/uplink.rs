@@ -1,6 +1,6 @@
 //! What the outside sees of the router: the names and addresses of its one uplink.
 
-use crate::{Network, NetError};
+use crate::{NetError, Network};
 use moat_model::AddressPair;
 use std::net::Ipv6Addr;
 

@@ -3,12 +3,12 @@
 //! Chains a packet meets from instance to instance: `ingress` (source and zone in one lookup), `services` (first packet
 //! only), `forward`, `leave` (first packet only). The order in `forward` puts the two lookups of an open flow first.
 
-use super::ir::{Action, Chain, Constant, Field, FlowState, Hook, Key, Kind, Learned, Match, Rule, Ruleset, Set, Target, ValueKind};
 use super::ir::Atom;
-use super::{Facts, DENIED_SIZE, DENIED_TIMEOUT};
+use super::ir::{Action, Chain, Constant, Field, FlowState, Hook, Key, Kind, Learned, Match, Rule, Ruleset, Set, Target, ValueKind};
+use super::{DENIED_SIZE, DENIED_TIMEOUT, Facts};
 use ipnet::IpNet;
-use moat_model::net::{GATEWAY_V4, GATEWAY_V6, RESERVED_PORTS};
 use moat_model::Family;
+use moat_model::net::{GATEWAY_V4, GATEWAY_V6, RESERVED_PORTS};
 use std::net::IpAddr;
 
 /// The router's end of the uplink.
@@ -18,10 +18,22 @@ pub const HTTP_DIAL: [&str; 2] = ["http4", "http6"];
 
 /// IPv4 ranges that egress never reaches: this network, private use, shared address space, loopback, link-local (cloud
 /// metadata), protocol assignments, benchmarking, multicast and reserved (RFC 6890).
-pub const PRIVATE_V4: [&str; 10] = ["0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"];
+pub const PRIVATE_V4: [&str; 10] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/3",
+];
 /// IPv6 ranges that egress never reaches: unspecified, loopback, IPv4 in disguise (mapped, translated, 6to4, Teredo),
 /// unique local (cloud metadata), link-local, site-local and multicast.
-pub const PRIVATE_V6: [&str; 9] = ["::/96", "::ffff:0.0.0.0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "fc00::/7", "fe80::/9", "ff00::/8"];
+pub const PRIVATE_V6: [&str; 9] =
+    ["::/96", "::ffff:0.0.0.0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "fc00::/7", "fe80::/9", "ff00::/8"];
 /// Ranges that only links of this router serve: without one, nothing is there, and it is not asked of the uplink.
 const UNROUTABLE: [&str; 3] = ["10.64.0.0/10", "10.128.0.0/10", "fc00::/7"];
 
@@ -95,7 +107,12 @@ fn sets(facts: &Facts, out: &mut Ruleset) {
             Family::V6 => ranges(&PRIVATE_V6).map(|key| (key, None)).collect(),
         };
         add(PRIVATE, Set { interval: true, elements: private, ..set(vec![address]) });
-        let host = facts.host_addresses.iter().filter(|host| super::ir::is_of(**host, family)).map(|host| (vec![Atom::address(*host)], None)).collect();
+        let host = facts
+            .host_addresses
+            .iter()
+            .filter(|host| super::ir::is_of(**host, family))
+            .map(|host| (vec![Atom::address(*host)], None))
+            .collect();
         add(HOST, Set { elements: host, ..set(vec![address]) });
         let learned = Some(Learned { size: DENIED_SIZE, timeout: DENIED_TIMEOUT });
         add(DENIED, Set { learned, ..set(vec![address, address, Kind::Proto, Kind::Port]) });
@@ -105,11 +122,15 @@ fn sets(facts: &Facts, out: &mut Ruleset) {
 
 /// Source and zone in one lookup per packet; from the uplink only what is for the router's own address there.
 fn ingress(facts: &Facts) -> Vec<Rule> {
-    let mut rules: Vec<Rule> =
-        BOTH.map(|family| rule(vec![], vec![Action::MarkFrom(vec![Field::InLink, Field::Source(family)], of(family, SOURCES)), Action::Accept])).into();
+    let mut rules: Vec<Rule> = BOTH
+        .map(|family| rule(vec![], vec![Action::MarkFrom(vec![Field::InLink, Field::Source(family)], of(family, SOURCES)), Action::Accept]))
+        .into();
     let from_uplink = Match::Is(Field::InLink, vec![Constant::Link(UPLINK)]);
     for address in [facts.uplink_v4.map(IpAddr::V4), facts.uplink_v6.map(IpAddr::V6)].into_iter().flatten() {
-        rules.push(rule(vec![from_uplink.clone(), Match::Is(Field::Destination(family_of(address)), vec![Constant::Address(address)])], vec![Action::Accept]));
+        rules.push(rule(
+            vec![from_uplink.clone(), Match::Is(Field::Destination(family_of(address)), vec![Constant::Address(address)])],
+            vec![Action::Accept],
+        ));
     }
     rules.push(rule(vec![from_uplink], vec![Action::Count("from_uplink"), Action::Drop]));
     rules.push(rule(vec![Match::Is(Field::IcmpType(Family::V6), CHATTER.to_vec())], vec![Action::Drop]));
@@ -150,7 +171,10 @@ fn accept(matches: Vec<Match>) -> Rule {
 fn forward() -> Vec<Rule> {
     let mut rules = vec![accept(vec![Match::Reply, Match::State(FlowState::Established)])];
     rules.extend(BOTH.map(|family| accept(vec![may_reach(family), Match::State(FlowState::Established)])));
-    rules.push(rule(vec![], vec![Action::ByState(vec![(FlowState::New, "opens"), (FlowState::Established, "narrow"), (FlowState::Related, "errors")])]));
+    rules.push(rule(
+        vec![],
+        vec![Action::ByState(vec![(FlowState::New, "opens"), (FlowState::Established, "narrow"), (FlowState::Related, "errors")])],
+    ));
     rules
 }
 
@@ -168,7 +192,9 @@ fn ported() -> Vec<Rule> {
 }
 
 fn echo() -> Vec<Rule> {
-    let mut rules: Vec<Rule> = [(Family::V4, 8), (Family::V6, 128)].map(|(family, kind)| goto(vec![Match::Is(Field::IcmpType(family), vec![Constant::Number(kind)])], "zones")).into();
+    let mut rules: Vec<Rule> = [(Family::V4, 8), (Family::V6, 128)]
+        .map(|(family, kind)| goto(vec![Match::Is(Field::IcmpType(family), vec![Constant::Number(kind)])], "zones"))
+        .into();
     rules.push(goto(vec![], "denied"));
     rules
 }
@@ -234,7 +260,10 @@ fn denied() -> Vec<Rule> {
         let ends = vec![Field::Source(family), Field::Destination(family), Field::Proto];
         let mut with_port = ends.clone();
         with_port.push(Field::Port);
-        rules.push(rule(vec![Match::Is(Field::Proto, vec![TCP, UDP, SCTP])], vec![Action::Learn(with_port, of(family, DENIED)), Action::Drop]));
+        rules.push(rule(
+            vec![Match::Is(Field::Proto, vec![TCP, UDP, SCTP])],
+            vec![Action::Learn(with_port, of(family, DENIED)), Action::Drop],
+        ));
         rules.push(rule(vec![], vec![Action::Learn(ends, of(family, DENIED_PROTO)), Action::Drop]));
     }
     rules.push(rule(vec![], vec![Action::Drop]));
@@ -246,9 +275,15 @@ fn input() -> Vec<Rule> {
     let dns = Match::Is(Field::Destination(Family::V4), vec![Constant::Address(GATEWAY_V4.into())]);
     let mut rules = vec![
         accept(vec![Match::Reply, Match::State(FlowState::Established)]),
-        accept(vec![Match::IsNot(Field::InLink, Constant::Link(UPLINK)), dns, Match::Is(Field::Proto, vec![TCP, UDP]), Match::Is(Field::Port, vec![Constant::Number(53)])]),
+        accept(vec![
+            Match::IsNot(Field::InLink, Constant::Link(UPLINK)),
+            dns,
+            Match::Is(Field::Proto, vec![TCP, UDP]),
+            Match::Is(Field::Port, vec![Constant::Number(53)]),
+        ]),
     ];
-    rules.extend(BOTH.map(|family| accept(vec![Match::State(FlowState::Related), Match::Is(Field::IcmpType(family), error_kinds(family))])));
+    rules
+        .extend(BOTH.map(|family| accept(vec![Match::State(FlowState::Related), Match::Is(Field::IcmpType(family), error_kinds(family))])));
     rules
 }
 
@@ -256,7 +291,10 @@ fn input() -> Vec<Rule> {
 fn output() -> Vec<Rule> {
     let mut rules: Vec<Rule> = vec![accept(vec![Match::Reply, Match::State(FlowState::Established)])];
     for family in BOTH {
-        rules.push(accept(vec![Match::Is(Field::Proto, vec![TCP]), Match::In(vec![Field::Destination(family), Field::Port], of(family, HTTP_DIAL))]));
+        rules.push(accept(vec![
+            Match::Is(Field::Proto, vec![TCP]),
+            Match::In(vec![Field::Destination(family), Field::Port], of(family, HTTP_DIAL)),
+        ]));
     }
     rules.push(accept(vec![Match::IsNot(Field::OutLink, Constant::Link(UPLINK)), Match::State(FlowState::Related)]));
     rules
@@ -284,7 +322,11 @@ pub(super) const fn family_of(address: IpAddr) -> Family {
 
 /// The closed filter: nothing passes but what a policy adds.
 pub fn base(facts: &Facts) -> Ruleset {
-    let mut out = Ruleset { counters: vec!["spoofed", "from_uplink"], unroutable: ranges(&UNROUTABLE).filter_map(first_net).collect(), ..Ruleset::default() };
+    let mut out = Ruleset {
+        counters: vec!["spoofed", "from_uplink"],
+        unroutable: ranges(&UNROUTABLE).filter_map(first_net).collect(),
+        ..Ruleset::default()
+    };
     out.local = [GATEWAY_V4.into(), GATEWAY_V6.into()].into();
     out.local.extend(facts.uplink_v4.map(IpAddr::V4));
     out.local.extend(facts.uplink_v6.map(IpAddr::V6));
@@ -311,6 +353,7 @@ pub fn base(facts: &Facts) -> Ruleset {
     out
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is handed to iterators")]
 fn first_net(key: Key) -> Option<IpNet> {
     match key.first() {
         Some(Atom::Net(net)) => Some(*net),

@@ -1,8 +1,8 @@
 //! The transaction between two rulesets.
 
-use super::ir::{Action, Key, Ruleset, Set, Value};
-use super::text::{replace, write_elements, RuleText};
 use super::TABLE;
+use super::ir::{Action, Key, Ruleset, Set, Value};
+use super::text::{RuleText, replace, write_elements};
 use moat_model::policy::NetPolicy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
@@ -26,7 +26,14 @@ pub fn transaction(old: &Ruleset, new: &Ruleset) -> String {
 
 fn same_frame(old: &Ruleset, new: &Ruleset) -> bool {
     let head = |set: &Set| (set.key.clone(), set.value, set.interval, set.learned);
-    let rules = |ruleset: &Ruleset| ruleset.chains.iter().filter(|(name, _)| !super::text::is_dynamic(name)).map(|(name, chain)| (name.clone(), chain.clone())).collect::<Vec<_>>();
+    let rules = |ruleset: &Ruleset| {
+        ruleset
+            .chains
+            .iter()
+            .filter(|(name, _)| !super::text::is_dynamic(name))
+            .map(|(name, chain)| (name.clone(), chain.clone()))
+            .collect::<Vec<_>>()
+    };
     old.counters == new.counters
         && old.sets.len() == new.sets.len()
         && old.sets.iter().zip(&new.sets).all(|((a, x), (b, y))| a == b && head(x) == head(y))

@@ -9,10 +9,10 @@ pub mod ir;
 mod policy;
 mod text;
 
-pub use base::{base, DENIED_SETS, HTTP_DIAL, PRIVATE_V4, PRIVATE_V6, UPLINK};
+pub use base::{DENIED_SETS, HTTP_DIAL, PRIVATE_V4, PRIVATE_V6, UPLINK, base};
 pub use diff::{difference, transaction};
 pub use ir::Ruleset;
-pub use policy::{check, full, PolicyError};
+pub use policy::{PolicyError, check, full};
 pub use text::{replace, rule_text, text, version_chain};
 
 use moat_model::{Egress, ZoneId};

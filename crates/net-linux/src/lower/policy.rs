@@ -1,8 +1,8 @@
 //! The elements and chains that a policy adds to the closed filter.
 
-use super::base::{family_of, PAIRS, RANGES, RECEIVERS, REFUSE, SEVERAL, SINGLE, SOURCES};
+use super::base::{PAIRS, RANGES, RECEIVERS, REFUSE, SEVERAL, SINGLE, SOURCES, family_of};
 use super::ir::{Action, Atom, Chain, Rule, Ruleset, Target, Value};
-use super::{base, mark_of, zone_mark, Facts, HTTP_DIAL, ZONE_LIMIT};
+use super::{Facts, HTTP_DIAL, ZONE_LIMIT, base, mark_of, zone_mark};
 use ipnet::IpNet;
 use moat_model::policy::NetPolicy;
 use moat_model::{AddressPair, Egress, Family, InstanceId, LinkName};
@@ -60,7 +60,11 @@ pub fn check(policy: &NetPolicy) -> Result<(), PolicyError> {
             return Err(PolicyError::SharedAddress { first: first.clone(), second: id.clone(), address: entry.address });
         }
         if entry.link.address() != entry.address.v4 {
-            return Err(PolicyError::WrongLink { instance: id.clone(), link: entry.link.clone(), expected: LinkName::of(entry.address.v4) });
+            return Err(PolicyError::WrongLink {
+                instance: id.clone(),
+                link: entry.link.clone(),
+                expected: LinkName::of(entry.address.v4),
+            });
         }
         pairs.see(entry.address)?;
     }
@@ -74,7 +78,12 @@ pub fn check(policy: &NetPolicy) -> Result<(), PolicyError> {
     if let Some(zone) = zones.into_iter().find(|zone| zone.0 >= ZONE_LIMIT) {
         return Err(PolicyError::ZoneTooLarge(zone.0));
     }
-    let listed = policy.receivers.iter().map(|(_, address)| *address).chain(policy.pairs.iter().flat_map(|(from, to)| [*from, *to])).chain(policy.ingress.iter().map(|(address, _)| *address));
+    let listed = policy
+        .receivers
+        .iter()
+        .map(|(_, address)| *address)
+        .chain(policy.pairs.iter().flat_map(|(from, to)| [*from, *to]))
+        .chain(policy.ingress.iter().map(|(address, _)| *address));
     for address in listed.chain(policy.services.values().flatten().copied()) {
         pairs.see(address)?;
     }

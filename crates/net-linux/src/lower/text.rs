@@ -1,7 +1,7 @@
 //! Rulesets as text for `nft -f -`.
 
-use super::ir::{Action, Atom, Chain, Constant, Field, FlowState, Hook, Key, Kind, Match, Rule, Ruleset, Set, Target, Value, ValueKind};
 use super::TABLE;
+use super::ir::{Action, Atom, Chain, Constant, Field, FlowState, Hook, Key, Kind, Match, Rule, Ruleset, Set, Target, Value, ValueKind};
 use ipnet::IpNet;
 use moat_model::Family;
 use std::fmt::{self, Write};
@@ -203,12 +203,15 @@ impl fmt::Display for ActionText<'_> {
                 write!(f, "ct state vmap {{ {} }}", states.join(", "))
             }
             Action::ByProto(protocols) => {
-                let protocols: Vec<String> = protocols.iter().map(|(proto, chain)| format!("{} : goto {chain}", constant_text(proto))).collect();
+                let protocols: Vec<String> =
+                    protocols.iter().map(|(proto, chain)| format!("{} : goto {chain}", constant_text(proto))).collect();
                 write!(f, "meta l4proto vmap {{ {} }}", protocols.join(", "))
             }
             Action::ByMap(fields, map) => write!(f, "{} vmap @{map}", key_text(fields)),
             Action::MarkFrom(fields, map) => write!(f, "meta mark set {} map @{map}", key_text(fields)),
-            Action::TranslateDestination(family, Target::Map(map)) => write!(f, "dnat {} to {} map @{map}", family_word(*family), field_word(Field::Destination(*family))),
+            Action::TranslateDestination(family, Target::Map(map)) => {
+                write!(f, "dnat {} to {} map @{map}", family_word(*family), field_word(Field::Destination(*family)))
+            }
             Action::TranslateDestination(family, Target::Spread(targets)) => {
                 let slots: Vec<String> = targets.iter().enumerate().map(|(slot, target)| format!("{slot} : {target}")).collect();
                 write!(f, "dnat {} to numgen inc mod {} map {{ {} }}", family_word(*family), targets.len(), slots.join(", "))

@@ -2,12 +2,12 @@
 
 use crate::golden::facts;
 use crate::life::{listing, load};
-use crate::world::{on_a_machine, vip, ULA};
+use crate::world::{ULA, on_a_machine, vip};
 use moat_model::policy::{NetPolicy, SourceEntry};
 use moat_model::{AddressPair, Egress, InstanceId, LinkName, NetworkId, ServiceId, ZoneId};
 use moat_net_linux::lower::{check, difference, full, replace, transaction};
 use moat_net_linux::trace::trace;
-use moat_net_linux::{decide, ns, FlowKind, Origin, Outcome, Packet};
+use moat_net_linux::{FlowKind, Origin, Outcome, Packet, decide, ns};
 use proptest::collection::{btree_map, btree_set};
 use proptest::prelude::*;
 use std::net::IpAddr;
@@ -21,7 +21,17 @@ fn instances() -> impl Strategy<Value = AddressPair> {
 }
 
 fn egress() -> impl Strategy<Value = Egress> {
-    let range = prop::sample::select(vec!["1.0.0.0/8", "1.1.1.0/24", "1.1.1.1/32", "2606:4700::/32", "0.0.0.0/0", "::/0", "192.168.0.0/16", "1.1.1.77/24"]).prop_map(|text| text.parse().unwrap());
+    let range = prop::sample::select(vec![
+        "1.0.0.0/8",
+        "1.1.1.0/24",
+        "1.1.1.1/32",
+        "2606:4700::/32",
+        "0.0.0.0/0",
+        "::/0",
+        "192.168.0.0/16",
+        "1.1.1.77/24",
+    ])
+    .prop_map(|text| text.parse().unwrap());
     prop_oneof![Just(Egress::None), Just(Egress::Internet), btree_set(range, 0..4).prop_map(Egress::Ranges)]
 }
 
@@ -29,12 +39,24 @@ fn policies() -> impl Strategy<Value = NetPolicy> {
     let zones = || (0..3u32).prop_map(ZoneId);
     let sources = btree_map(1..7u16, (prop::option::of(zones()), egress()), 0..6);
     let services = btree_map((1..5u16).prop_map(vip), btree_set(instances(), 0..4), 0..4);
-    (sources, btree_set((zones(), instances()), 0..8), btree_set((instances(), instances()), 0..5), btree_set((instances(), prop::sample::select(vec![80u16, 10000])), 0..4), services).prop_map(
-        |(sources, receivers, pairs, ingress, services)| NetPolicy {
+    (
+        sources,
+        btree_set((zones(), instances()), 0..8),
+        btree_set((instances(), instances()), 0..5),
+        btree_set((instances(), prop::sample::select(vec![80u16, 10000])), 0..4),
+        services,
+    )
+        .prop_map(|(sources, receivers, pairs, ingress, services)| NetPolicy {
             sources: sources
                 .into_iter()
                 .map(|(offset, (zone, egress))| {
-                    let entry = SourceEntry { link: LinkName::of(at(offset).v4), address: at(offset), zone, egress, service: ServiceId::new("srv-a").unwrap() };
+                    let entry = SourceEntry {
+                        link: LinkName::of(at(offset).v4),
+                        address: at(offset),
+                        zone,
+                        egress,
+                        service: ServiceId::new("srv-a").unwrap(),
+                    };
                     (InstanceId::new(format!("srv-{offset}")).unwrap(), entry)
                 })
                 .collect(),
@@ -42,17 +64,44 @@ fn policies() -> impl Strategy<Value = NetPolicy> {
             pairs,
             ingress,
             services,
-        },
-    )
+        })
 }
 
 /// Addresses that mean something, of one family.
 fn addresses(v6: bool) -> Vec<IpAddr> {
     let pairs = (1..8).map(at).chain((1..6).map(vip));
     let own = pairs.map(|pair| if v6 { IpAddr::V6(pair.v6) } else { IpAddr::V4(pair.v4) });
-    let others = ["1.1.1.1", "1.2.3.4", "8.8.8.8", "192.168.1.1", "169.254.169.254", "169.254.1.1", "203.0.113.5", "100.127.240.1", "100.127.240.2", "127.0.0.1", "10.64.200.1", "224.0.0.1"];
-    let others6 = ["2606:4700::1111", "2001:4860:4860::8888", "fd00:ec2::254", "fe80::1", "2001:db8::5", "fd00:1:2::1", "fd00:1:2::2", "::1", "ff02::1"];
-    own.chain(if v6 { others6.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>() } else { others.iter().map(|text| text.parse().unwrap()).collect() }).collect()
+    let others = [
+        "1.1.1.1",
+        "1.2.3.4",
+        "8.8.8.8",
+        "192.168.1.1",
+        "169.254.169.254",
+        "169.254.1.1",
+        "203.0.113.5",
+        "100.127.240.1",
+        "100.127.240.2",
+        "127.0.0.1",
+        "10.64.200.1",
+        "224.0.0.1",
+    ];
+    let others6 = [
+        "2606:4700::1111",
+        "2001:4860:4860::8888",
+        "fd00:ec2::254",
+        "fe80::1",
+        "2001:db8::5",
+        "fd00:1:2::1",
+        "fd00:1:2::2",
+        "::1",
+        "ff02::1",
+    ];
+    own.chain(if v6 {
+        others6.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>()
+    } else {
+        others.iter().map(|text| text.parse().unwrap()).collect()
+    })
+    .collect()
 }
 
 fn packets() -> impl Strategy<Value = Packet> {
@@ -117,7 +166,8 @@ proptest! {
 #[test]
 fn a_transaction_makes_what_a_fresh_load_makes() {
     on_a_machine(async |_| {
-        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() });
+        let mut runner =
+            proptest::test_runner::TestRunner::new(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() });
         runner
             .run(&(policies(), policies()), |(old, new)| {
                 let (changed, fresh) = (ns::scratch().unwrap(), ns::scratch().unwrap());

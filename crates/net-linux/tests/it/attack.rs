@@ -41,7 +41,11 @@ fn a_source_that_is_not_the_links_own_is_dropped() {
         for from in foreign.iter().map(|text| text.parse().unwrap()).chain([c.v4(), b.v4()]) {
             frame::send(&a, &frame::udp(from, b.v4(), 80, "spoofed"));
         }
-        for from in ["::1", "fe80::1", "fe80::2", "2606:4700::1", "::", "::ffff:10.64.0.3", "ff02::1"].iter().map(|text| text.parse().unwrap()).chain([c.v6(), b.v6()]) {
+        for from in ["::1", "fe80::1", "fe80::2", "2606:4700::1", "::", "::ffff:10.64.0.3", "ff02::1"]
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .chain([c.v6(), b.v6()])
+        {
             frame::send(&a, &frame::udp(from, b.v6(), 80, "spoofed"));
         }
         frame::send(&a, &frame::udp(a.v4(), b.v4(), 80, "mine4"));
@@ -59,11 +63,19 @@ fn loopback_and_the_gateway_are_not_reached_from_the_wire() {
         let (a, b) = (world.open(1).await, world.open(2).await);
         let router = world.router();
         // Listeners of the router and of a neighbour, on loopback and on everything.
-        let local: Vec<UdpSocket> = [(&router, "0.0.0.0:4000"), (&router, "127.0.0.1:4001"), (&router, "[::]:4002"), (&b.room.ns, "127.0.0.1:4000")]
-            .iter()
-            .map(|(ns, at)| ns::in_ns(*ns, || UdpSocket::bind(at).unwrap()).unwrap())
-            .collect();
-        for (to, port) in [("127.0.0.1", 4000), ("127.0.0.1", 4001), ("169.254.1.1", 4000), ("0.0.0.0", 4000), ("255.255.255.255", 4000), ("224.0.0.1", 4000)] {
+        let local: Vec<UdpSocket> =
+            [(&router, "0.0.0.0:4000"), (&router, "127.0.0.1:4001"), (&router, "[::]:4002"), (&b.room.ns, "127.0.0.1:4000")]
+                .iter()
+                .map(|(ns, at)| ns::in_ns(*ns, || UdpSocket::bind(at).unwrap()).unwrap())
+                .collect();
+        for (to, port) in [
+            ("127.0.0.1", 4000),
+            ("127.0.0.1", 4001),
+            ("169.254.1.1", 4000),
+            ("0.0.0.0", 4000),
+            ("255.255.255.255", 4000),
+            ("224.0.0.1", 4000),
+        ] {
             frame::send(&a, &frame::udp(a.v4(), to.parse().unwrap(), port, "in"));
         }
         for to in ["::1", "fe80::1", "ff02::1", "ff02::2"] {
@@ -89,7 +101,14 @@ fn only_listed_protocols_pass() {
     on_a_machine(async |world| {
         world.network.ensure_router().await.unwrap();
         let (a, b) = (world.open(1).await, world.open(2).await);
-        let kinds = [("gre", "meta l4proto 47"), ("ipip", "meta l4proto 4"), ("dccp", "meta l4proto 33"), ("redirect", "icmp type 5"), ("unreachable", "icmp type 3"), ("echo", "icmp type 8")];
+        let kinds = [
+            ("gre", "meta l4proto 47"),
+            ("ipip", "meta l4proto 4"),
+            ("dccp", "meta l4proto 33"),
+            ("redirect", "icmp type 5"),
+            ("unreachable", "icmp type 3"),
+            ("echo", "icmp type 8"),
+        ];
         let ear = Counters::new(&b, &kinds);
         let (from, to) = (a.address.v4, b.address.v4);
         frame::send(&a, &frame::v4(from, to, 47, &[0; 32]));

@@ -2,7 +2,7 @@
 
 use crate::world::Instance;
 use moat_net_linux::ns;
-use nix::sys::socket::{sendto, socket, AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike};
+use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, sendto, socket};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
@@ -82,7 +82,11 @@ pub fn router_advertisement() -> Vec<u8> {
 /// Sends a frame out of an instance's `eth0`.
 pub fn send(instance: &Instance, frame: &[u8]) {
     ns::in_ns(instance, || {
-        let link: LinkAddr = nix::ifaddrs::getifaddrs().unwrap().filter(|interface| interface.interface_name == "eth0").find_map(|interface| interface.address?.as_link_addr().copied()).unwrap();
+        let link: LinkAddr = nix::ifaddrs::getifaddrs()
+            .unwrap()
+            .filter(|interface| interface.interface_name == "eth0")
+            .find_map(|interface| interface.address?.as_link_addr().copied())
+            .unwrap();
         assert!(link.len() > 0);
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll).unwrap();
         sendto(socket.as_raw_fd(), frame, &link, MsgFlags::empty()).unwrap();

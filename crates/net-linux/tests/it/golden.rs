@@ -1,9 +1,9 @@
 //! The text that `nft` reads, as files to look at: `UPDATE=1` writes them anew.
 
-use crate::world::{vip, ULA, ZONE};
+use crate::world::{ULA, ZONE, vip};
 use moat_model::policy::{NetPolicy, SourceEntry};
 use moat_model::{AddressPair, Egress, InstanceId, LinkName, NetworkId, ServiceId, ZoneId};
-use moat_net_linux::lower::{base, difference, full, text, transaction, Facts};
+use moat_net_linux::lower::{Facts, base, difference, full, text, transaction};
 use moat_net_linux::trace::trace;
 use moat_net_linux::{Origin, Outcome, Packet};
 use std::path::Path;
@@ -19,7 +19,11 @@ fn golden(name: &str, found: &str) {
 }
 
 pub fn facts() -> Facts {
-    Facts { uplink_v4: Some("100.127.240.2".parse().unwrap()), uplink_v6: Some("fd00:1:2::2".parse().unwrap()), host_addresses: ["203.0.113.5".parse().unwrap(), "2001:db8::5".parse().unwrap()].into() }
+    Facts {
+        uplink_v4: Some("100.127.240.2".parse().unwrap()),
+        uplink_v6: Some("fd00:1:2::2".parse().unwrap()),
+        host_addresses: ["203.0.113.5".parse().unwrap(), "2001:db8::5".parse().unwrap()].into(),
+    }
 }
 
 fn at(offset: u16) -> AddressPair {
@@ -30,12 +34,18 @@ fn at(offset: u16) -> AddressPair {
 fn shop() -> NetPolicy {
     let mut policy = NetPolicy::default();
     let mut add = |name: &str, offset, zone, egress| {
-        let entry = SourceEntry { link: LinkName::of(at(offset).v4), address: at(offset), zone, egress, service: ServiceId::new(name).unwrap() };
+        let entry =
+            SourceEntry { link: LinkName::of(at(offset).v4), address: at(offset), zone, egress, service: ServiceId::new(name).unwrap() };
         policy.sources.insert(InstanceId::new(format!("{name}-{offset}")).unwrap(), entry);
     };
     add("web", 1, Some(ZONE), Egress::Internet);
     add("web", 2, Some(ZONE), Egress::Internet);
-    add("catalog", 3, Some(ZONE), Egress::Ranges(["1.1.1.0/24".parse().unwrap(), "1.1.0.0/16".parse().unwrap(), "2606:4700::/32".parse().unwrap()].into()));
+    add(
+        "catalog",
+        3,
+        Some(ZONE),
+        Egress::Ranges(["1.1.1.0/24".parse().unwrap(), "1.1.0.0/16".parse().unwrap(), "2606:4700::/32".parse().unwrap()].into()),
+    );
     add("mailer", 4, Some(ZoneId(7)), Egress::None);
     add("store", 5, None, Egress::None);
     policy.receivers = [(ZONE, at(1)), (ZONE, at(2)), (ZONE, at(5)), (ZoneId(7), at(5))].into();

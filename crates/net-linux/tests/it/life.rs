@@ -3,7 +3,7 @@
 use crate::outside::inventory;
 use crate::world::*;
 use moat_model::policy::NetPolicy;
-use moat_net_linux::{lower, Config, NetError, Network};
+use moat_net_linux::{Config, NetError, Network, lower};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -83,7 +83,10 @@ fn killed_at_any_moment_everything_converges() {
 fn children_of(pid: u32) -> Vec<i32> {
     let path = format!("/proc/{pid}/task");
     let tasks = std::fs::read_dir(path).unwrap();
-    tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok()).flat_map(|text| text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()).collect()
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok())
+        .flat_map(|text| text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>())
+        .collect()
 }
 
 /// Lines in which the live filter and the expected one differ.
@@ -91,7 +94,9 @@ pub fn drift(world: &World) -> Vec<String> {
     let scratch = moat_net_linux::ns::scratch().unwrap();
     load(&scratch, &world.network.expected_ruleset());
     let (expected, live) = (listing(&scratch), listing(&world.router()));
-    let only = |sign: &str, a: &[String], b: &[String]| a.iter().filter(|line| !b.contains(line)).map(|line| format!("{sign} {line}")).collect::<Vec<_>>();
+    let only = |sign: &str, a: &[String], b: &[String]| {
+        a.iter().filter(|line| !b.contains(line)).map(|line| format!("{sign} {line}")).collect::<Vec<_>>()
+    };
     let mut lines = only("-", &expected, &live);
     lines.extend(only("+", &live, &expected));
     lines
@@ -209,7 +214,8 @@ fn attaching_twice_changes_nothing_and_mends_what_is_broken() {
         }
         // A process without a namespace of its own is refused: its link would be the host's.
         let refused = world.network.attach(std::process::id(), b.address, &b.link).await;
-        let own = std::fs::read_link(format!("/proc/{}/ns/net", std::process::id())).unwrap() == std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        let own = std::fs::read_link(format!("/proc/{}/ns/net", std::process::id())).unwrap()
+            == std::fs::read_link("/proc/thread-self/ns/net").unwrap();
         assert!(!own || matches!(refused, Err(NetError::Io { .. })), "{refused:?}");
         let gone = world.network.attach(u32::MAX / 2, b.address, &b.link).await;
         assert!(matches!(gone, Err(NetError::Io { .. })), "{gone:?}");
@@ -251,7 +257,9 @@ fn policies_that_contradict_themselves_are_refused() {
     assert_eq!(with(&|_| {}), Ok(()));
     for (what, change) in [
         ("share the address", &(|policy: &mut NetPolicy| drop(policy.sources.insert(id("b"), entry(a)))) as &dyn Fn(&mut NetPolicy)),
-        ("belongs to", &|policy| drop(policy.sources.insert(id("b"), moat_model::policy::SourceEntry { link: moat_model::LinkName::of(a.v4), ..entry(b) }))),
+        ("belongs to", &|policy| {
+            drop(policy.sources.insert(id("b"), moat_model::policy::SourceEntry { link: moat_model::LinkName::of(a.v4), ..entry(b) }));
+        }),
         ("only in part", &|policy| policy.receivers.extend([(ZONE, mixed)])),
         ("only in part", &|policy| policy.pairs.extend([(a, mixed)])),
         ("service address and", &|policy| drop(policy.services.insert(a, [b].into()))),

@@ -99,14 +99,28 @@ fn private_and_metadata_addresses_never_leave_by_the_uplink() {
         world.network.ensure_router().await.unwrap();
         let a = world.open(1).await;
         let link = uplink();
-        let private4 = format!("iifname {link} ip daddr {{ 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16, 100.64.0.0/10, 127.0.0.0/8, 224.0.0.0/3 }}");
+        let private4 = format!(
+            "iifname {link} ip daddr {{ 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16, 100.64.0.0/10, 127.0.0.0/8, 224.0.0.0/3 }}"
+        );
         let private6 = format!("iifname {link} ip6 daddr {{ fc00::/7, fe80::/10, ff00::/8, ::/96 }}");
         let ear = Counters::new(&host(), &[("all", &format!("iifname {link}")), ("private4", &private4), ("private6", &private6)]);
         for to in ["169.254.169.254", "100.100.100.200", "192.168.7.7", "fd00:ec2::254"] {
             assert!(tcp(&host(), ip(to), 80).is_open(), "{to} must answer the host");
             must_close(&a, ip(to), 80);
         }
-        for to in ["10.1.2.3", "172.20.0.1", "10.64.0.99", "10.128.0.99", "224.0.0.251", "255.255.255.255", "fe80::9", "ff02::fb", "fd12:3456:789a:100::99", "::ffff:192.168.7.7", "64:ff9b::7f00:1"] {
+        for to in [
+            "10.1.2.3",
+            "172.20.0.1",
+            "10.64.0.99",
+            "10.128.0.99",
+            "224.0.0.251",
+            "255.255.255.255",
+            "fe80::9",
+            "ff02::fb",
+            "fd12:3456:789a:100::99",
+            "::ffff:192.168.7.7",
+            "64:ff9b::7f00:1",
+        ] {
             must_close(&a, ip(to), 80);
         }
         must_open(&a, ip(INTERNET_V4), 80);
@@ -131,7 +145,9 @@ fn neither_host_nor_neighbour_gets_in_by_a_route() {
         let mut ends = router.lines();
         let (v4, v6) = (ends.next().unwrap(), ends.next().unwrap());
         let targets = [a.v4(), a.v6(), vip(1).v4.into(), vip(1).v6.into()];
-        sh(&format!("ip route add 10.64.0.0/10 via {v4}; ip route add 10.128.0.0/10 via {v4}; ip -6 route add fd12:3456:789a::/48 via {v6}"));
+        sh(&format!(
+            "ip route add 10.64.0.0/10 via {v4}; ip route add 10.128.0.0/10 via {v4}; ip -6 route add fd12:3456:789a::/48 via {v6}"
+        ));
         sh_in(&around.neighbour.ns, "ip route add 10.0.0.0/8 via 192.0.2.1; ip -6 route add fd12:3456:789a::/48 via fd00:77::1");
         for sysctl in ["ipv4/conf/all/rp_filter", "ipv6/conf/all/accept_redirects"] {
             sh(&format!("echo 0 > /proc/sys/net/{sysctl}"));
@@ -162,7 +178,13 @@ fn a_flushed_host_stays_closed_and_is_repaired() {
         serve(&b, 80, "b");
         must_open(&a, ip(INTERNET_V4), 80);
         let link = uplink();
-        let sabotages = ["nft flush ruleset".to_owned(), "echo 0 > /proc/sys/net/ipv4/ip_forward".to_owned(), format!("ip link del {link}"), format!("ip addr flush dev {link}"), format!("ip link set {link} down")];
+        let sabotages = [
+            "nft flush ruleset".to_owned(),
+            "echo 0 > /proc/sys/net/ipv4/ip_forward".to_owned(),
+            format!("ip link del {link}"),
+            format!("ip addr flush dev {link}"),
+            format!("ip link set {link} down"),
+        ];
         for sabotage in sabotages {
             sh(&sabotage);
             must_close(&a, b.v4(), 80);

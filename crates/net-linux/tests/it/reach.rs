@@ -32,8 +32,18 @@ fn allowed_pairs_answer_and_others_do_not() {
             }
         }
         let denied = world.network.denied().await.unwrap();
-        assert!(denied.iter().any(|flow| flow.from == a.v4() && flow.to == worker.v4() && flow.proto == 6 && flow.port == 80 && flow.packets > 0), "{denied:?}");
-        assert!(denied.iter().any(|flow| flow.from == a.v6() && flow.to == b.v6() && flow.proto == 17 && flow.port == RESERVED_PORTS[0]), "{denied:?}");
+        assert!(
+            denied.iter().any(|flow| flow.from == a.v4()
+                && flow.to == worker.v4()
+                && flow.proto == 6
+                && flow.port == 80
+                && flow.packets > 0),
+            "{denied:?}"
+        );
+        assert!(
+            denied.iter().any(|flow| flow.from == a.v6() && flow.to == b.v6() && flow.proto == 17 && flow.port == RESERVED_PORTS[0]),
+            "{denied:?}"
+        );
         assert_eq!(world.network.spoofed().await.unwrap(), 0);
     });
 }
@@ -51,7 +61,10 @@ fn service_addresses_spread_evenly_and_keep_the_client() {
         world.policy.services.insert(vip(2), BTreeSet::new());
         world.policy.services.insert(vip(3), [ready[0].address].into());
         world.apply().await;
-        for (to, own, none, single) in [(vip(1).v4.into(), client.v4(), vip(2).v4.into(), vip(3).v4.into()), (vip(1).v6.into(), client.v6(), vip(2).v6.into(), vip(3).v6.into())] {
+        for (to, own, none, single) in [
+            (vip(1).v4.into(), client.v4(), vip(2).v4.into(), vip(3).v4.into()),
+            (vip(1).v6.into(), client.v6(), vip(2).v6.into(), vip(3).v6.into()),
+        ] {
             for dial in [tcp, udp] {
                 let mut seen: BTreeMap<String, u32> = BTreeMap::new();
                 for _ in 0..30 {
@@ -155,7 +168,9 @@ fn listeners_are_found_with_their_protocol_and_whether_they_are_local() {
         let a = world.open(1).await;
         assert_eq!(ports::listeners(&a).unwrap(), []);
         let kept = ns::in_ns(&a, || {
-            let tcp: Vec<_> = ["0.0.0.0:80", "[::]:81", "127.0.0.1:82", "[::1]:83", "[::1]:84", "0.0.0.0:84"].map(|at| std::net::TcpListener::bind(at).unwrap()).into();
+            let tcp: Vec<_> = ["0.0.0.0:80", "[::]:81", "127.0.0.1:82", "[::1]:83", "[::1]:84", "0.0.0.0:84"]
+                .map(|at| std::net::TcpListener::bind(at).unwrap())
+                .into();
             let udp: Vec<_> = ["0.0.0.0:80", "127.0.0.1:5353"].map(|at| std::net::UdpSocket::bind(at).unwrap()).into();
             let client = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
             client.connect("127.0.0.1:80").unwrap();

@@ -3,8 +3,8 @@
 use moat_model::net::{AddressPair, Ula};
 use moat_model::policy::{NetPolicy, SourceEntry};
 use moat_model::{Egress, InstanceId, LinkName, NetworkId, ServiceId, ZoneId};
-use moat_net_linux::{ns, Config, Network};
-use nix::sched::{unshare, CloneFlags};
+use moat_net_linux::{Config, Network, ns};
+use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -316,7 +316,8 @@ impl Counters {
         Self { ns: ns.as_fd().try_clone_to_owned().unwrap().into() }
     }
     pub fn packets(&self, name: &str) -> u64 {
-        let listing: serde_json::Value = serde_json::from_str(&sh_in(&self.ns, &format!("nft -j list counter inet ear ear_{name}"))).unwrap();
+        let listing: serde_json::Value =
+            serde_json::from_str(&sh_in(&self.ns, &format!("nft -j list counter inet ear ear_{name}"))).unwrap();
         listing["nftables"].as_array().unwrap().iter().find_map(|item| item["counter"]["packets"].as_u64()).unwrap()
     }
 }
