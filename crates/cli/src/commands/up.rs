@@ -30,12 +30,13 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         let talk = client::ask(&paths, &Request::Up(request.clone())).await?;
         match follow(talk, &mut stop, ui).await? {
             Progress::Ready(status) => break status,
-            Progress::Failed(failure, status) => {
+            Progress::Failed(mut failure, status) => {
                 if let Some(status) = &status {
                     summary(ui, status, &checked.path, true).await;
                 }
                 if !args.detach && status.is_some() {
                     down::stop(&paths, Some(checked.path.clone()), ui).await?;
+                    failure.hints = vec!["everything was stopped; `moat up -d` leaves running what does run".to_owned()];
                 }
                 return Err(failure);
             }

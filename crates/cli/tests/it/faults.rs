@@ -154,8 +154,25 @@ fn a_killed_daemon_hurts_no_workload_and_the_next_one_adopts() {
         all
     };
     let first = pids(&host);
+    let instance = |ps: &serde_json::Value, slug: &str| {
+        let all = ps["services"].as_array().unwrap();
+        let one = &all.iter().find(|s| s["state"]["service"] == slug).unwrap()["instances"][0];
+        (one["pid"].as_u64().unwrap(), one["address"]["v4"].as_str().unwrap().to_owned())
+    };
+    let ps = host.ps();
+    let ((hello, _), (worker, worker_address), (_, greeter)) = (instance(&ps, "hello"), instance(&ps, "counter"), instance(&ps, "greeter"));
     host.kill(host.daemon().unwrap(), "KILL");
     wait_for("the daemon's end", || host.daemon().is_none());
+    // While it is dead: what was allowed goes on, and a worker that listens is reached by nobody but itself.
+    let mut listener =
+        host.command("nsenter").args([&format!("--net=/proc/{worker}/ns/net"), "python3", "-m", "http.server", "4444"]).spawn().unwrap();
+    let ask =
+        |pid: u64, url: &str| host.sh(&format!("nsenter --net=/proc/{pid}/ns/net curl -s -m 3 -o /dev/null -w '%{{http_code}}' {url}")).out;
+    wait_for("the listener", || ask(worker, &format!("http://{worker_address}:4444/")) == "200");
+    assert_eq!(ask(hello, &format!("http://{worker_address}:4444/")), "000");
+    assert_eq!(ask(hello, &format!("http://{greeter}:7000/")), "200");
+    let _ = listener.kill();
+    let _ = listener.wait();
     host.moat(&["up", "-d", file]).ok();
     assert_eq!(pids(&host), first, "the same processes run on");
     assert_eq!(host.http(8080, "hello.localhost", "/healthz").0, 200);
