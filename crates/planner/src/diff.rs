@@ -45,7 +45,8 @@ pub struct Situation<'a> {
 /// * Instances whose fingerprint matches stay, whoever started them.
 /// * Others are replaced one at a time: a new one starts, and once it is ready an old one stops. Services with a disk and
 ///   datastores stop the old one first, since two must not share the data.
-/// * Serving instances that ended or were lost are cleared away and replaced.
+/// * Serving instances that ended, were lost, or were left half-made by a start that failed (still preparing) are cleared
+///   away and replaced. Whoever starts instances beside other work passes those under way as running.
 /// * Builds, commands and cron runs are their starter's business; they are stopped only when their service is gone.
 /// * Nothing desired and nothing observed removes the router.
 ///
@@ -173,9 +174,9 @@ fn changes(
 
 fn grace(instance: &ObservedInstance, seconds: u32) -> u32 {
     match instance.phase {
-        InstancePhase::Running | InstancePhase::Preparing => seconds,
+        InstancePhase::Running => seconds,
         // Nothing runs: there is nothing to wait for.
-        InstancePhase::Exited(_) | InstancePhase::Lost => 0,
+        InstancePhase::Preparing | InstancePhase::Exited(_) | InstancePhase::Lost => 0,
     }
 }
 
@@ -187,7 +188,7 @@ struct Turn<'a> {
 
 fn turn<'a>(service: &Service, mine: &[&'a ObservedInstance], situation: Situation<'_>) -> Turn<'a> {
     let wanted = if service.kind == ServiceKind::Cron { 0 } else { service.instances };
-    let is_alive = |i: &ObservedInstance| matches!(i.phase, InstancePhase::Preparing | InstancePhase::Running);
+    let is_alive = |i: &ObservedInstance| i.phase == InstancePhase::Running;
     let is_ready = |i: &ObservedInstance| situation.ready.contains(&i.id);
     let (alive, mut stop): (Vec<&ObservedInstance>, Vec<&ObservedInstance>) = mine.iter().copied().partition(|i| is_alive(i));
 

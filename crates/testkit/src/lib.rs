@@ -1,1 +1,10 @@
-//! testkit.
+//! Fixtures for tests. Nothing here is part of the product.
+//!
+//! [`FakeEngine`] is an engine in memory: it keeps what a real one makes of plans, fails where a test says so, and refuses what no engine
+//! could do. [`now`] runs its futures without a runtime.
+
+mod engine;
+mod now;
+
+pub use engine::{FakeEngine, Fault};
+pub use now::now;

@@ -163,12 +163,14 @@ fn what_matches_is_adopted() {
 
 #[test]
 fn what_ended_is_cleared_away_and_replaced() {
-    for phase in [exited(), InstancePhase::Lost] {
+    for phase in [exited(), InstancePhase::Lost, InstancePhase::Preparing] {
         let mut scene = Scene::running(SHOP);
         let gone = scene.of("shop")[0].clone();
         scene.end(&gone, phase);
         let plan = scene.plan();
-        assert_eq!(scene.words(&plan), ["policy of 3", "stop shop in 0 s", "policy of 4", "start shop"]);
+        let words = scene.words(&plan);
+        assert_eq!(words[1..], ["stop shop in 0 s", "policy of 4", "start shop"]);
+        assert!(words[0].starts_with("policy of "), "the service address turns away before it is cleared");
         scene.apply(&plan);
         assert_eq!(scene.vip("shop"), 1, "traffic goes to the one that is left");
         assert!(scene.settle() <= 2);
