@@ -8,6 +8,7 @@
 
 mod conntrack;
 pub mod decide;
+mod elements;
 mod error;
 mod host;
 pub mod link;
@@ -15,6 +16,7 @@ pub mod lower;
 mod mount;
 pub mod netlink;
 mod network;
+mod nfnetlink;
 pub mod nft;
 pub mod ns;
 mod observe;

@@ -6,6 +6,7 @@
 
 use crate::conntrack::{self, Flow};
 use crate::decide::{Known, flow_is_allowed};
+use crate::elements::Batch;
 use crate::host::Names;
 use crate::lower::{self, Facts, TABLE};
 use crate::mount::Pin;
@@ -268,9 +269,8 @@ impl Inner {
             }
             return Ok(!live);
         }
-        let text = lower::transaction(&lower::full(&facts, &gone), &lower::full(&facts, &come));
         self.records.begin()?;
-        match within(&router, || nft::apply(&text, "change the filter"))? {
+        match change(&router, &lower::full(&facts, &gone), &lower::full(&facts, &come)) {
             Ok(()) => {}
             // The live filter is not what it was believed to be: somebody flushed or changed it.
             Err(NetError::Nft { .. }) => {
@@ -306,8 +306,7 @@ impl Inner {
         }
         let old = lower::base(&record.facts);
         record.facts.host_addresses = now;
-        let text = lower::transaction(&old, &lower::base(&record.facts));
-        if let Err(error) = within(router, || nft::apply(&text, "change the set of the host's addresses"))? {
+        if let Err(error) = change(router, &old, &lower::base(&record.facts)) {
             tracing::warn!(%error, "the live filter is not what it was; loading it again");
             self.load(router, &record.facts, self.known_policy()?.unwrap_or_default())?;
         } else if let Some(policy) = self.known_policy()? {
@@ -366,6 +365,15 @@ impl Inner {
 /// Runs work in a namespace.
 fn within<T: Send>(ns: &impl AsFd, work: impl FnOnce() -> T + Send) -> Result<T, NetError> {
     ns::in_ns(ns, work).map_err(NetError::io("enter the router namespace"))
+}
+
+/// Makes one ruleset of another, in one transaction: elements straight to the kernel, the rest as text.
+fn change(router: &File, old: &lower::Ruleset, new: &lower::Ruleset) -> Result<(), NetError> {
+    match Batch::between(old, new) {
+        Some(batch) => within(router, || batch.run())?
+            .map_err(|error| NetError::Nft { doing: "change elements of the filter", output: error.to_string() }),
+        None => within(router, || nft::apply(&lower::transaction(old, new), "change the filter"))?,
+    }
 }
 
 fn cut_forbidden(router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {

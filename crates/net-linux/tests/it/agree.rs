@@ -10,6 +10,7 @@ use moat_net_linux::trace::trace;
 use moat_net_linux::{FlowKind, Origin, Outcome, Packet, decide, ns};
 use proptest::collection::{btree_map, btree_set};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use std::net::IpAddr;
 
 fn at(offset: u16) -> AddressPair {
@@ -178,5 +179,31 @@ fn a_transaction_makes_what_a_fresh_load_makes() {
                 Ok(())
             })
             .unwrap();
+    });
+}
+
+/// The engine's own way of changing the filter (elements straight to the kernel, the rest as text) against a fresh load.
+#[test]
+fn a_changed_policy_leaves_what_a_fresh_load_leaves() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+            cases: 60,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        });
+        let mut plain = 0;
+        for _ in 0..60 {
+            let policy = policies().new_tree(&mut runner).unwrap().current();
+            if check(&policy).is_ok() {
+                let before = world.network.policy();
+                let (gone, come) = difference(&before, &policy);
+                let chains = full(&facts(), &gone).chains != full(&facts(), &come).chains;
+                plain += u32::from(!chains);
+                world.network.set_policy(&policy).await.unwrap();
+                assert_eq!(crate::life::drift(world), Vec::<String>::new(), "{before:#?}\n{policy:#?}");
+            }
+        }
+        assert!(plain > 5, "only {plain} changes were of elements alone");
     });
 }
