@@ -117,6 +117,9 @@ impl Memory {
 
     /// The number of an environment, the same at every call.
     pub(crate) fn environment(&mut self, project: &str, name: &str) -> u32 {
+        if let Some(number) = self.environments.get(project).and_then(|names| names.get(name)) {
+            return *number;
+        }
         let next = self.environments.values().flat_map(BTreeMap::values).max().map_or(0, |n| n + 1);
         *self.environments.entry(project.to_owned()).or_default().entry(name.to_owned()).or_insert(next)
     }

@@ -5,6 +5,7 @@
 
 mod assemble;
 mod defaults;
+mod fingerprint;
 mod lint;
 mod plans;
 mod references;

@@ -1,7 +1,8 @@
 //! Services of which everything is known.
 
 use super::Sight;
-use super::defaults::{When, default_port, version_key};
+use super::defaults::{DefaultValue, When, default_port, version_key};
+use super::fingerprint;
 use super::plans::{self, DEFAULT_PLAN, PlanProblem};
 use super::values::Values;
 use super::workspace::{Entry, Workspace};
@@ -13,7 +14,6 @@ use moat_blueprint::spec::{EnvironmentSpec, RuntimeSpec, ServiceSpec};
 use moat_model::net::RESERVED_PORTS;
 use moat_model::state::{Disk, EnvironmentRef, KeyValueWorkload, NativeWorkload, Persistence, Workload};
 use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug};
-use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -134,8 +134,10 @@ impl Assembly<'_, '_> {
             fingerprint: String::new(),
             build_fingerprint: String::new(),
         };
-        service.fingerprint = fingerprint(&service);
-        service.build_fingerprint = build_fingerprint(&service);
+        if self.workspace.sight == Sight::Workspace {
+            service.fingerprint = fingerprint::of_instance(&service);
+            service.build_fingerprint = fingerprint::of_build(&service);
+        }
         Some(service)
     }
 
@@ -196,7 +198,7 @@ impl Assembly<'_, '_> {
         let Some(slot) = self.values.variable(index, "PORT").filter(|_| kind != ServiceKind::KeyValue) else { return Some(usual) };
         // Without a value something else was said about it already.
         let Some(value) = self.values.value(slot) else { return Some(usual) };
-        let text = value.expose().trim();
+        let text = value.trim();
         let (input, span, pointer) = self.values.place(slot);
         let problem = match text.parse::<u16>() {
             Ok(port) if RESERVED_PORTS.contains(&port) => format!("port {port} is reserved on every private network"),
@@ -207,33 +209,45 @@ impl Assembly<'_, '_> {
             input,
             Code::E0307,
             span,
-            pointer.to_owned(),
+            pointer,
             format!("`PORT` of {}: {problem}", quoted(&entry.spec.name)),
             format!("write a number from 1 to 65535; {usual} is the default"),
         );
         Some(usual)
     }
 
-    /// Variables at run time, variables of the build, and the keys that are not defaults.
+    /// Variables at run time, variables of the build, and the keys that are not defaults. Empty where nothing will run.
     fn environments(&self, index: usize) -> (BTreeMap<String, Secret>, BTreeMap<String, Secret>, BTreeSet<String>) {
-        let (mut run, mut build, mut written) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        for (key, default, when) in self.values.defaults(index) {
-            let value = Secret::new(self.values.default_text(index, default));
-            if *when != When::Build {
-                run.insert((*key).to_owned(), value.clone());
-            }
-            if *when != When::Run {
-                build.insert((*key).to_owned(), value);
-            }
+        if self.workspace.sight == Sight::File {
+            return Default::default();
         }
+        let (mut run, mut build, mut written) = (Vec::new(), Vec::new(), Vec::new());
         for (key, slot) in self.values.variables(index) {
             if let Some(value) = self.values.value(slot) {
-                written.insert(key.to_owned());
-                run.insert(key.to_owned(), value.clone());
-                build.insert(key.to_owned(), value.clone());
+                written.push(key.to_owned());
+                run.push((key.to_owned(), Secret::new(value)));
+                build.push((key.to_owned(), Secret::new(value)));
             }
         }
-        (run, build, written)
+        for (key, default, when) in self.values.defaults(index) {
+            if self.values.variable(index, key).is_some_and(|slot| self.values.value(slot).is_some()) {
+                continue;
+            }
+            let value = Secret::new(match default {
+                DefaultValue::Text(text) => text.into_owned(),
+                DefaultValue::PortAfter(prefix) => format!("{prefix}{}", self.values.port_text(index)),
+            });
+            match when {
+                When::Run => run.push((key.to_owned(), value)),
+                When::Build => build.push((key.to_owned(), value)),
+                When::Always => {
+                    run.push((key.to_owned(), value.clone()));
+                    build.push((key.to_owned(), value));
+                }
+            }
+        }
+        // A tree is made of a list at once, which is cheaper than one by one.
+        (run.into_iter().collect(), build.into_iter().collect(), written.into_iter().collect())
     }
 
     fn workload(&mut self, entry: &Entry<'_>, kind: ServiceKind, env: &BTreeMap<String, Secret>) -> Option<Workload> {
@@ -259,7 +273,7 @@ impl Assembly<'_, '_> {
             build_command: text(&spec.build_command),
             pre_deploy_command: text(&spec.pre_deploy_command).filter(|_| kind != ServiceKind::Cron),
             initial_deploy_hook: text(&spec.initial_deploy_hook).filter(|_| kind != ServiceKind::Cron),
-            // Its absence is said by the linter.
+            // Reading said so when it is missing.
             start_command: text(&spec.start_command).unwrap_or_default(),
             schedule: text(&spec.schedule).filter(|_| kind == ServiceKind::Cron),
             disk: spec.disk.as_ref().filter(|_| kind != ServiceKind::Cron).map(|disk| Disk {
@@ -333,44 +347,4 @@ fn instances(spec: &ServiceSpec, kind: ServiceKind) -> u32 {
             written.unwrap_or(1).clamp(1, MOST_INSTANCES)
         }
     }
-}
-
-/// Of everything an instance is made of. Not of its zone, its address, who may reach it, how many there are, or how it is
-/// looked after: those change around a running instance. Its network is part of it, since its address lies in that
-/// network's range.
-fn fingerprint(service: &Service) -> String {
-    let workload = match &service.workload {
-        Workload::Native(w) => {
-            let disk = w.disk.as_ref().map(|d| (&d.name, d.mount_path.to_string_lossy(), d.size_bytes));
-            let words = (w.runtime, &w.version, w.root_dir.to_string_lossy(), &w.start_command, &w.schedule, disk);
-            serde_json::to_string(&words)
-        }
-        Workload::KeyValue(w) => serde_json::to_string(w),
-    };
-    let rest = (service.kind, service.network, &service.env, &service.secret_files, service.limits);
-    digest([workload, serde_json::to_string(&rest)])
-}
-
-/// Of everything a build is made of but the source's text.
-fn build_fingerprint(service: &Service) -> String {
-    let build = match &service.workload {
-        Workload::Native(w) => serde_json::to_string(&(w.runtime, &w.version, w.root_dir.to_string_lossy(), &w.build_command)),
-        Workload::KeyValue(w) => serde_json::to_string(w),
-    };
-    digest([build, serde_json::to_string(&(&service.build_env, &service.secret_files))])
-}
-
-/// The first 32 hexadecimal digits of SHA-256 over JSON texts. Texts and numbers under text keys always have one.
-fn digest<const N: usize>(parts: [serde_json::Result<String>; N]) -> String {
-    use std::fmt::Write as _;
-    let mut hash = Sha256::new();
-    for part in parts.into_iter().flatten() {
-        hash.update(part);
-        hash.update([0]);
-    }
-    let mut out = String::with_capacity(32);
-    for byte in &hash.finalize()[..16] {
-        let _ = write!(out, "{byte:02x}");
-    }
-    out
 }

@@ -6,6 +6,7 @@ use super::{GitFacts, Settings};
 use moat_blueprint::spec::{RuntimeSpec, TypeSpec};
 use moat_model::net::DEFAULT_HTTP_PORT;
 use moat_model::{NativeRuntime, ServiceKind};
+use std::borrow::Cow;
 
 /// When a variable is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub(crate) enum When {
 /// A default's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DefaultValue {
-    Text(String),
+    Text(Cow<'static, str>),
     /// The service's port after a text.
     PortAfter(&'static str),
 }
@@ -47,30 +48,30 @@ pub(crate) fn of(entry: &Entry<'_>, git: &GitFacts, settings: &Settings) -> Vec<
         TypeSpec::StaticSite => "static",
         TypeSpec::Workflow => "workflow",
     };
-    let mut add = |key, value: &str, when| list.push((key, DefaultValue::Text(value.to_owned()), when));
+    let mut add = |key, value: Cow<'static, str>, when| list.push((key, DefaultValue::Text(value), when));
     let public = matches!(entry.spec.kind.value, TypeSpec::StaticSite | TypeSpec::Kind(ServiceKind::Web));
     let serves = matches!(entry.kind(), Some(ServiceKind::Web | ServiceKind::Pserv));
 
-    add("RENDER", "true", When::Always);
-    add("IS_PULL_REQUEST", "false", When::Always);
+    add("RENDER", "true".into(), When::Always);
+    add("IS_PULL_REQUEST", "false".into(), When::Always);
     let plan = entry.spec.plan.as_ref().map_or(DEFAULT_PLAN, |plan| plan.value.as_str());
     let millis = entry.kind().and_then(|kind| plans::limits(plan, kind).ok()).map_or(500, |limits| limits.cpu_millis);
     let millis = millis.min(settings.cpu_count.saturating_mul(1000)).max(1);
-    add("RENDER_CPU_COUNT", &plans::cpus(millis), When::Always);
+    add("RENDER_CPU_COUNT", plans::cpus(millis).into(), When::Always);
     if serves {
-        add("RENDER_DISCOVERY_SERVICE", &format!("{}-discovery", entry.slug), When::Always);
+        add("RENDER_DISCOVERY_SERVICE", format!("{}-discovery", entry.slug).into(), When::Always);
         let processes = (millis / 1000).max(1).to_string();
-        add("RENDER_WEB_CONCURRENCY", &processes, When::Run);
-        add("WEB_CONCURRENCY", &processes, When::Run);
+        add("RENDER_WEB_CONCURRENCY", processes.clone().into(), When::Run);
+        add("WEB_CONCURRENCY", processes.into(), When::Run);
     }
-    add("RENDER_EXTERNAL_HOSTNAME", &if public { hostname(entry, settings) } else { String::new() }, When::Always);
-    add("RENDER_EXTERNAL_URL", &if public { url(entry, settings) } else { String::new() }, When::Always);
-    add("RENDER_GIT_BRANCH", &git.branch, When::Always);
-    add("RENDER_GIT_COMMIT", &git.commit, When::Always);
-    add("RENDER_GIT_REPO_SLUG", &git.repo_slug, When::Always);
-    add("RENDER_SERVICE_ID", entry.id.as_str(), When::Always);
-    add("RENDER_SERVICE_NAME", entry.slug.as_str(), When::Always);
-    add("RENDER_SERVICE_TYPE", service_type, When::Always);
+    add("RENDER_EXTERNAL_HOSTNAME", (if public { hostname(entry, settings) } else { String::new() }).into(), When::Always);
+    add("RENDER_EXTERNAL_URL", (if public { url(entry, settings) } else { String::new() }).into(), When::Always);
+    add("RENDER_GIT_BRANCH", git.branch.clone().into(), When::Always);
+    add("RENDER_GIT_COMMIT", git.commit.clone().into(), When::Always);
+    add("RENDER_GIT_REPO_SLUG", git.repo_slug.clone().into(), When::Always);
+    add("RENDER_SERVICE_ID", entry.id.to_string().into(), When::Always);
+    add("RENDER_SERVICE_NAME", entry.slug.to_string().into(), When::Always);
+    add("RENDER_SERVICE_TYPE", service_type.into(), When::Always);
     if serves {
         list.push(("PORT", DefaultValue::PortAfter(""), When::Always));
     }
@@ -98,7 +99,7 @@ fn url(entry: &Entry<'_>, settings: &Settings) -> String {
 
 fn of_runtime(runtime: NativeRuntime, list: &mut Vec<Default>) {
     use When::{Always, Build, Run};
-    let texts: &[(&'static str, &str, When)] = match runtime {
+    let texts: &[(&'static str, &'static str, When)] = match runtime {
         NativeRuntime::Elixir => &[("MIX_ENV", "prod", Always), ("RELEASE_DISTRIBUTION", "name", Always)],
         NativeRuntime::Go => &[("GO111MODULE", "on", Always), ("GOPATH", "/opt/render/project/go", Always)],
         NativeRuntime::Node => &[("NODE_ENV", "production", Run), ("NODE_MODULES_CACHE", "true", Always)],
@@ -128,7 +129,7 @@ fn of_runtime(runtime: NativeRuntime, list: &mut Vec<Default>) {
             ("RUSTUP_HOME", "/opt/render/project/.rustup", Always),
         ],
     };
-    list.extend(texts.iter().map(|(key, value, when)| (*key, DefaultValue::Text((*value).to_owned()), *when)));
+    list.extend(texts.iter().map(|(key, value, when)| (*key, DefaultValue::Text(Cow::Borrowed(*value)), *when)));
     match runtime {
         NativeRuntime::Python => {
             list.push(("GUNICORN_CMD_ARGS", DefaultValue::PortAfter("--preload --access-logfile - --bind=0.0.0.0:"), Always));

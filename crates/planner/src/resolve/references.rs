@@ -7,7 +7,7 @@ use super::workspace::{Entry, Workspace};
 use crate::codes::{Code, Report};
 use crate::names::{closest, is_typo, one_of, quoted};
 use moat_blueprint::spec::{EnvVarSpec, ServiceProperty, Text};
-use moat_model::{Secret, ServiceKind, Spanned};
+use moat_model::{ServiceKind, Spanned};
 
 /// A `fromService` of a service.
 pub(crate) struct Reference<'a> {
@@ -26,7 +26,7 @@ pub(crate) struct Reference<'a> {
 }
 
 /// Finds what the reference stands for.
-pub(crate) fn link(workspace: &Workspace<'_>, values: &Values<'_>, reference: &Reference<'_>, report: &mut Report) -> Source {
+pub(crate) fn link(workspace: &Workspace<'_>, values: &Values<'_>, reference: &Reference<'_>, report: &mut Report) -> Source<'static> {
     let from = &workspace.entries[reference.entry];
     let Some(index) = workspace.service(from.input, reference.name) else {
         unknown(workspace, from, reference, report);
@@ -48,12 +48,12 @@ pub(crate) fn link(workspace: &Workspace<'_>, values: &Values<'_>, reference: &R
     }
     let found = match &reference.what.value {
         ServiceProperty::EnvVar(key) => return variable(workspace, values, reference, index, key, report),
-        ServiceProperty::Slug => Some(Source::Text(Secret::new(target.slug.as_str()))),
-        ServiceProperty::Host if receives(target) => Some(Source::Text(Secret::new(target.slug.as_str()))),
+        ServiceProperty::Slug => Some(Source::Text(target.slug.to_string().into())),
+        ServiceProperty::Host if receives(target) => Some(Source::Text(target.slug.to_string().into())),
         ServiceProperty::Port if receives(target) => Some(port(values, index, target, String::new(), reference.node)),
         ServiceProperty::HostPort if receives(target) => Some(port(values, index, target, format!("{}:", target.slug), reference.node)),
         ServiceProperty::ConnectionString if target.kind() == Some(ServiceKind::KeyValue) => {
-            Some(Source::Text(Secret::new(format!("redis://{}:6379", target.slug))))
+            Some(Source::Text(format!("redis://{}:6379", target.slug).into()))
         }
         ServiceProperty::Host | ServiceProperty::Port | ServiceProperty::HostPort | ServiceProperty::ConnectionString => None,
     };
@@ -103,12 +103,12 @@ fn property_help(target: &Entry<'_>) -> String {
 }
 
 /// The target's port after a text. A `PORT` that is written as the service's own port, at `node`, stands for the default.
-fn port(values: &Values<'_>, index: usize, target: &Entry<'_>, prefix: String, node: usize) -> Source {
+fn port(values: &Values<'_>, index: usize, target: &Entry<'_>, prefix: String, node: usize) -> Source<'static> {
     let usual = default_port(target.kind()).unwrap_or_default();
     // Only programs choose their port: a Key Value has the one of its protocol.
     match values.variable(index, "PORT").filter(|slot| slot.node != node && target.kind() != Some(ServiceKind::KeyValue)) {
         Some(slot) => Source::After(prefix, slot.node),
-        None => Source::Text(Secret::new(format!("{prefix}{usual}"))),
+        None => Source::Text(format!("{prefix}{usual}").into()),
     }
 }
 
@@ -119,7 +119,7 @@ fn variable(
     index: usize,
     key: &str,
     report: &mut Report,
-) -> Source {
+) -> Source<'static> {
     let (from, target) = (&workspace.entries[reference.entry], &workspace.entries[index]);
     let mut say = |code, message: String, help: String| {
         report.say(from.input, code, reference.what.span, format!("{}/fromService/envVarKey", reference.var.pointer), message, help);
@@ -129,7 +129,8 @@ fn variable(
     if target.kind() == Some(ServiceKind::KeyValue) {
         return say(Code::E0303, format!("{name} is a Key Value, which has no variables"), property_help(target));
     }
-    let default = values.defaults(index).iter().find(|(k, ..)| *k == key);
+    let defaults = values.defaults(index);
+    let default = defaults.iter().find(|(k, ..)| *k == key);
     // A variable that is written as its own default stands for that default.
     let written = values.variable(index, key).filter(|slot| slot.node != reference.node || default.is_none());
     if let Some(slot) = written {
@@ -143,7 +144,7 @@ fn variable(
         );
     }
     let Some((_, value, _)) = default else {
-        let names = values.variables(index).map(|(k, _)| k).chain(values.defaults(index).iter().map(|(k, ..)| *k));
+        let names = values.variables(index).map(|(k, _)| k).chain(defaults.iter().map(|(k, ..)| *k));
         let help = match closest(key, names) {
             Some(near) => format!("did you mean `{near}`?"),
             None if key == "RENDER_DISCOVERY_SERVICE" => property_help(target),
@@ -154,7 +155,7 @@ fn variable(
         };
         return say(Code::E0305, format!("{name} has no variable {}", quoted(key)), help);
     };
-    if matches!(key, "RENDER_EXTERNAL_URL" | "RENDER_EXTERNAL_HOSTNAME") && *value == DefaultValue::Text(String::new()) {
+    if matches!(key, "RENDER_EXTERNAL_URL" | "RENDER_EXTERNAL_HOSTNAME") && *value == DefaultValue::Text("".into()) {
         let help = match target.kind() {
             Some(ServiceKind::Pserv) => "its private address is `property: hostport`".to_owned(),
             _ => "only web services have a public address".to_owned(),
@@ -162,7 +163,7 @@ fn variable(
         say(Code::W0302, format!("{} is empty: {name} is a {}, which has no public address", quoted(key), target.phrase()), help);
     }
     match value {
-        DefaultValue::Text(text) => Source::Text(Secret::new(text)),
+        DefaultValue::Text(text) => Source::Text(text.clone()),
         DefaultValue::PortAfter(prefix) => port(values, index, target, (*prefix).to_owned(), reference.node),
     }
 }

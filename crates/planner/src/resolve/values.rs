@@ -5,36 +5,45 @@
 
 mod gather;
 
-use super::Missing;
-use super::defaults::{self, DefaultValue};
+use super::workspace::Workspace;
+use super::{Missing, Settings, defaults};
 use crate::codes::{Code, Report};
 use crate::memory::Memory;
 use crate::names::quoted;
+use moat_model::net::DEFAULT_HTTP_PORT;
 use moat_model::{Secret, Span};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The kernel takes no longer text in an environment (MAX_ARG_STRLEN).
 const LONGEST: usize = 128 * 1024;
 
-/// Where a node's value comes from.
-#[derive(Debug, Clone)]
-pub(crate) enum Source {
-    Text(Secret),
+/// Where a node's value comes from. Not `Debug`: values may be secret.
+pub(crate) enum Source<'a> {
+    Text(Cow<'a, str>),
     /// What another node has, after a text.
     After(String, usize),
     /// Nowhere: something was said about it, or it is asked for.
     Nothing,
 }
 
-#[derive(Debug)]
-struct Node {
-    /// `owner.KEY`, for circles.
-    label: String,
+struct Node<'a> {
     input: usize,
     span: Span,
-    pointer: String,
-    source: Source,
-    value: Option<Secret>,
+    pointer: &'a str,
+    source: Source<'a>,
+    /// What became of a [`Source::After`].
+    found: Option<String>,
+}
+
+impl Node<'_> {
+    fn text(&self) -> Option<&str> {
+        match &self.source {
+            Source::Text(text) => Some(text),
+            Source::After(..) => self.found.as_deref(),
+            Source::Nothing => None,
+        }
+    }
 }
 
 /// How a service came by a variable.
@@ -57,19 +66,18 @@ pub(crate) struct Slot {
 
 /// The variables of every service, defaults aside.
 pub(crate) struct Values<'a> {
-    nodes: Vec<Node>,
+    workspace: &'a Workspace<'a>,
+    settings: &'a Settings,
+    nodes: Vec<Node<'a>>,
+    /// By entry: variables that it writes.
     slots: Vec<BTreeMap<&'a str, Slot>>,
-    kept: Vec<BTreeMap<String, Slot>>,
-    /// Defaults of every service.
-    defaults: Vec<Vec<defaults::Default>>,
+    /// By entry: variables by groups, and those it once wrote.
+    others: Vec<BTreeMap<String, Slot>>,
     groups: BTreeMap<(usize, &'a str), BTreeMap<String, usize>>,
-    /// (file, service name) of each entry, for the memory.
-    owners: Vec<(&'a std::path::Path, &'a str)>,
-    paths: Vec<&'a std::path::Path>,
     missing: Vec<Missing>,
 }
 
-impl Values<'_> {
+impl<'a> Values<'a> {
     /// Follows every reference to its end.
     pub(crate) fn evaluate(&mut self, report: &mut Report) {
         let mut on_path = vec![false; self.nodes.len()];
@@ -91,37 +99,40 @@ impl Values<'_> {
                 }
             }
             for node in path.into_iter().rev() {
-                self.nodes[node].value = match &self.nodes[node].source {
-                    Source::Text(text) => Some(text.clone()),
-                    Source::Nothing => None,
-                    Source::After(prefix, next) => {
-                        let value = self.nodes[*next].value.as_ref().filter(|v| prefix.len() + v.expose().len() <= LONGEST);
-                        value.map(|value| Secret::new(format!("{prefix}{}", value.expose())))
-                    }
-                };
+                if let Source::After(prefix, next) = &self.nodes[node].source {
+                    let value = self.nodes[*next].text().filter(|v| prefix.len() + v.len() <= LONGEST);
+                    self.nodes[node].found = value.map(|value| format!("{prefix}{value}"));
+                }
                 done[node] = true;
                 on_path[node] = false;
             }
         }
     }
 
+    /// `owner.KEY` of a node.
+    fn label(&self, node: usize) -> String {
+        let of_entry = |slots: &BTreeMap<&str, Slot>| slots.iter().find(|(_, s)| s.node == node).map(|(key, _)| (*key).to_owned());
+        let entries = self.workspace.entries.iter().zip(&self.slots);
+        let mut labels = entries.filter_map(|(entry, slots)| Some(format!("{}.{}", entry.spec.name.value, of_entry(slots)?)));
+        labels.next().unwrap_or_default()
+    }
+
     fn say_circle(&self, circle: &[usize], report: &mut Report) {
         const MOST: usize = 6;
         let Some(first) = circle.iter().min_by_key(|n| (self.nodes[**n].input, self.nodes[**n].span.start)) else { return };
         let start = circle.iter().position(|n| n == first).unwrap_or_default();
-        let mut line: Vec<String> =
-            (0..circle.len().min(MOST)).map(|i| quoted(&self.nodes[circle[(start + i) % circle.len()]].label)).collect();
+        let mut line: Vec<String> = (0..circle.len().min(MOST)).map(|i| quoted(&self.label(circle[(start + i) % circle.len()]))).collect();
         if circle.len() > MOST {
             line.push("…".to_owned());
         }
-        line.push(quoted(&self.nodes[*first].label));
+        line.push(quoted(&self.label(*first)));
         let node = &self.nodes[*first];
         let help = "give one of them a `value`".to_owned();
         report.say(
             node.input,
             Code::E0306,
             node.span,
-            node.pointer.clone(),
+            node.pointer,
             format!("these references go in a circle: {}", line.join(" → ")),
             help,
         );
@@ -129,21 +140,17 @@ impl Values<'_> {
 
     /// Writes down every value, so that generated and answered ones stay as they are and omitted ones stay at all.
     pub(crate) fn remember(&self, memory: &mut Memory) {
-        for (index, (path, name)) in self.owners.iter().enumerate() {
-            let own = self.variables(index).filter(|(_, slot)| slot.origin != Origin::Group);
-            let values: Vec<(&str, Secret)> = own.filter_map(|(key, slot)| Some((key, self.value(slot)?.clone()))).collect();
-            let remembered = &mut memory.service(path, name).values;
-            for (key, value) in values {
-                remembered.insert(key.to_owned(), value);
+        for (index, entry) in self.workspace.entries.iter().enumerate() {
+            let remembered = &mut memory.service(self.workspace.inputs[entry.input].path, &entry.spec.name).values;
+            for (key, slot) in self.variables(index).filter(|(_, slot)| slot.origin != Origin::Group) {
+                write_down(remembered, key, self.value(slot));
             }
         }
         for ((input, name), nodes) in &self.groups {
-            let Some(file) = self.paths.get(*input).and_then(|path| memory.files.get_mut(*path)) else { continue };
+            let Some(file) = memory.files.get_mut(self.workspace.inputs[*input].path) else { continue };
             let remembered = file.groups.entry((*name).to_owned()).or_default();
             for (key, node) in nodes {
-                if let Some(value) = &self.nodes[*node].value {
-                    remembered.insert(key.clone(), value.clone());
-                }
+                write_down(remembered, key, self.nodes[*node].text());
             }
         }
     }
@@ -151,45 +158,46 @@ impl Values<'_> {
     /// All variables of a service but the defaults.
     pub(crate) fn variables(&self, entry: usize) -> impl Iterator<Item = (&str, Slot)> {
         let own = self.slots[entry].iter().map(|(key, slot)| (*key, *slot));
-        own.chain(self.kept[entry].iter().map(|(key, slot)| (key.as_str(), *slot)))
+        own.chain(self.others[entry].iter().map(|(key, slot)| (key.as_str(), *slot)))
     }
 
     /// A variable of a service, defaults aside.
     pub(crate) fn variable(&self, entry: usize, key: &str) -> Option<Slot> {
-        self.slots[entry].get(key).or_else(|| self.kept[entry].get(key)).copied()
+        self.slots[entry].get(key).or_else(|| self.others[entry].get(key)).copied()
     }
 
     /// The defaults of a service.
-    pub(crate) fn defaults(&self, entry: usize) -> &[defaults::Default] {
-        &self.defaults[entry]
+    pub(crate) fn defaults(&self, entry: usize) -> Vec<defaults::Default> {
+        let entry = &self.workspace.entries[entry];
+        defaults::of(entry, &self.workspace.inputs[entry.input].git, self.settings)
     }
 
     /// A value, once they are evaluated.
-    pub(crate) fn value(&self, slot: Slot) -> Option<&Secret> {
-        self.nodes[slot.node].value.as_ref()
+    pub(crate) fn value(&self, slot: Slot) -> Option<&str> {
+        self.nodes[slot.node].text()
     }
 
     /// Where a variable is written.
-    pub(crate) fn place(&self, slot: Slot) -> (usize, Span, &str) {
+    pub(crate) fn place(&self, slot: Slot) -> (usize, Span, &'a str) {
         let node = &self.nodes[slot.node];
-        (node.input, node.span, &node.pointer)
+        (node.input, node.span, node.pointer)
     }
 
-    /// The text of a default of this service, once variables are evaluated.
-    pub(crate) fn default_text(&self, entry: usize, default: &DefaultValue) -> String {
-        match default {
-            DefaultValue::Text(text) => text.clone(),
-            DefaultValue::PortAfter(prefix) => format!("{prefix}{}", self.port_text(entry)),
-        }
-    }
-
-    /// What a service's `PORT` says.
-    pub(crate) fn port_text(&self, entry: usize) -> String {
+    /// What a service's `PORT` says, or the default.
+    pub(crate) fn port_text(&self, entry: usize) -> Cow<'_, str> {
         let written = self.variable(entry, "PORT").and_then(|slot| self.value(slot));
-        written.map_or_else(|| moat_model::net::DEFAULT_HTTP_PORT.to_string(), |value| value.expose().trim().to_owned())
+        written.map_or_else(|| Cow::Owned(DEFAULT_HTTP_PORT.to_string()), |value| Cow::Borrowed(value.trim()))
     }
 
     pub(crate) fn into_missing(self) -> Vec<Missing> {
         self.missing
+    }
+}
+
+/// Copies a value only when it is new.
+fn write_down(remembered: &mut BTreeMap<String, Secret>, key: &str, value: Option<&str>) {
+    let Some(value) = value else { return };
+    if remembered.get(key).is_none_or(|known| known.expose() != value) {
+        remembered.insert(key.to_owned(), Secret::new(value));
     }
 }

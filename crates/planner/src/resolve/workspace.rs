@@ -8,7 +8,7 @@ use crate::names::quoted;
 use moat_blueprint::spec::{EnvGroupSpec, RuntimeSpec, ServiceSpec, TypeSpec};
 use moat_model::{ServiceId, ServiceKind, Slug};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 /// Labels that stand for something else: peers of the command line, and the loopback name.
@@ -137,14 +137,16 @@ impl<'a> Workspace<'a> {
         let mut labels = Labels::remembered(self.inputs, memory);
         for (input, spec) in specs {
             let path = self.inputs[input].path;
-            let remembered = memory.service(path, &spec.name);
-            let (known_slug, known_id) = (remembered.slug.clone(), remembered.id.clone());
             // A name without a letter or digit; reading said so.
             let Some(wanted) = Slug::slugify(&spec.name) else { continue };
-            let slug = known_slug
-                .filter(|slug| labels.claim_own(slug, path, &spec.name))
-                .unwrap_or_else(|| labels.claim(&wanted, path, &spec.name));
-            let id = known_id.filter(|id| id.as_str().starts_with(id_prefix(kind_of(spec)))).or_else(|| service_id(kind_of(spec), random));
+            let remembered = memory.service(path, &spec.name);
+            let slug =
+                remembered.slug.take().filter(|slug| labels.claim_own(slug)).unwrap_or_else(|| labels.claim(&wanted, path, &spec.name));
+            let id = remembered
+                .id
+                .take()
+                .filter(|id| id.as_str().starts_with(id_prefix(kind_of(spec))))
+                .or_else(|| service_id(kind_of(spec), random));
             let Some(id) = id else { continue };
             if slug != wanted {
                 let help = format!("`{wanted}` stands for something else already; this name is kept");
@@ -157,13 +159,12 @@ impl<'a> Workspace<'a> {
                     help,
                 );
             }
-            let remembered = memory.service(path, &spec.name);
             remembered.slug = Some(slug.clone());
             remembered.id = Some(id.clone());
             self.services.entry(&spec.name.value).or_default().push(self.entries.len());
             self.entries.push(Entry { input, spec, slug, id });
         }
-        labels.take_from_absent(memory);
+        labels.take_from_absent(self.inputs, memory);
     }
 
     /// The service of this name, in the same file first.
@@ -195,42 +196,40 @@ impl<'a> Workspace<'a> {
     }
 }
 
-/// Which labels are taken, and by whom.
+/// Which labels are taken.
 struct Labels {
-    /// Label → (file, name), of files that are in sight.
-    present: BTreeMap<Slug, (std::path::PathBuf, String)>,
-    /// Labels remembered for files that are not in sight: the first who wants one takes it.
+    /// By services of files that are in sight, also those that their file no longer names.
+    present: BTreeSet<Slug>,
+    /// Of those, what was found to be whose it says.
+    confirmed: BTreeSet<Slug>,
+    /// By files that are not in sight: the first who wants one takes it.
     absent: BTreeSet<Slug>,
     taken_over: BTreeSet<Slug>,
 }
 
 impl Labels {
     fn remembered(inputs: &[Input<'_>], memory: &Memory) -> Self {
-        let mut labels = Self { present: BTreeMap::new(), absent: BTreeSet::new(), taken_over: BTreeSet::new() };
+        let mut labels =
+            Self { present: BTreeSet::new(), confirmed: BTreeSet::new(), absent: BTreeSet::new(), taken_over: BTreeSet::new() };
         for (path, file) in &memory.files {
-            let in_sight = inputs.iter().any(|i| i.path == path);
-            for (name, slug) in file.services.iter().filter_map(|(name, s)| Some((name, s.slug.clone()?))) {
-                if in_sight {
-                    labels.present.insert(slug, (path.clone(), name.clone()));
-                } else {
-                    labels.absent.insert(slug);
-                }
-            }
+            let list = if is_in_sight(inputs, path) { &mut labels.present } else { &mut labels.absent };
+            list.extend(file.services.values().filter_map(|s| s.slug.clone()));
         }
         labels
     }
 
-    fn claim_own(&self, slug: &Slug, path: &Path, name: &str) -> bool {
-        self.present.get(slug).is_some_and(|(p, n)| p == path && n == name)
+    /// Takes the label that is remembered for a service, unless another has it by the same memory.
+    fn claim_own(&mut self, slug: &Slug) -> bool {
+        self.present.contains(slug) && self.confirmed.insert(slug.clone())
     }
 
     /// Whether a new service may have this label. `X-discovery` is a name of the service `X` too.
     fn is_free(&self, label: &str) -> bool {
         let discovered = label.strip_suffix("-discovery");
         !TAKEN_LABELS.contains(&label)
-            && !self.present.contains_key(label)
-            && discovered.is_none_or(|base| !self.present.contains_key(base))
-            && !self.present.contains_key(format!("{label}-discovery").as_str())
+            && !self.present.contains(label)
+            && discovered.is_none_or(|base| !self.present.contains(base))
+            && !self.present.contains(format!("{label}-discovery").as_str())
     }
 
     /// The label wanted, or that with a suffix that depends on nothing but the service's place and name.
@@ -247,7 +246,8 @@ impl Labels {
             slug = Slug::new(format!("{wanted:.48}-{}", letters(hash.finalize().into(), 4))).unwrap_or(slug);
             attempt += 1;
         }
-        self.present.insert(slug.clone(), (path.to_owned(), name.to_owned()));
+        self.present.insert(slug.clone());
+        self.confirmed.insert(slug.clone());
         if self.absent.remove(&slug) {
             self.taken_over.insert(slug.clone());
         }
@@ -255,16 +255,18 @@ impl Labels {
     }
 
     /// Files that are not in sight lose the labels that others took.
-    fn take_from_absent(self, memory: &mut Memory) {
-        for (path, file) in &mut memory.files {
-            for (name, service) in &mut file.services {
-                if let Some(slug) = &service.slug
-                    && self.taken_over.contains(slug)
-                    && self.present.get(slug).is_none_or(|(p, n)| p != path || n != name)
-                {
-                    service.slug = None;
-                }
+    fn take_from_absent(self, inputs: &[Input<'_>], memory: &mut Memory) {
+        if self.taken_over.is_empty() {
+            return;
+        }
+        for (_, file) in memory.files.iter_mut().filter(|(path, _)| !is_in_sight(inputs, path)) {
+            for service in file.services.values_mut() {
+                service.slug.take_if(|slug| self.taken_over.contains(slug));
             }
         }
     }
+}
+
+fn is_in_sight(inputs: &[Input<'_>], path: &Path) -> bool {
+    inputs.iter().any(|input| input.path == path)
 }

@@ -6,9 +6,10 @@ use crate::memory::Memory;
 use crate::names::{closest, is_typo, one_of, quoted};
 use crate::resolve::references::{self, Reference};
 use crate::resolve::workspace::{Entry, Workspace};
-use crate::resolve::{Missing, Settings, Sight, defaults, key_of};
+use crate::resolve::{Missing, Settings, Sight, key_of};
 use moat_blueprint::spec::{EnvGroupSpec, EnvSource, EnvVarSpec, Text};
 use moat_model::{Secret, Span};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 struct Gathering<'a, 'w> {
@@ -23,20 +24,19 @@ struct Gathering<'a, 'w> {
 impl<'a> Values<'a> {
     /// Makes the nodes of every group and service and links their references.
     pub(crate) fn gather(
-        workspace: &Workspace<'a>,
-        settings: &Settings,
+        workspace: &'a Workspace<'a>,
+        settings: &'a Settings,
         memory: &Memory,
         random: &mut dyn FnMut() -> [u8; 32],
         report: &mut Report,
     ) -> Self {
         let mut values = Self {
+            workspace,
+            settings,
             nodes: Vec::new(),
             slots: Vec::with_capacity(workspace.entries.len()),
-            kept: Vec::with_capacity(workspace.entries.len()),
-            defaults: workspace.entries.iter().map(|e| defaults::of(e, &workspace.inputs[e.input].git, settings)).collect(),
+            others: Vec::with_capacity(workspace.entries.len()),
             groups: BTreeMap::new(),
-            owners: workspace.entries.iter().map(|e| (workspace.inputs[e.input].path, e.spec.name.value.as_str())).collect(),
-            paths: workspace.inputs.iter().map(|i| i.path).collect(),
             missing: Vec::new(),
         };
         let mut gathering = Gathering { workspace, memory, random, report, used: BTreeSet::new(), references: Vec::new() };
@@ -57,8 +57,8 @@ impl<'a> Values<'a> {
         values
     }
 
-    fn node(&mut self, owner: &str, key: &str, input: usize, span: Span, pointer: String, source: Source) -> usize {
-        self.nodes.push(Node { label: format!("{owner}.{key}"), input, span, pointer, source, value: None });
+    fn node(&mut self, input: usize, span: Span, pointer: &'a str, source: Source<'a>) -> usize {
+        self.nodes.push(Node { input, span, pointer, source, found: None });
         self.nodes.len() - 1
     }
 
@@ -71,19 +71,19 @@ impl<'a> Values<'a> {
         let mut nodes = BTreeMap::new();
         for var in &group.env_vars {
             let source = match &var.source {
-                EnvSource::Value { value, .. } => Source::Text(Secret::new(&value.value)),
-                EnvSource::Generate { key } => Source::Text(remembered.get(&key.value).cloned().unwrap_or_else(|| gathering.generate())),
+                EnvSource::Value { value, .. } => Source::Text(Cow::Borrowed(&value.value)),
+                EnvSource::Generate { key } => text(&remembered.get(&key.value).cloned().unwrap_or_else(|| gathering.generate())),
                 // Said by the reader: a group has values and generated values only.
                 EnvSource::Ask { .. } | EnvSource::Database { .. } | EnvSource::Service { .. } | EnvSource::Group { .. } => continue,
             };
             let Some(key) = key_of(var) else { continue };
-            let node = self.node(name, key, input, var.span, var.pointer.clone(), source);
+            let node = self.node(input, var.span, &var.pointer, source);
             nodes.insert(key.to_owned(), node);
         }
         let omitted: Vec<(String, Secret)> = remembered.into_iter().filter(|(key, _)| !nodes.contains_key(key)).collect();
         for (key, value) in omitted {
             gathering.say_kept(input, group.name.span, &group.pointer, name, &key);
-            let node = self.node(name, &key, input, group.name.span, group.pointer.clone(), Source::Text(value));
+            let node = self.node(input, group.name.span, &group.pointer, text(&value));
             nodes.insert(key, node);
         }
         self.groups.insert((input, name), nodes);
@@ -91,7 +91,7 @@ impl<'a> Values<'a> {
 
     fn gather_service(&mut self, index: usize, entry: &Entry<'a>, gathering: &mut Gathering<'a, '_>) {
         let mut slots = BTreeMap::new();
-        let mut kept = BTreeMap::new();
+        let mut others = BTreeMap::new();
         let mut group_slots: BTreeMap<String, Slot> = BTreeMap::new();
         let name = entry.spec.name.value.as_str();
         let remembered = gathering.service_values(entry);
@@ -104,19 +104,17 @@ impl<'a> Values<'a> {
                 continue;
             }
             let Some(key) = key_of(var) else { continue };
-            let node = self.node(name, key, entry.input, var.span, var.pointer.clone(), Source::Nothing);
+            let node = self.node(entry.input, var.span, &var.pointer, Source::Nothing);
             slots.insert(key, Slot { node, origin: Origin::Own });
             let source = match &var.source {
-                EnvSource::Value { value, .. } => Source::Text(Secret::new(&value.value)),
-                EnvSource::Generate { .. } => {
-                    Source::Text(remembered.and_then(|r| r.get(key)).cloned().unwrap_or_else(|| gathering.generate()))
-                }
+                EnvSource::Value { value, .. } => Source::Text(Cow::Borrowed(&value.value)),
+                EnvSource::Generate { .. } => text(&remembered.and_then(|r| r.get(key)).cloned().unwrap_or_else(|| gathering.generate())),
                 EnvSource::Ask { key } => {
                     let answer = gathering.given(entry, &key.value).or_else(|| remembered.and_then(|r| r.get(&key.value)).cloned());
                     if answer.is_none() {
                         self.missing(entry, var, key, gathering);
                     }
-                    answer.map_or(Source::Nothing, Source::Text)
+                    answer.as_ref().map_or(Source::Nothing, text)
                 }
                 EnvSource::Database { name, .. } => {
                     references::database(gathering.workspace, entry, var, name, gathering.report);
@@ -132,18 +130,18 @@ impl<'a> Values<'a> {
         }
         for (key, slot) in group_slots {
             if !slots.contains_key(key.as_str()) {
-                kept.insert(key, slot);
+                others.insert(key, slot);
             }
         }
         for (key, value) in remembered.into_iter().flatten() {
-            if !slots.contains_key(key.as_str()) && !kept.contains_key(key) {
+            if !slots.contains_key(key.as_str()) && !others.contains_key(key) {
                 gathering.say_kept(entry.input, entry.spec.name.span, &entry.pointer("envVars"), name, key);
-                let node = self.node(name, key, entry.input, entry.spec.name.span, entry.pointer("envVars"), Source::Text(value.clone()));
-                kept.insert(key.clone(), Slot { node, origin: Origin::Kept });
+                let node = self.node(entry.input, entry.spec.name.span, &entry.spec.pointer, text(value));
+                others.insert(key.clone(), Slot { node, origin: Origin::Kept });
             }
         }
         self.slots.push(slots);
-        self.kept.push(kept);
+        self.others.push(others);
     }
 
     fn missing(&mut self, entry: &Entry<'_>, var: &EnvVarSpec, key: &Text, gathering: &Gathering<'_, '_>) {
@@ -182,7 +180,7 @@ impl<'a> Values<'a> {
             return None;
         }
         let nodes = values.into_iter().map(|(key, value)| {
-            let node = self.node(&name.value, &key, entry.input, var.span, var.pointer.clone(), Source::Text(value));
+            let node = self.node(entry.input, var.span, &var.pointer, text(&value));
             (key, node)
         });
         let nodes = nodes.collect();
@@ -265,6 +263,10 @@ impl<'w> Gathering<'_, 'w> {
             help,
         );
     }
+}
+
+fn text<'a>(value: &Secret) -> Source<'a> {
+    Source::Text(Cow::Owned(value.expose().to_owned()))
 }
 
 /// Base64 with padding (RFC 4648 §4).

@@ -1,0 +1,106 @@
+//! What instances and builds are made of, as short texts to compare.
+
+use moat_model::state::{Disk, Persistence, Workload};
+use moat_model::{Secret, Service};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+
+/// Of everything an instance is made of. Not of its zone, its address, who may reach it, how many there are, or how it is
+/// looked after: those change around a running instance. Its network is part of it, since its address lies in that
+/// network's range.
+pub(crate) fn of_instance(service: &Service) -> String {
+    let mut print = Fingerprint::new("instance");
+    print.text(service.kind.word());
+    print.number(service.network.index().into());
+    match &service.workload {
+        Workload::Native(w) => {
+            print.text(w.runtime.word());
+            print.maybe(w.version.as_deref());
+            print.text(&w.root_dir.to_string_lossy());
+            print.text(&w.start_command);
+            print.maybe(w.schedule.as_deref());
+            print.disk(w.disk.as_ref());
+        }
+        Workload::KeyValue(w) => {
+            print.text(&w.maxmemory_policy);
+            print.number(match w.persistence {
+                Persistence::JournalSnapshot => 0,
+                Persistence::Snapshot => 1,
+                Persistence::Off => 2,
+            });
+        }
+    }
+    print.secrets(&service.env);
+    print.secrets(&service.secret_files);
+    print.number(service.limits.memory_bytes);
+    print.number(service.limits.cpu_millis.into());
+    print.number(service.limits.pids.into());
+    print.finish()
+}
+
+/// Of everything a build is made of but the source's text.
+pub(crate) fn of_build(service: &Service) -> String {
+    let mut print = Fingerprint::new("build");
+    match &service.workload {
+        Workload::Native(w) => {
+            print.text(w.runtime.word());
+            print.maybe(w.version.as_deref());
+            print.text(&w.root_dir.to_string_lossy());
+            print.maybe(w.build_command.as_deref());
+        }
+        Workload::KeyValue(_) => {}
+    }
+    print.secrets(&service.build_env);
+    print.secrets(&service.secret_files);
+    print.finish()
+}
+
+/// SHA-256 over parts, each with its length before it, so that no two lists of parts read the same.
+struct Fingerprint(Sha256);
+
+impl Fingerprint {
+    fn new(what: &str) -> Self {
+        let mut print = Self(Sha256::new());
+        print.text(what);
+        print
+    }
+
+    fn number(&mut self, number: u64) {
+        self.0.update(number.to_be_bytes());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.number(u64::try_from(text.len()).unwrap_or(u64::MAX));
+        self.0.update(text);
+    }
+
+    fn maybe(&mut self, text: Option<&str>) {
+        self.number(text.is_some().into());
+        self.text(text.unwrap_or_default());
+    }
+
+    fn disk(&mut self, disk: Option<&Disk>) {
+        self.number(disk.is_some().into());
+        if let Some(disk) = disk {
+            self.text(&disk.name);
+            self.text(&disk.mount_path.to_string_lossy());
+            self.number(disk.size_bytes);
+        }
+    }
+
+    fn secrets(&mut self, secrets: &BTreeMap<String, Secret>) {
+        self.number(u64::try_from(secrets.len()).unwrap_or(u64::MAX));
+        for (key, value) in secrets {
+            self.text(key);
+            self.text(value.expose());
+        }
+    }
+
+    /// The first 32 hexadecimal digits.
+    fn finish(self) -> String {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let bytes = self.0.finalize();
+        let digits = bytes.iter().take(16).flat_map(|byte| [byte >> 4, byte & 15]);
+        digits.map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+    }
+}
