@@ -28,8 +28,9 @@ use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, DesiredState, InstanceId, Purpose, Slug};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Mutex, broadcast, mpsc};
 
 /// A daemon that has nothing to run ends after this long.
 const IDLE_FOR: Duration = Duration::from_secs(5);
@@ -161,6 +162,8 @@ pub struct Core {
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) denied: BTreeMap<FlowKey, Denied>,
     pub(crate) probing: Probing,
+    /// Held while the upkeep works on the network; true once the network is being removed, so that nothing repairs it.
+    pub(crate) removed: Arc<Mutex<bool>>,
     pub(crate) names: BTreeMap<std::net::IpAddr, String>,
     pub(crate) policy: NetPolicy,
     pub(crate) jobs: Vec<(moat_model::Service, Option<String>, String)>,
@@ -213,6 +216,7 @@ impl Core {
             waiting: Vec::new(),
             denied: BTreeMap::new(),
             probing: Probing::default(),
+            removed: Arc::default(),
             names: BTreeMap::new(),
             durable,
             jobs: Vec::new(),

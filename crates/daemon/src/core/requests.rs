@@ -253,6 +253,8 @@ impl Core {
     /// Nothing is left to run: the network goes, and this process with it.
     pub(super) async fn remove_everything(&mut self) {
         self.dataplane.stop();
+        // A repair under way ends first, and no other begins: it would make anew what is removed.
+        *self.removed.lock().await = true;
         let result = self.engine.apply(&Step::RemoveRouter).await;
         let error = result.err().map(|error| Failure::engine(&error));
         for waiting in std::mem::take(&mut self.waiting) {

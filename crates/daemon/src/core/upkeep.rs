@@ -15,12 +15,17 @@ impl Core {
     /// Starts the task that looks after the network.
     pub(crate) fn start_upkeep(&self) -> tokio::task::JoinHandle<()> {
         let (network, tx, probing) = (self.engine.network().clone(), self.tx.clone(), self.probing.clone());
+        let removed = self.removed.clone();
         tokio::spawn(async move {
             let mut probed = false;
             let mut tick = tokio::time::interval(UPKEEP_EVERY);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
+                let removed = removed.lock().await;
+                if *removed {
+                    return;
+                }
                 if network.router_ns().is_err() {
                     continue;
                 }
