@@ -89,7 +89,7 @@ checked_text!(
 );
 
 impl Slug {
-    /// Makes a label of free text: lower case, runs of other characters become one `-`, cut to 58 characters so that
+    /// Makes a label of free text: lower case, runs of other characters become one `-`, cut to 48 characters so that
     /// a suffix of `-` and four characters still fits. `None` when nothing is left.
     pub fn slugify(text: &str) -> Option<Self> {
         let mut out = String::new();

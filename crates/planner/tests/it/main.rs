@@ -11,6 +11,8 @@ mod diff;
 #[cfg(test)]
 mod explain;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod random;
