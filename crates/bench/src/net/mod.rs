@@ -101,7 +101,7 @@ pub fn run(rounds: usize) -> Outcome {
     for site in sites {
         let site = site?;
         if site.size == SIZES[2] {
-            change::run(&runtime, &site, "whose links have just carried the load above", rounds)?;
+            apart(|runtime| change::run(runtime, &site, "whose links have just carried the load above", rounds))?;
         }
         runtime.block_on(site.network.remove_router()).doing("remove the router")?;
     }
@@ -110,10 +110,22 @@ pub fn run(rounds: usize) -> Outcome {
 
 /// Measures and prints changes of the largest policy in a network that is otherwise idle.
 pub fn change(rounds: usize) -> Outcome {
-    let runtime = runtime()?;
-    let site = Site::new(&runtime, SIZES[2])?;
-    change::run(&runtime, &site, "otherwise idle", rounds)?;
-    runtime.block_on(site.network.remove_router()).doing("remove the router").map(drop)
+    apart(|runtime| {
+        let site = Site::new(runtime, SIZES[2])?;
+        change::run(runtime, &site, "otherwise idle", rounds)?;
+        runtime.block_on(site.network.remove_router()).doing("remove the router").map(drop)
+    })
+}
+
+/// Runs work in a thread that, with all the threads and programs it starts, comes before other work of the machine.
+fn apart(work: impl FnOnce(&Runtime) -> Outcome + Send) -> Outcome {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            crate::sys::run_first().doing("come before other work")?;
+            work(&runtime()?)
+        });
+        thread.join().map_err(|_| Failure::new("a thread panicked"))?
+    })
 }
 
 fn runtime() -> Outcome<Runtime> {

@@ -29,6 +29,8 @@ const STAGES: [&str; 5] = [
 
 /// Measures and prints.
 pub fn run(rounds: usize) -> Outcome {
+    // Programs that are started inherit it.
+    crate::sys::run_first().doing("come before other work of the machine (this needs root)")?;
     let text = text::blueprint(SERVICES);
     let mut stages: [Samples; 5] = Default::default();
     let (mut checks, mut plans) = (Samples::default(), Samples::default());
