@@ -12,8 +12,8 @@ use std::io;
 use std::net::IpAddr;
 
 const SUBSYSTEM: u16 = 10;
-const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
-const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
+const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 0x0c;
+const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 0x0e;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const FAMILY_INET: u8 = 1;

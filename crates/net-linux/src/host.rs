@@ -116,6 +116,7 @@ impl Names {
         requests.extend(router_ends(record).map(|address| link::neighbour(near.index, address, ROUTER_MAC)));
         links.run(requests).map_err(refuse("configure"))?;
         crate::ns::in_ns(router, || ensure_router_end(record)).and_then(|r| r).map_err(refuse("configure the peer of"))?;
+        links.wait_until_running(name).map_err(refuse("wait for"))?;
         Ok(done)
     }
 
@@ -360,5 +361,6 @@ fn ensure_router_end(record: &HostRecord) -> std::io::Result<()> {
     requests.extend(addresses(record.router_v4(), record.router_v6()).into_iter().map(|net| link::address(far.index, net)));
     requests.extend(host_ends(record).map(|address| link::neighbour(far.index, address, FAR_MAC)));
     requests.extend(host_ends(record).map(|address| link::default_route(far.index, address)));
-    links.run(requests)
+    links.run(requests)?;
+    links.wait_until_running(UPLINK)
 }

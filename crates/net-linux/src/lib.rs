@@ -4,7 +4,7 @@
 //! [`decide`] (pure: a packet against the policy itself), [`ns`] and [`ports`] (inside a namespace).
 //! Invariants: nothing of the policy depends on a setting or the firewall of the host; the filter is there before
 //! anything can pass, and gone after everything else; every operation may be killed at any moment and run again.
-//! Needs `nft` (package nftables, 1.0.2 or newer) and a kernel of 5.10 or newer.
+//! Needs `nft` (package nftables, 1.0.6 or newer) and a kernel of 5.10 or newer.
 
 mod conntrack;
 pub mod decide;

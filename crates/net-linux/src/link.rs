@@ -6,18 +6,23 @@
 use crate::netlink::{CREATE, REPLACE, RouteSocket};
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 /// Hardware address of the router's end of every link: each link is a wire of its own, so one is enough.
 pub const ROUTER_MAC: [u8; 6] = [0x02, 0x6d, 0x6f, 0x61, 0x74, 0x01];
 /// Hardware address of the other end of every link.
 pub const FAR_MAC: [u8; 6] = [0x02, 0x6d, 0x6f, 0x61, 0x74, 0x02];
+
+/// How often, and how long in between, a link is asked whether it passes packets.
+const WAITS: u32 = 1000;
+const WAIT: Duration = Duration::from_millis(2);
 
 /// A message and its flags.
 pub type Request = (RouteNetlinkMessage, u16);
@@ -33,6 +38,8 @@ pub struct LinkFacts {
     pub peer: Option<u32>,
     /// Whether it is up.
     pub up: bool,
+    /// Whether it passes packets: up, and the kernel has seen that its peer is too.
+    pub running: bool,
     /// Its free text.
     pub alias: Option<String>,
 }
@@ -179,6 +186,19 @@ impl Links {
         }
     }
 
+    /// Waits until a link passes packets. Between "up" and that, whatever is sent is lost, for as long as the kernel's
+    /// own work is queued (asking makes newer kernels do it at once).
+    pub fn wait_until_running(&mut self, name: &str) -> io::Result<()> {
+        for _ in 0..WAITS {
+            match self.find(name)? {
+                Some(link) if link.running => return Ok(()),
+                Some(_) => std::thread::sleep(WAIT),
+                None => return Err(io::ErrorKind::NotFound.into()),
+            }
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    }
+
     /// All links.
     pub fn all(&mut self) -> io::Result<Vec<LinkFacts>> {
         let found = self.socket.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
@@ -228,6 +248,8 @@ fn facts_of(link: &LinkMessage) -> LinkFacts {
             facts.peer = Some(*peer);
         } else if let LinkAttribute::IfAlias(alias) = attribute {
             facts.alias = Some(alias.clone());
+        } else if let LinkAttribute::OperState(state) = attribute {
+            facts.running = *state == State::Up;
         }
     }
     facts

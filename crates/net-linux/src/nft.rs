@@ -3,6 +3,7 @@
 use crate::NetError;
 use serde_json::Value;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// How to install it.
@@ -16,12 +17,15 @@ fn spawn_error(error: io::Error) -> NetError {
     }
 }
 
+/// The program by its whole path: one that is searched for after the environment was cleared is started by fork(2), which
+/// copies this process' page tables first.
 fn program() -> Command {
-    let mut command = Command::new("nft");
     // Services' tools are often outside the PATH of a person who is not root.
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut path = path.into_string().unwrap_or_default();
+    let mut path = std::env::var("PATH").unwrap_or_default();
     path.push_str(":/usr/sbin:/sbin:/usr/local/sbin");
+    let places = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
+    let found = places.map(|folder| folder.join("nft")).find(|file| file.is_file());
+    let mut command = Command::new(found.unwrap_or_else(|| PathBuf::from("nft")));
     command.env_clear().env("PATH", path).env("LC_ALL", "C");
     command
 }

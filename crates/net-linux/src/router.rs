@@ -129,7 +129,9 @@ pub fn attach(instance: &File, address: AddressPair, name: &LinkName) -> io::Res
         requests.push(link::neighbour(near.index, *end, FAR_MAC));
         requests.push(link::route_on_link(near.index, *end));
     }
-    links.run(requests)
+    links.run(requests)?;
+    ns::in_ns(instance, || Links::open()?.wait_until_running(FAR))??;
+    links.wait_until_running(name.as_str())
 }
 
 /// Removes the link of an instance; whether it was there, and the addresses it led to.

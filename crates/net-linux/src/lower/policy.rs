@@ -53,7 +53,7 @@ pub enum PolicyError {
 
 /// Whether a policy is consistent: one owner per address, addresses always in the same pairs, links named after them.
 pub fn check(policy: &NetPolicy) -> Result<(), PolicyError> {
-    let mut pairs = Pairs::default();
+    let mut pairs = Pairs::with_capacity(policy.sources.len() + policy.services.len());
     for (id, entry) in &policy.sources {
         if pairs.known(entry.address) {
             let first = policy.sources.iter().find(|(_, other)| other.address == entry.address).map_or(id, |(first, _)| first);
@@ -90,7 +90,6 @@ pub fn check(policy: &NetPolicy) -> Result<(), PolicyError> {
     Ok(())
 }
 
-#[derive(Default)]
 struct Pairs {
     by_v4: HashMap<Ipv4Addr, Ipv6Addr, Fnv>,
     by_v6: HashMap<Ipv6Addr, Ipv4Addr, Fnv>,
@@ -100,6 +99,13 @@ struct Pairs {
 type Fnv = std::hash::BuildHasherDefault<crate::FnvHasher>;
 
 impl Pairs {
+    fn with_capacity(count: usize) -> Self {
+        Self {
+            by_v4: HashMap::with_capacity_and_hasher(count, Fnv::default()),
+            by_v6: HashMap::with_capacity_and_hasher(count, Fnv::default()),
+        }
+    }
+
     fn known(&self, pair: AddressPair) -> bool {
         self.by_v4.get(&pair.v4) == Some(&pair.v6)
     }

@@ -187,11 +187,8 @@ fn a_transaction_makes_what_a_fresh_load_makes() {
 fn a_changed_policy_leaves_what_a_fresh_load_leaves() {
     on_a_machine(async |world| {
         world.network.ensure_router().await.unwrap();
-        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-            cases: 60,
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        });
+        let mut runner =
+            proptest::test_runner::TestRunner::new(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() });
         let mut plain = 0;
         for _ in 0..60 {
             let policy = policies().new_tree(&mut runner).unwrap().current();

@@ -250,3 +250,78 @@ fn a_reused_address_inherits_no_flow() {
         assert!(ask(&datagrams).unwrap().starts_with("new"));
     });
 }
+
+#[test]
+fn an_instance_that_no_policy_lists_is_closed() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let a = world.open(1).await;
+        serve(&a, 80, "a");
+        let early = Instance::new(2);
+        world.network.attach(early.pid(), early.address, &early.link).await.unwrap();
+        serve(&early, 80, "early");
+        for i in 0..2 {
+            must_close(&early, a.both()[i], 80);
+            must_close(&a, early.both()[i], 80);
+        }
+        must_close(&early, "169.254.1.1".parse().unwrap(), 53);
+        // Listed, it sends; listed as a receiver, it receives.
+        world.policy.sources.insert(early.id.clone(), early.entry(Some(ZONE), moat_model::Egress::None));
+        world.apply().await;
+        must_open(&early, a.v4(), 80);
+        must_close(&a, early.v4(), 80);
+        world.policy.receivers.insert((ZONE, early.address));
+        world.apply().await;
+        must_open(&a, early.v6(), 80);
+    });
+}
+
+#[test]
+fn errors_about_a_flow_come_from_its_ends_only() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let (a, b, c) = (world.open(1).await, world.open(2).await, world.open(3).await);
+        let ear = Counters::new(&a, &[("fragment", "icmp type 3 icmp code 4"), ("port", "icmp type 3 icmp code 3")]);
+        let flow = ns::in_ns(&a, || UdpSocket::bind((a.v4(), 4444)).unwrap()).unwrap();
+        let other = ns::in_ns(&b, || UdpSocket::bind((b.v4(), 80)).unwrap()).unwrap();
+        flow.connect((b.v4(), 80)).unwrap();
+        flow.send(b"x").unwrap();
+        other.recv_from(&mut [0; 8]).unwrap();
+        // "Fragmentation needed, 576 bytes", about the flow from a to b: first forged by c, then sent by b.
+        let inner = &frame::udp(a.v4(), b.v4(), 80, "x")[14..];
+        let mut message = [&[3, 4, 0, 0, 0, 0, 2, 64][..], inner].concat();
+        let checksum = icmp_sum(&message);
+        message[2..4].copy_from_slice(&checksum);
+        frame::send(&c, &frame::v4(c.address.v4, a.address.v4, 1, &message));
+        drop(other);
+        flow.send(b"x").unwrap();
+        until("the honest error, sent last", || ear.packets("port") == 1);
+        assert_eq!(ear.packets("fragment"), 0, "forged by a third");
+        frame::send(&b, &frame::v4(b.address.v4, a.address.v4, 1, &message));
+        until("the same from the flow's end", || ear.packets("fragment") == 1);
+    });
+}
+
+#[test]
+fn fragments_and_extension_headers_open_nothing() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let (a, b, worker) = (world.open(1).await, world.open(2).await, world.worker(3).await);
+        let (open, closed) = (Ear::on(&b, 80), Ear::on(&worker, 80));
+        let reserved = Ear::on(&b, 18012);
+        for (ear, target, port, passes) in [(&open, &b, 80, true), (&closed, &worker, 80, false), (&reserved, &b, 18012, false)] {
+            for datagram in [
+                frame::fragments(a.address.v4, target.address.v4, port, "pieces"),
+                frame::behind_options(a.address.v6, target.address.v6, port, "options"),
+            ] {
+                for piece in datagram {
+                    frame::send(&a, &piece);
+                }
+            }
+            ear.socket.set_read_timeout(Some(if passes { std::time::Duration::from_secs(5) } else { CLOSED })).unwrap();
+            let mut heard = [0; 16];
+            let both = [ear.socket.recv(&mut heard).is_ok(), ear.socket.recv(&mut heard).is_ok()];
+            assert_eq!(both, [passes; 2], "port {port} of {}", target.v4());
+        }
+    });
+}

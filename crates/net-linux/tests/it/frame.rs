@@ -64,6 +64,29 @@ pub fn v6(from: Ipv6Addr, to: Ipv6Addr, proto: u8, payload: &[u8]) -> Vec<u8> {
     [&ROUTER_MAC[..], &FAR_MAC, &[0x86, 0xdd], &header, &from.octets(), &to.octets(), payload].concat()
 }
 
+/// A UDP datagram in two fragments, the first too short for the UDP header to be whole.
+pub fn fragments(from: Ipv4Addr, to: Ipv4Addr, port: u16, text: &str) -> Vec<Vec<u8>> {
+    let whole = udp(from.into(), to.into(), port, text);
+    let datagram = whole[34..].to_vec();
+    [(0, 8, true), (8, datagram.len(), false)]
+        .map(|(start, end, more)| {
+            let mut piece = v4(from, to, 17, &datagram[start..end]);
+            let offset = u16::try_from(start / 8).unwrap() | if more { 0x2000 } else { 0 };
+            piece[20..22].copy_from_slice(&offset.to_be_bytes());
+            piece[24..26].fill(0);
+            let checksum = sum(&[&piece[14..34]]).to_be_bytes();
+            piece[24..26].copy_from_slice(&checksum);
+            piece
+        })
+        .into()
+}
+
+/// A UDP datagram behind a destination options header.
+pub fn behind_options(from: Ipv6Addr, to: Ipv6Addr, port: u16, text: &str) -> Vec<Vec<u8>> {
+    let datagram = &udp(from.into(), to.into(), port, text)[54..];
+    vec![v6(from, to, 60, &[&[17, 0, 1, 4, 0, 0, 0, 0], datagram].concat())]
+}
+
 /// A router advertisement that offers a default route, from a link-local address to all nodes.
 pub fn router_advertisement() -> Vec<u8> {
     let (from, to): (Ipv6Addr, Ipv6Addr) = ("fe80::bad".parse().unwrap(), "ff02::1".parse().unwrap());
