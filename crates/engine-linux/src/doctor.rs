@@ -18,7 +18,7 @@ const KERNEL: &str = "5.12";
 /// The oldest `crun` that is known to work here.
 const CRUN: &str = "1.8";
 /// The oldest `nft` that is known to work here.
-const NFT: &str = "1.0.2";
+const NFT: &str = "1.0.6";
 
 const RUNTIMES: [NativeRuntime; 6] =
     [NativeRuntime::Python, NativeRuntime::Node, NativeRuntime::Ruby, NativeRuntime::Go, NativeRuntime::Rust, NativeRuntime::Elixir];
