@@ -39,15 +39,41 @@ pub async fn run(args: DownArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
 
 /// Asks the daemon to stop, and says what stops.
 pub async fn stop(paths: &Paths, file: Option<std::path::PathBuf>, ui: &Ui) -> Result<(), CommandError> {
-    let mut talk = match client::ask(paths, &Request::Down { file: file.clone() }).await {
-        // It ended in this very moment: another one looks after what is left.
-        Err(ClientError::Broken(_) | ClientError::NotRunning) => {
-            client::ensure(paths, &own_exe()?).await?;
-            client::ask(paths, &Request::Down { file }).await?
-        }
-        asked => asked?,
-    };
     let mut stopped = Vec::new();
+    for last in [false, false, true] {
+        match stop_once(paths, file.clone(), ui, &mut stopped).await {
+            // It ended in this very moment: another one looks after what is left.
+            Err(Gone::Away(_)) if !last => client::ensure(paths, &own_exe()?).await?,
+            Err(Gone::Away(error)) => return Err(error.into()),
+            Err(Gone::Refused(error)) => return Err(error),
+            Ok(()) => break,
+        }
+    }
+    if ui.json() {
+        ui.json_line(&serde_json::json!({ "stopped": stopped }));
+    } else {
+        ui.say(&format!("{} stopped", if stopped.is_empty() { "everything is".to_owned() } else { format!("{} services", stopped.len()) }));
+    }
+    Ok(())
+}
+
+/// Why one try did not come to its end.
+enum Gone {
+    Away(ClientError),
+    Refused(CommandError),
+}
+
+impl From<ClientError> for Gone {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::NotRunning | ClientError::Broken(_) => Self::Away(error),
+            ClientError::NoStart(_) | ClientError::Permission(_) | ClientError::Foreign(_) => Self::Refused(error.into()),
+        }
+    }
+}
+
+async fn stop_once(paths: &Paths, file: Option<std::path::PathBuf>, ui: &Ui, stopped: &mut Vec<String>) -> Result<(), Gone> {
+    let mut talk = client::ask(paths, &Request::Down { file }).await?;
     while let Some(event) = talk.next().await? {
         match event {
             Event::Service(state) if state.phase == ServicePhase::Stopping => {
@@ -57,15 +83,10 @@ pub async fn stop(paths: &Paths, file: Option<std::path::PathBuf>, ui: &Ui) -> R
                 stopped.push(state.service.to_string());
             }
             Event::Notice { text, .. } if !ui.json() => ui.say(&ui.paint_err(Tone::Warn, &text)),
-            Event::End { error: Some(failure) } => return Err(failure.into()),
+            Event::End { error: Some(failure) } => return Err(Gone::Refused(failure.into())),
             Event::End { error: None } => break,
             _ => {}
         }
-    }
-    if ui.json() {
-        ui.json_line(&serde_json::json!({ "stopped": stopped }));
-    } else {
-        ui.say(&format!("{} stopped", if stopped.is_empty() { "everything is".to_owned() } else { format!("{} services", stopped.len()) }));
     }
     Ok(())
 }

@@ -158,6 +158,7 @@ pub struct Core {
     pub(crate) cron_next: BTreeMap<Slug, jiff::Timestamp>,
     pub(crate) dataplane: DataPlane,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
     pub(crate) tx: mpsc::UnboundedSender<Msg>,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) denied: BTreeMap<FlowKey, Denied>,
@@ -212,6 +213,7 @@ impl Core {
             cron_next: BTreeMap::new(),
             dataplane: DataPlane::new(),
             events,
+            followers: Vec::new(),
             tx,
             waiting: Vec::new(),
             denied: BTreeMap::new(),
@@ -297,12 +299,13 @@ impl Core {
         self.answer_waiting().await;
     }
 
-    pub(crate) fn say(&self, event: Event) {
+    pub(crate) fn say(&mut self, event: Event) {
+        self.followers.retain(|follower| follower.send(event.clone()).is_ok());
         // Nobody listening is fine.
         let _ = self.events.send(event);
     }
 
-    pub(crate) fn notice(&self, service: Option<&Slug>, text: impl Into<String>) {
+    pub(crate) fn notice(&mut self, service: Option<&Slug>, text: impl Into<String>) {
         let text = text.into();
         tracing::info!(service = service.map(Slug::as_str), "{text}");
         self.say(Event::Notice { service: service.cloned(), text });

@@ -13,7 +13,7 @@ use moat_planner::Step;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 
 type Reply = mpsc::UnboundedSender<Event>;
 
@@ -121,21 +121,10 @@ impl Core {
         self.waiting.push(Waiting { reply, until: Until::Settled { file: up.file } });
     }
 
-    /// Sends what happens from now on to one connection, until it closes.
-    fn forward_events(&self, reply: &Reply) {
-        let (mut events, reply) = (self.events.subscribe(), reply.clone());
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    event = events.recv() => match event {
-                        Ok(event) => if reply.send(event).is_err() { return },
-                        Err(broadcast::error::RecvError::Lagged(_)) => {}
-                        Err(broadcast::error::RecvError::Closed) => return,
-                    },
-                    () = reply.closed() => return,
-                }
-            }
-        });
+    /// Sends what happens from now on to one connection, until it closes. The loop itself sends, so that an answer's end
+    /// never overtakes an event.
+    fn forward_events(&mut self, reply: &Reply) {
+        self.followers.push(reply.clone());
     }
 
     fn down(&mut self, file: Option<&PathBuf>, reply: Reply) {
