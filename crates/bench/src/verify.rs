@@ -2,6 +2,7 @@
 
 use crate::failure::{Doing, Failure, Outcome};
 use crate::figures::{Samples, Table, verdict};
+use crate::place::Folder;
 use crate::process::{Moat, timed};
 use std::path::Path;
 
@@ -15,7 +16,7 @@ pub fn run(rounds: usize) -> Outcome {
     };
     let example =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/hello/render.yaml").canonicalize().doing("find the example")?;
-    let home = tempfile::tempdir().doing("make a folder")?;
+    let home = Folder::new()?;
     let mut samples = Samples::default();
     let measured = timed(moat.command(home.path()).args(["up", "--detach", "--listen", "127.0.0.1:0"]).arg(&example)).and_then(|_| {
         for _ in 0..rounds {

@@ -10,12 +10,12 @@ pub mod scene;
 
 use crate::failure::{Doing, Failure, Outcome};
 use crate::figures::{Samples, Table, verdict};
+use crate::place::Folder;
 use crate::process::found;
 use load::Kind;
 use moat_model::LinkName;
 use moat_net_linux::{Config, Network};
 use scene::{PORT, Path, Room};
-use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 /// How many services the policies have.
@@ -29,12 +29,12 @@ pub struct Site {
     last: Room,
     size: u16,
     // Last, so that the rooms go first.
-    _folder: TempDir,
+    _folder: Folder,
 }
 
 impl Site {
     fn new(runtime: &Runtime, size: u16) -> Outcome<Self> {
-        let folder = tempfile::tempdir().doing("make a runtime folder")?;
+        let folder = Folder::new()?;
         let network = Network::open(Config { run_dir: folder.path().to_owned() }).doing("open the network")?;
         let made = Self { network, first: Room::new()?, last: Room::new()?, size, _folder: folder };
         runtime.block_on(async {

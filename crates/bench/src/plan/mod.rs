@@ -5,6 +5,7 @@ mod text;
 
 use crate::failure::{Doing, Failure, Outcome};
 use crate::figures::{Samples, Table, verdict};
+use crate::place::Folder;
 use crate::process::{Moat, timed};
 use moat_model::state::ObservedState;
 use moat_model::{Severity, Slug};
@@ -36,7 +37,7 @@ pub fn run(rounds: usize) -> Outcome {
     let (mut checks, mut plans) = (Samples::default(), Samples::default());
     let moat = Moat::find()?;
     let mut processes = [Samples::default(), Samples::default()];
-    let folder = tempfile::tempdir().doing("make a folder")?;
+    let folder = Folder::new()?;
     let file = folder.path().join("render.yaml");
     std::fs::write(&file, &text).doing("write the blueprint")?;
     let mut steps = 0;

@@ -3,6 +3,7 @@
 use super::ours::Ours;
 use crate::failure::{Doing, Failure, Outcome};
 use crate::figures::{Samples, Table, verdict};
+use crate::place::Folder;
 use crate::process::{Moat, timed};
 use std::fmt::Write;
 use std::fs;
@@ -29,7 +30,7 @@ pub fn of_moat(count: usize) -> Outcome {
         println!("skipped: memory of the background process, since {}\n", Moat::MISSING);
         return Ok(());
     };
-    let home = tempfile::tempdir().doing("make a folder")?;
+    let home = Folder::new()?;
     // The folder of a blueprint is its source: nothing else may be in it.
     let source = home.path().join("source");
     fs::create_dir(&source).doing("make a folder")?;

@@ -8,8 +8,9 @@ mod peers;
 
 use crate::failure::{Doing, Outcome};
 use crate::figures::{Samples, Table, verdict};
+use crate::place::Folder;
 use ours::{MOST, Ours};
-use peers::{Docker, Peer};
+use peers::{Docker, Groups, Peer};
 use std::fs;
 
 /// `crun run` may be beaten by this much.
@@ -19,8 +20,8 @@ const IDLE: u16 = 20;
 
 /// Measures and prints.
 pub fn run(rounds: usize) -> Outcome {
-    let folder = tempfile::tempdir().doing("make a folder")?;
-    peers::open_to_all(folder.path())?;
+    let folder = Folder::new()?;
+    let _groups = Groups::new();
     let source = folder.path().join("source");
     fs::create_dir(&source).doing("make a folder")?;
     let program = source.join("hello");

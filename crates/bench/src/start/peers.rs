@@ -12,7 +12,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, chown};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -45,6 +44,30 @@ impl Peer {
     }
 }
 
+/// Control groups that podman and docker make and never remove; those that were there before a run are not this run's.
+pub struct Groups(Vec<PathBuf>);
+
+impl Groups {
+    /// Those that are not there yet.
+    pub fn new() -> Self {
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        let groups = hierarchies.flat_map(|hierarchy| ["docker", "libpod_parent"].map(|name| hierarchy.path().join(name)));
+        Self(groups.filter(|group| !group.exists()).collect())
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for group in &self.0 {
+            // Only what is empty goes, children first: podman leaves one below its own.
+            for child in fs::read_dir(group).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(child.path());
+            }
+            let _ = fs::remove_dir(group);
+        }
+    }
+}
+
 /// Runs work in a thread whose mount namespace has no version 2 of control groups beside version 1, which crun refuses.
 pub fn without_hybrid<T: Send>(work: impl FnOnce() -> Outcome<T> + Send) -> Outcome<T> {
     std::thread::scope(|scope| {
@@ -72,7 +95,7 @@ pub fn crun(folder: &Path, mut bundle: Value, program: &Path) -> Outcome<Peer> {
     chown(&root, Some(first_id.into()), Some(first_id.into())).doing("hand over the root folder")?;
     bundle["root"]["path"] = json!(root);
     bundle["process"]["args"] = json!(["/opt/render/project/src/hello"]);
-    bundle["linux"]["cgroupsPath"] = json!(format!("/moat-bench-{}/crun", std::process::id()));
+    bundle["linux"]["cgroupsPath"] = json!(format!("/moat-bench-{}", std::process::id()));
     if let Some(namespaces) = bundle["linux"]["namespaces"].as_array_mut() {
         namespaces.push(json!({"type": "network"}));
     }
@@ -186,9 +209,4 @@ impl Drop for Docker {
         }
         let _ = self.daemon.wait();
     }
-}
-
-/// Lets every user pass a folder: the mapped root user of a sandbox has to.
-pub fn open_to_all(folder: &Path) -> Outcome {
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).doing("open a folder")
 }
