@@ -55,17 +55,21 @@ impl Outcome {
 }
 
 /// Reads and resolves them all.
-pub fn resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, listen: &str) -> Outcome {
-    let read: Vec<(&PathBuf, &UpRequest, Blueprint, Vec<Diagnostic>)> = all
-        .iter()
-        .map(|(path, up)| {
-            let read = moat_blueprint::read_beside(&up.text, &up.remotes);
-            (path, up, read.blueprint, read.diagnostics)
-        })
-        .collect();
+pub fn read_and_resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, listen: &str) -> Outcome {
+    let reads: Vec<_> = all.values().map(|up| moat_blueprint::read_beside(&up.text, &up.remotes)).collect();
+    let read: Vec<_> = all.values().zip(&reads).map(|(up, read)| (up, &read.blueprint)).collect();
+    let mut outcome = resolve(&read, memory, listen);
+    let said = all.keys().zip(reads).flat_map(|(path, read)| read.diagnostics.into_iter().map(|d| (path.clone(), d)));
+    outcome.diagnostics.splice(0..0, said);
+    outcome
+}
+
+/// Resolves blueprints that were read; what reading them said is not repeated.
+pub fn resolve(read: &[(&UpRequest, &Blueprint)], memory: &mut Memory, listen: &str) -> Outcome {
     let inputs: Vec<Input<'_>> = read
         .iter()
-        .map(|(path, up, blueprint, _)| {
+        .map(|(up, blueprint)| {
+            let path = up.file.as_path();
             let [branch, commit, repo_slug] = up.git.clone();
             Input {
                 path,
@@ -80,12 +84,7 @@ pub fn resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, listen: 
     let port = listen.rsplit(':').next().and_then(|p| p.parse().ok()).filter(|p| *p != 80);
     let settings = Settings { domain: DOMAIN.to_owned(), public_scheme: "http".to_owned(), public_port: port, cpu_count: cpus() };
     let resolved = moat_planner::resolve::resolve(&inputs, memory, &mut random, &settings);
-    let mut diagnostics: Vec<(PathBuf, Diagnostic)> = Vec::new();
-    for (path, _, _, said) in &read {
-        diagnostics.extend(said.iter().cloned().map(|d| ((*path).clone(), d)));
-    }
-    diagnostics.extend(resolved.diagnostics);
-    Outcome { state: resolved.state, diagnostics, missing: resolved.missing }
+    Outcome { state: resolved.state, diagnostics: resolved.diagnostics, missing: resolved.missing }
 }
 
 fn cpus() -> u32 {

@@ -10,6 +10,7 @@ mod conntrack;
 pub mod decide;
 mod elements;
 mod error;
+mod forget;
 mod host;
 pub mod link;
 pub mod lower;

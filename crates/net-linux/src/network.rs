@@ -7,6 +7,7 @@
 use crate::conntrack::{self, Flow};
 use crate::decide::{Known, flow_is_allowed};
 use crate::elements::Batch;
+use crate::forget::Forgetting;
 use crate::host::Names;
 use crate::lower::{self, Facts, TABLE};
 use crate::mount::Pin;
@@ -14,11 +15,14 @@ use crate::record::{HostRecord, Records, Stamp};
 use crate::{NetError, nft, ns, router};
 use moat_model::policy::NetPolicy;
 use moat_model::{AddressPair, LinkName};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::linux::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where the network keeps its things.
@@ -40,6 +44,9 @@ pub(crate) struct Inner {
     pin: Pin,
     pub(crate) records: Records,
     applied: Mutex<Option<(Stamp, Arc<NetPolicy>)>>,
+    forgetting: Forgetting,
+    /// Whether this process knows that no flow is left that the policy forbids.
+    settled: AtomicBool,
 }
 
 impl std::fmt::Debug for Network {
@@ -60,6 +67,8 @@ impl Network {
                 pin: Pin::new(&run_dir),
                 records: Records::new(&run_dir),
                 applied: Mutex::new(None),
+                forgetting: Forgetting::default(),
+                settled: AtomicBool::new(false),
             }),
         })
     }
@@ -84,10 +93,11 @@ impl Network {
         self.run(Inner::ensure).await
     }
 
-    /// Makes the filter decide by `policy`, in one transaction, and then cuts open flows that it forbids; whether the
-    /// filter changed.
-    pub async fn set_policy(&self, policy: &NetPolicy) -> Result<bool, NetError> {
-        let policy = policy.clone();
+    /// Makes the filter decide by `policy`, in one transaction, and then cuts open flows that it forbids between
+    /// instances that it still lists; whether the filter changed. What flows it does not list any more are cut with their
+    /// link, by [`Network::detach`]: the filter drops every packet of theirs already.
+    pub async fn set_policy(&self, policy: impl Into<Arc<NetPolicy>>) -> Result<bool, NetError> {
+        let policy = policy.into();
         self.run(move |inner| inner.set_policy(policy)).await
     }
 
@@ -97,8 +107,8 @@ impl Network {
     }
 
     /// The policy that the live filter holds; the empty one when that is unknown.
-    pub fn policy(&self) -> NetPolicy {
-        self.inner.known_policy().ok().flatten().map(|policy| NetPolicy::clone(&policy)).unwrap_or_default()
+    pub fn policy(&self) -> Arc<NetPolicy> {
+        self.inner.known_policy().ok().flatten().unwrap_or_default()
     }
 
     /// Connects the namespace of process `pid` to the router: link `eth0` there, `link` here; addresses, routes and
@@ -108,10 +118,17 @@ impl Network {
         self.run(move |inner| inner.attach(pid, address, &link)).await
     }
 
-    /// Removes a link and forgets the flows of its addresses; whether it was there.
+    /// Removes a link; whether it was there. The flows of its addresses are forgotten beside it, and before the next
+    /// [`Network::attach`] of one of them.
     pub async fn detach(&self, link: &LinkName) -> Result<bool, NetError> {
         let link = link.clone();
-        self.run(move |inner| inner.detach(&link)).await
+        let (removed, walk) = self.run(move |inner| inner.detach(&link)).await?;
+        if walk {
+            let inner = Arc::clone(&self.inner);
+            // Whoever needs it done waits for it; an error is met again there.
+            drop(tokio::task::spawn_blocking(move || inner.forgetting.work(|addresses| inner.forget(addresses))));
+        }
+        Ok(removed)
     }
 
     /// Removes the router namespace, its links, the uplink and the host's table, and restores the host's forwarding;
@@ -236,6 +253,13 @@ impl Inner {
             done.push("loaded the filter of the router".to_owned());
         }
         done.extend(within(router, inside_settings)??);
+        // Another process may have ended between removing a link and forgetting its flows.
+        if !self.settled.load(Ordering::Acquire) {
+            if let Some(policy) = self.known_policy()? {
+                cut_forbidden(router, &record.facts, &policy)?;
+            }
+            self.settled.store(true, Ordering::Release);
+        }
         Ok(done)
     }
 
@@ -250,12 +274,11 @@ impl Inner {
         Ok(())
     }
 
-    fn set_policy(&self, policy: NetPolicy) -> Result<bool, NetError> {
+    fn set_policy(&self, policy: Arc<NetPolicy>) -> Result<bool, NetError> {
         lower::check(&policy)?;
         let _lock = self.records.lock()?;
         let router = self.router()?;
         let facts = self.record()?.facts;
-        let policy = Arc::new(policy);
         let Some(old) = self.known_policy()? else {
             self.load(&router, &facts, policy)?;
             return Ok(true);
@@ -279,7 +302,7 @@ impl Inner {
             }
             Err(error) => return Err(error),
         }
-        if gone != nothing {
+        if closes_between_listed(&gone, &policy) {
             cut_forbidden(&router, &facts, &policy)?;
         }
         self.records.finish_change(&gone, &come, &policy)?;
@@ -325,19 +348,34 @@ impl Inner {
         if own == number(&router)? || own == number(&self.host)? {
             return Err(doing()(io::Error::new(io::ErrorKind::InvalidInput, "it has no network namespace of its own")));
         }
+        let ends = [IpAddr::V4(address.v4), IpAddr::V6(address.v6)];
+        self.forgetting.wait_for(&ends, |addresses| self.forget(addresses)).map_err(NetError::io("forget the address's old flows"))?;
         within(&router, || router::attach(&instance, address, link))?.map_err(NetError::link(format!("make the link `{link}`")))
     }
 
-    fn detach(&self, link: &LinkName) -> Result<bool, NetError> {
+    /// Whether the link was there, and whether somebody must forget its flows now.
+    fn detach(&self, link: &LinkName) -> Result<(bool, bool), NetError> {
         let router = match self.router() {
             Ok(router) => router,
-            Err(NetError::NoRouter { .. }) => return Ok(false),
+            Err(NetError::NoRouter { .. }) => return Ok((false, false)),
             Err(error) => return Err(error),
         };
         let refuse = || NetError::link(format!("remove the link `{link}`"));
         let (removed, addresses) = within(&router, || router::detach(link))?.map_err(refuse())?;
-        cut(&router, |flow| !addresses.iter().any(|address| [flow.source, flow.responder].contains(address)))?;
-        Ok(removed)
+        Ok((removed, self.forgetting.ask(addresses)))
+    }
+
+    /// Cuts every flow of these addresses.
+    fn forget(&self, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+        let router = match self.pin.open()? {
+            Some(router) => router,
+            // Its flows went with it.
+            None => return Ok(()),
+        };
+        let of_others = |flow: &Flow| !addresses.contains(&flow.source) && !addresses.contains(&flow.responder);
+        let count = ns::in_ns(&router, || conntrack::cut(of_others))??;
+        tracing::debug!(count, "forgot the flows of removed links");
+        Ok(())
     }
 
     fn remove(&self) -> Result<bool, NetError> {
@@ -374,6 +412,17 @@ fn change(router: &File, old: &lower::Ruleset, new: &lower::Ruleset) -> Result<(
             .map_err(|error| NetError::Nft { doing: "change elements of the filter", output: error.to_string() }),
         None => within(router, || nft::apply(&lower::transaction(old, new), "change the filter"))?,
     }
+}
+
+/// Whether what a policy lost may have closed a flow of which both ends are still listed.
+fn closes_between_listed(gone: &NetPolicy, policy: &NetPolicy) -> bool {
+    let lost = gone.sources.values().map(|entry| entry.address);
+    let lost: BTreeSet<AddressPair> = lost
+        .chain(gone.receivers.iter().map(|(_, to)| *to))
+        .chain(gone.pairs.iter().map(|(_, to)| *to))
+        .chain(gone.ingress.iter().map(|(to, _)| *to))
+        .collect();
+    !lost.is_empty() && policy.sources.values().any(|entry| lost.contains(&entry.address))
 }
 
 fn cut_forbidden(router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {

@@ -139,7 +139,7 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
         );
     }
     let up = UpRequest {
-        file: checked.path.clone(),
+        file: checked.path,
         text: checked.text,
         given: BTreeMap::new(),
         files: BTreeMap::new(),
@@ -149,6 +149,6 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
         git: Default::default(),
         remotes: checked.remotes,
     };
-    let all = BTreeMap::from([(checked.path, up.clone())]);
-    Ok(moat_daemon::blueprints::resolve(&all, &mut moat_planner::memory::Memory::default(), &up.listen).state)
+    let mut memory = moat_planner::memory::Memory::default();
+    Ok(moat_daemon::blueprints::resolve(&[(&up, &checked.blueprint)], &mut memory, &up.listen).state)
 }
