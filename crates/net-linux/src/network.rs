@@ -7,8 +7,8 @@
 use crate::conntrack::{self, Flow};
 use crate::decide::{Known, flow_is_allowed};
 use crate::elements::Batch;
-use crate::forget::Forgetting;
 use crate::host::Names;
+use crate::leaving::Leaving;
 use crate::lower::{self, Facts, TABLE};
 use crate::mount::Pin;
 use crate::record::{HostRecord, Records, Stamp};
@@ -18,7 +18,6 @@ use moat_model::{AddressPair, LinkName};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::linux::fs::MetadataExt;
 use std::path::PathBuf;
@@ -44,7 +43,7 @@ pub(crate) struct Inner {
     pin: Pin,
     pub(crate) records: Records,
     applied: Mutex<Option<(Stamp, Arc<NetPolicy>)>>,
-    forgetting: Forgetting,
+    leaving: Leaving,
     /// Whether this process knows that no flow is left that the policy forbids.
     settled: AtomicBool,
 }
@@ -67,7 +66,7 @@ impl Network {
                 pin: Pin::new(&run_dir),
                 records: Records::new(&run_dir),
                 applied: Mutex::new(None),
-                forgetting: Forgetting::default(),
+                leaving: Leaving::default(),
                 settled: AtomicBool::new(false),
             }),
         })
@@ -118,17 +117,21 @@ impl Network {
         self.run(move |inner| inner.attach(pid, address, &link)).await
     }
 
-    /// Removes a link; whether it was there. The flows of its addresses are forgotten beside it, and before the next
-    /// [`Network::attach`] of one of them.
+    /// Gives up a link that the policy does not list any more; whether it was there. The kernel takes its time: the link,
+    /// and the flows of its addresses, leave beside the caller's work and before the next [`Network::attach`] of that link,
+    /// [`Network::links`] or [`Network::remove_router`].
     pub async fn detach(&self, link: &LinkName) -> Result<bool, NetError> {
         let link = link.clone();
-        let (removed, walk) = self.run(move |inner| inner.detach(&link)).await?;
+        let (there, walk) = self.run(move |inner| inner.detach(&link)).await?;
         if walk {
             let inner = Arc::clone(&self.inner);
-            // Whoever needs it done waits for it; an error is met again there.
-            drop(tokio::task::spawn_blocking(move || inner.forgetting.work(|addresses| inner.forget(addresses))));
+            drop(tokio::task::spawn_blocking(move || {
+                if let Err(error) = inner.leaving.work(|links| inner.take_away(links)) {
+                    tracing::warn!(%error, "links could not be removed; trying again before they are needed");
+                }
+            }));
         }
-        Ok(removed)
+        Ok(there)
     }
 
     /// Removes the router namespace, its links, the uplink and the host's table, and restores the host's forwarding;
@@ -139,7 +142,11 @@ impl Network {
 
     /// The links of instances in the router namespace.
     pub async fn links(&self) -> Result<Vec<LinkName>, NetError> {
-        self.run(|inner| inner.inside(router::instance_links)?.map_err(NetError::link("list the links of the router"))).await
+        self.run(|inner| {
+            inner.leaving.wait_for(None, |links| inner.take_away(links))?;
+            inner.inside(router::instance_links)?.map_err(NetError::link("list the links of the router"))
+        })
+        .await
     }
 
     /// The router namespace.
@@ -348,34 +355,34 @@ impl Inner {
         if own == number(&router)? || own == number(&self.host)? {
             return Err(doing()(io::Error::new(io::ErrorKind::InvalidInput, "it has no network namespace of its own")));
         }
-        let ends = [IpAddr::V4(address.v4), IpAddr::V6(address.v6)];
-        self.forgetting.wait_for(&ends, |addresses| self.forget(addresses)).map_err(NetError::io("forget the address's old flows"))?;
+        self.leaving.wait_for(Some(link), |links| self.take_away(links))?;
         within(&router, || router::attach(&instance, address, link))?.map_err(NetError::link(format!("make the link `{link}`")))
     }
 
-    /// Whether the link was there, and whether somebody must forget its flows now.
+    /// Whether the link is there, and whether somebody must take it away now.
     fn detach(&self, link: &LinkName) -> Result<(bool, bool), NetError> {
         let router = match self.router() {
             Ok(router) => router,
             Err(NetError::NoRouter { .. }) => return Ok((false, false)),
             Err(error) => return Err(error),
         };
-        let refuse = || NetError::link(format!("remove the link `{link}`"));
-        let (removed, addresses) = within(&router, || router::detach(link))?.map_err(refuse())?;
-        Ok((removed, self.forgetting.ask(addresses)))
+        let there = within(&router, || router::has_link(link))?.map_err(NetError::link(format!("look for the link `{link}`")))?;
+        Ok((there, self.leaving.add(link)))
     }
 
-    /// Cuts every flow of these addresses.
-    fn forget(&self, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
-        let router = match self.pin.open()? {
-            Some(router) => router,
-            // Its flows went with it.
-            None => return Ok(()),
+    /// Removes these links and cuts every flow of their addresses.
+    fn take_away(&self, links: &BTreeSet<LinkName>) -> Result<(), NetError> {
+        let router = match self.router() {
+            Ok(router) => router,
+            // They went with it.
+            Err(NetError::NoRouter { .. }) => return Ok(()),
+            Err(error) => return Err(error),
         };
-        let of_others = |flow: &Flow| !addresses.contains(&flow.source) && !addresses.contains(&flow.responder);
-        let count = ns::in_ns(&router, || conntrack::cut(of_others))??;
-        tracing::debug!(count, "forgot the flows of removed links");
-        Ok(())
+        let mut addresses = BTreeSet::new();
+        for link in links {
+            addresses.extend(within(&router, || router::detach(link))?.map_err(NetError::link(format!("remove the link `{link}`")))?);
+        }
+        cut(&router, |flow| !addresses.contains(&flow.source) && !addresses.contains(&flow.responder))
     }
 
     fn remove(&self) -> Result<bool, NetError> {
@@ -386,6 +393,7 @@ impl Inner {
             Err(error) => return Err(error),
         };
         let mut changed = false;
+        self.leaving.wait_for(None, |links| self.take_away(links))?;
         if let Ok(router) = self.router() {
             // Whoever still holds the namespace keeps a closed room.
             within(&router, router::dismantle)?.map_err(NetError::link("remove the links of the router"))?;

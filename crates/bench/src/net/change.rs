@@ -18,15 +18,15 @@ const GOAL_LOAD_MS: f64 = 500.0;
 pub fn run(runtime: &Runtime, site: &Site, situation: &str, rounds: usize) -> Outcome {
     let flows = tracked(site)?;
     let base = Arc::new(policy::of(site.size));
-    let number = site.size + 1;
-    let mut more = NetPolicy::clone(&base);
-    policy::add(&mut more, number);
-    let more = Arc::new(more);
-    let address = policy::instance(number).ok_or_else(|| Failure::new("no such address"))?;
-    let link = LinkName::of(address.v4);
-    let [mut open, mut attach, mut close, mut detach, mut load, mut unload] = <[Samples; 6]>::default();
+    let [mut open, mut attach, mut close, mut detach, mut gone, mut load, mut unload] = <[Samples; 7]>::default();
     let network = &site.network;
-    for _ in 0..rounds {
+    // Each round another service: an address is not given again at once.
+    for number in (site.size + 1..).take(rounds) {
+        let mut more = NetPolicy::clone(&base);
+        policy::add(&mut more, number);
+        let more = Arc::new(more);
+        let address = policy::instance(number).ok_or_else(|| Failure::new("no such address"))?;
+        let link = LinkName::of(address.v4);
         let room = Room::new()?;
         runtime.block_on(async {
             let start = Instant::now();
@@ -41,6 +41,8 @@ pub fn run(runtime: &Runtime, site: &Site, situation: &str, rounds: usize) -> Ou
             let start = Instant::now();
             network.detach(&link).await.doing("detach")?;
             detach.push_ms(start.elapsed());
+            network.links().await.doing("wait until the link has left")?;
+            gone.push_ms(start.elapsed());
             Ok(())
         })?;
     }
@@ -69,6 +71,7 @@ pub fn run(runtime: &Runtime, site: &Site, situation: &str, rounds: usize) -> Ou
     table.row([&"one service less: `set_policy`", &close.show(1), &""]);
     table.row([&"one service less: `detach`", &detach.show(1), &""]);
     table.row([&"one service less, together", &removed.show(1), &goal(&removed, GOAL_MS)]);
+    table.row([&"its link and flows have left, from `detach` on", &gone.show(1), &""]);
     table.row([&"all from nothing: `set_policy`", &load.show(0), &goal(&load, GOAL_LOAD_MS)]);
     table.row([&"all to nothing: `set_policy`", &unload.show(0), &""]);
     println!("{table}");
