@@ -10,20 +10,32 @@ use moat_planner::Plan;
 use moat_planner::memory::Memory;
 use moat_planner::policy::LiveInstance;
 use moat_planner::resolve::{GitFacts, Input, Missing, Settings};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Web services are `SLUG.localhost`: browsers and systemd-resolved take it to loopback.
 pub const DOMAIN: &str = "localhost";
 
-/// 256 random bits of the kernel.
+/// 256 random bits of the kernel, each given once.
 pub fn random() -> [u8; 32] {
-    let mut bytes = [0; 32];
-    if getrandom::fill(&mut bytes).is_err() {
-        // Without randomness nothing that is secret can be made: better to end than to go on with a constant.
-        std::process::abort();
+    /// How many are fetched at once: a large blueprint needs thousands.
+    const STOCK: usize = 64;
+    thread_local! {
+        static LEFT: RefCell<Vec<[u8; 32]>> = const { RefCell::new(Vec::new()) };
     }
-    bytes
+    LEFT.with_borrow_mut(|left| {
+        left.pop().unwrap_or_else(|| {
+            let mut bytes = [[0; 32]; STOCK];
+            if getrandom::fill(bytes.as_flattened_mut()).is_err() {
+                // Without randomness nothing that is secret can be made: better to end than to go on with a constant.
+                std::process::abort();
+            }
+            let [first, rest @ ..] = bytes;
+            left.extend(rest);
+            first
+        })
+    })
 }
 
 /// What became of all blueprints.

@@ -48,8 +48,12 @@ pub fn load(file: &Path) -> Result<Checked, CommandError> {
     })
 }
 
-/// What a git command in a folder prints; `None` where it fails or there is no git.
+/// What a git command in a folder prints; `None` where it fails, or there is no git or no repository.
 pub fn git(folder: &Path, args: &[&str]) -> Option<String> {
+    let in_a_repository = std::env::var_os("GIT_DIR").is_some() || folder.ancestors().any(|at| at.join(".git").exists());
+    if !in_a_repository {
+        return None;
+    }
     let out = std::process::Command::new("git").arg("-C").arg(folder).args(args).stderr(std::process::Stdio::null()).output().ok()?;
     out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
