@@ -62,7 +62,8 @@ pub fn facts() -> Vec<Finding> {
         tool("git", false, &["--version"], None, "apt-get install git (without it, what .gitignore names is copied too)"),
         tool("ip", false, &["-Version"], None, "apt-get install iproute2 (to look at links yourself)"),
         tool("conntrack", false, &["--version"], None, "apt-get install conntrack (to look at flows yourself)"),
-        key_value(), postgres(),
+        key_value(),
+        postgres(),
     ];
     out.extend(RUNTIMES.iter().map(|&runtime| {
         let mut versions: Vec<String> = toolchain::installed(runtime).into_iter().map(|found| found.version).collect();

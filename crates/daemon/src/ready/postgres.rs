@@ -19,20 +19,21 @@ pub async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), server: &Po
     let mut head = [0; 5];
     stream.read_exact(&mut head).await.map_err(broken)?;
     let [kind, length @ ..] = head;
+    if !matches!(kind, b'R' | b'E') {
+        return Err("what listens there is no PostgreSQL server".to_owned());
+    }
+    let length = usize::try_from(i32::from_be_bytes(length)).unwrap_or_default().saturating_sub(4);
+    let mut body = vec![0; length.min(LONGEST)];
+    // Read to its end: closing with something unread resets the connection, and the server writes that to its log.
+    stream.read_exact(&mut body).await.map_err(broken)?;
     match kind {
         // Asks for the password: that is what a session begins with.
         b'R' => Ok(()),
-        b'E' => {
-            let length = usize::try_from(i32::from_be_bytes(length)).unwrap_or_default().saturating_sub(4);
-            let mut body = vec![0; length.min(LONGEST)];
-            stream.read_exact(&mut body).await.map_err(broken)?;
-            match field(&body, b'C') {
-                // Full, or whatever else: it takes connections.
-                Some(state) if state != NOT_NOW => Ok(()),
-                _ => Err(field(&body, b'M').unwrap_or_else(|| "it does not take connections yet".to_owned())),
-            }
-        }
-        _ => Err("what listens there is no PostgreSQL server".to_owned()),
+        _ => match field(&body, b'C') {
+            // Full, or whatever else: it takes connections.
+            Some(state) if state != NOT_NOW => Ok(()),
+            _ => Err(field(&body, b'M').unwrap_or_else(|| "it does not take connections yet".to_owned())),
+        },
     }
 }
 
@@ -77,7 +78,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_are_understood() {
-        assert_eq!(answered(b"R\0\0\0\x17\0\0\0\x0aSCRAM").await, Ok(()));
+        assert_eq!(answered(b"R\0\0\0\x0c\0\0\0\x0aSCRA").await, Ok(()));
         let starting = error("SFATAL\0C57P03\0Mthe database system is starting up\0\0");
         assert_eq!(answered(&starting).await, Err("the database system is starting up".to_owned()));
         assert_eq!(answered(&error("SFATAL\0C53300\0Mtoo many clients\0\0")).await, Ok(()));

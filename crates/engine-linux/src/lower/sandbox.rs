@@ -430,12 +430,14 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
     if let Workload::Postgres(server) = &instance.workload {
         ops.extend(places.data.iter().map(|data| MountOp::Writable { source: data.clone(), target: postgres::DATA.into() }));
         ops.push(dir(postgres::SOCKETS, 0o755, user));
-        ops.extend(postgres::files(server, instance.limits.memory_bytes, &input.toolchain.program, places.identity.as_ref()).into_iter().map(
-            |(path, content, secret)| {
-                let (mode, owner) = if secret { (0o400, user) } else { (0o444, 0) };
-                MountOp::File { path: path.into(), mode, owner, content }
-            },
-        ));
+        ops.extend(
+            postgres::files(server, instance.limits.memory_bytes, &input.toolchain.program, places.identity.as_ref()).into_iter().map(
+                |(path, content, secret)| {
+                    let (mode, owner) = if secret { (0o400, user) } else { (0o444, 0) };
+                    MountOp::File { path: path.into(), mode, owner, content }
+                },
+            ),
+        );
     }
     if !instance.secret_files.is_empty() {
         ops.push(dir(SECRETS, 0o755, 0));

@@ -56,10 +56,13 @@ fn choose(installed: &BTreeMap<u16, (PathBuf, String)>, wanted: Option<u16>, dat
     if let (Some(wanted), Some(data)) = (wanted, data)
         && wanted != data
     {
-        return Err(EngineError::new("start the database", format!("its data is PostgreSQL {data}'s, and PostgreSQL {wanted} is asked for"))
-            .hint(format!(
-                "write `postgresMajorVersion: \"{data}\"`; to change the version, add a database and move the data with pg_dump and psql"
-            )));
+        return Err(EngineError::new(
+            "start the database",
+            format!("its data is PostgreSQL {data}'s, and PostgreSQL {wanted} is asked for"),
+        )
+        .hint(format!(
+            "write `postgresMajorVersion: \"{data}\"`; to change the version, add a database and move the data with pg_dump and psql"
+        )));
     }
     let major = wanted.or(data).or_else(|| installed.keys().next_back().copied());
     let Some((program, version)) = major.and_then(|major| installed.get(&major)) else { return Err(missing(installed, major, data)) };
@@ -105,10 +108,7 @@ mod tests {
     #[test]
     fn the_version_asked_for_or_a_clear_answer() {
         let of = |majors: &[u16]| -> BTreeMap<u16, (PathBuf, String)> {
-            majors
-                .iter()
-                .map(|m| (*m, (PathBuf::from(format!("/usr/lib/postgresql/{m}/bin/postgres")), format!("{m}.1"))))
-                .collect()
+            majors.iter().map(|m| (*m, (PathBuf::from(format!("/usr/lib/postgresql/{m}/bin/postgres")), format!("{m}.1")))).collect()
         };
         let rows: [(&[u16], Option<u16>, Option<u16>, Result<&str, &str>); 9] = [
             (&[15], None, None, Ok("15.1")),

@@ -9,7 +9,7 @@ use crate::names::quoted;
 use moat_blueprint::spec::{DatabaseSpec, EnvGroupSpec, RuntimeSpec, ServiceSpec, Text, TypeSpec};
 use moat_model::{ServiceId, ServiceKind, Slug};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 /// Labels that stand for something else: peers of the command line, and the loopback name.
@@ -91,7 +91,7 @@ pub(crate) struct Workspace<'a> {
     groups: HashMap<&'a str, Vec<(usize, &'a EnvGroupSpec)>>,
     /// Databases, in order.
     pub(crate) databases: Vec<Database<'a>>,
-    database_names: HashMap<&'a str, Vec<usize>>,
+    database_names: BTreeMap<&'a str, Vec<usize>>,
 }
 
 impl<'a> Workspace<'a> {
@@ -109,7 +109,7 @@ impl<'a> Workspace<'a> {
             services: HashMap::new(),
             groups: HashMap::new(),
             databases: Vec::new(),
-            database_names: HashMap::new(),
+            database_names: BTreeMap::new(),
         };
         let specs = workspace.index();
         workspace.name(specs, memory, random, report);
