@@ -30,6 +30,7 @@ fn places() -> Places {
         cache: "/s/cache/app".into(),
         disk: Some("/s/disks/srv-app/d".into()),
         data: Some("/s/data/red-x".into()),
+        identity: Some(Secret::new("KEY AND CERTIFICATE")),
         cgroup: "/moat-t/i".to_owned(),
     }
 }
