@@ -2,8 +2,8 @@
 
 use crate::bed::{Bed, holds, test, until};
 use moat_engine::Engine;
-use moat_model::state::{InstancePhase, Workload};
 use moat_model::InstanceId;
+use moat_model::state::{InstancePhase, Workload};
 use moat_planner::plan::InstanceSpec;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -106,7 +106,11 @@ fn what_is_committed_survives_a_kill_and_a_stop_with_clients() {
         bed.start(&third).await.unwrap();
         ready(bed, &third.id).await;
         assert_eq!(sql(bed, &third.id, "select count(*) from kept").await, "1000");
-        assert!(bed.log(&third.id).iter().all(|line| !line.contains("recovery")), "a stop writes everything down: {:?}", bed.log(&third.id));
+        assert!(
+            bed.log(&third.id).iter().all(|line| !line.contains("recovery")),
+            "a stop writes everything down: {:?}",
+            bed.log(&third.id)
+        );
         bed.stop(&third.id, 60).await;
     });
 }
@@ -141,8 +145,16 @@ fn who_has_no_password_stays_out_and_the_owner_is_no_superuser() {
         ready(bed, &spec.id).await;
         let address = spec.address.v4;
         let by = |rest: &str| format!("host={address} dbname=Shop-1 {rest}");
-        let (code, said) =
-            psql(bed, &spec.id, &[&by("user=owner password=a-very-secret-word sslmode=require"), "-c", "select ssl from pg_stat_ssl where pid = pg_backend_pid()"]).await;
+        let (code, said) = psql(
+            bed,
+            &spec.id,
+            &[
+                &by("user=owner password=a-very-secret-word sslmode=require"),
+                "-c",
+                "select ssl from pg_stat_ssl where pid = pg_backend_pid()",
+            ],
+        )
+        .await;
         assert_eq!((code, said.as_str()), (0, "t"), "TLS is offered");
         for (who, why) in [
             ("user=owner password=another", "password authentication failed"),
@@ -153,8 +165,14 @@ fn who_has_no_password_stays_out_and_the_owner_is_no_superuser() {
             let (code, said) = psql(bed, &spec.id, &[&by(who), "-w", "-c", "select 1"]).await;
             assert!(code != 0 && said.contains(why), "{who}: {said}");
         }
-        assert_eq!(sql(bed, &spec.id, "select rolsuper, rolcreatedb, rolcreaterole, rolreplication from pg_roles where rolname = 'owner'").await, "f|t|f|f");
-        assert_eq!(sql(bed, &spec.id, "select pg_encoding_to_char(encoding), datcollate from pg_database where datname = 'Shop-1'").await, "UTF8|C.UTF-8");
+        assert_eq!(
+            sql(bed, &spec.id, "select rolsuper, rolcreatedb, rolcreaterole, rolreplication from pg_roles where rolname = 'owner'").await,
+            "f|t|f|f"
+        );
+        assert_eq!(
+            sql(bed, &spec.id, "select pg_encoding_to_char(encoding), datcollate from pg_database where datname = 'Shop-1'").await,
+            "UTF8|C.UTF-8"
+        );
         // Extensions that are marked as trusted, and no others.
         sql(bed, &spec.id, "create extension pgcrypto").await;
         let (code, said) = psql(bed, &spec.id, &["-c", "create extension file_fdw"]).await;
@@ -182,7 +200,8 @@ fn who_has_no_password_stays_out_and_the_owner_is_no_superuser() {
 #[test]
 fn another_version_is_answered_and_touches_nothing() {
     test(async |bed: &Bed| {
-        let newest = *moat_engine_linux::toolchain::postgres::installed().keys().next_back().expect("`cargo xtask test` installs PostgreSQL");
+        let newest =
+            *moat_engine_linux::toolchain::postgres::installed().keys().next_back().expect("`cargo xtask test` installs PostgreSQL");
         let wanting = |major| {
             let mut spec = Bed::postgres(None);
             let Workload::Postgres(server) = &mut spec.workload else { unreachable!() };
