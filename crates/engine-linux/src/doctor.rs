@@ -222,10 +222,8 @@ fn key_value() -> Finding {
 
 fn postgres() -> Finding {
     let installed = toolchain::postgres::installed();
-    let found = match installed.is_empty() {
-        true => Err("not installed".to_owned()),
-        false => Ok(installed.values().map(|(_, version)| version.as_str()).collect::<Vec<_>>().join(", ")),
-    };
+    let versions: Vec<&str> = installed.values().map(|(_, version)| version.as_str()).collect();
+    let found = if versions.is_empty() { Err("not installed".to_owned()) } else { Ok(versions.join(", ")) };
     finding("postgresql server", false, found, "apt-get install postgresql (its own server need not run)")
 }
 

@@ -88,7 +88,6 @@ pub struct Service {
 /// What a service's instances run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "type")]
-#[expect(clippy::large_enum_variant, reason = "one per service, never in bulk; a box would only make it harder to match")]
 pub enum Workload {
     /// A program over a toolchain of this machine.
     Native(NativeWorkload),

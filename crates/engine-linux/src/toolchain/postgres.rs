@@ -105,12 +105,15 @@ mod tests {
         }
     }
 
+    /// What is installed, what is asked for, what wrote the data, and what comes of it.
+    type Row<'a> = (&'a [u16], Option<u16>, Option<u16>, Result<&'a str, &'a str>);
+
     #[test]
     fn the_version_asked_for_or_a_clear_answer() {
         let of = |majors: &[u16]| -> BTreeMap<u16, (PathBuf, String)> {
             majors.iter().map(|m| (*m, (PathBuf::from(format!("/usr/lib/postgresql/{m}/bin/postgres")), format!("{m}.1")))).collect()
         };
-        let rows: [(&[u16], Option<u16>, Option<u16>, Result<&str, &str>); 9] = [
+        let rows: [Row<'_>; 9] = [
             (&[15], None, None, Ok("15.1")),
             (&[13, 15], None, None, Ok("15.1")),
             (&[13, 15], Some(13), None, Ok("13.1")),

@@ -189,7 +189,7 @@ impl Assembly<'_, '_> {
             egress: Egress::None,
             instances: 1,
             limits,
-            workload: Workload::Postgres(database.workload()),
+            workload: Workload::Postgres(database.server.clone()),
             env: BTreeMap::new(),
             build_env: BTreeMap::new(),
             written_keys: BTreeSet::new(),

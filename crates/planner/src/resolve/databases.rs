@@ -25,9 +25,8 @@ pub(crate) struct Database<'a> {
     pub(crate) slug: Slug,
     /// Its id.
     pub(crate) id: ServiceId,
-    database: String,
-    user: String,
-    password: Secret,
+    /// What its server runs.
+    pub(crate) server: PostgresWorkload,
 }
 
 impl<'a> Database<'a> {
@@ -69,30 +68,22 @@ impl<'a> Database<'a> {
         });
         let user = choose("user", "user", spec.user.as_ref(), &mut || format!("{database:.58}_user"));
         let password = remembered.entry("password".to_owned()).or_insert_with(|| Secret::new(letters(random(), 24))).clone();
-        Self { input, spec, slug, id, database, user, password }
+        let major = spec.postgres_major_version.as_ref().and_then(|version| version.trim().parse().ok());
+        Self { input, spec, slug, id, server: PostgresWorkload { major, database, user, password } }
     }
 
     /// What a reference to a property stands for. The URL has no port, as the platform's has none.
     pub(crate) fn property(&self, property: DatabaseProperty) -> String {
+        let server = &self.server;
         match property {
             DatabaseProperty::ConnectionString | DatabaseProperty::ConnectionPoolString => {
-                format!("postgresql://{}:{}@{}/{}", self.user, self.password.expose(), self.slug, self.database)
+                format!("postgresql://{}:{}@{}/{}", server.user, server.password.expose(), self.slug, server.database)
             }
             DatabaseProperty::Host => self.slug.to_string(),
             DatabaseProperty::Port => default_port(Some(ServiceKind::Postgres)).unwrap_or_default().to_string(),
-            DatabaseProperty::User => self.user.clone(),
-            DatabaseProperty::Password => self.password.expose().to_owned(),
-            DatabaseProperty::Database => self.database.clone(),
-        }
-    }
-
-    /// What its server runs.
-    pub(crate) fn workload(&self) -> PostgresWorkload {
-        PostgresWorkload {
-            major: self.spec.postgres_major_version.as_ref().and_then(|version| version.trim().parse().ok()),
-            database: self.database.clone(),
-            user: self.user.clone(),
-            password: self.password.clone(),
+            DatabaseProperty::User => server.user.clone(),
+            DatabaseProperty::Password => server.password.expose().to_owned(),
+            DatabaseProperty::Database => server.database.clone(),
         }
     }
 }

@@ -236,7 +236,7 @@ databases:
 
 #[test]
 fn the_examples_have_nothing_wrong() {
-    for example in ["hello", "shop"] {
+    for example in ["hello", "shop", "guestbook"] {
         let path = format!("{}/../../examples/{example}/render.yaml", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(path).unwrap();
         assert_eq!(said(&text), [""; 0], "{example}");
