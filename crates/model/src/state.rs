@@ -55,7 +55,7 @@ pub struct Service {
     pub zone: ZoneId,
     /// Service address; `None` for what receives nothing.
     pub vip: Option<AddressPair>,
-    /// The expected main port: `PORT` or 10000 for web and private services, 6379 for a Key Value.
+    /// The expected main port: `PORT` or 10000 for web and private services, 6379 for a Key Value, 5432 for a database.
     pub port: Option<u16>,
     /// `x-moat.allowFrom`: slugs that may reach it; `None` is the open default.
     pub allow_from: Option<BTreeSet<Slug>>,
@@ -88,12 +88,13 @@ pub struct Service {
 /// What a service's instances run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "type")]
-#[expect(clippy::large_enum_variant, reason = "one per service, never in bulk; a box would only make it harder to match")]
 pub enum Workload {
     /// A program over a toolchain of this machine.
     Native(NativeWorkload),
     /// A Redis-compatible server.
     KeyValue(KeyValueWorkload),
+    /// A PostgreSQL server.
+    Postgres(PostgresWorkload),
 }
 
 /// A program over a toolchain of this machine.
@@ -151,6 +152,19 @@ pub enum Persistence {
     Snapshot,
     /// Nothing is kept.
     Off,
+}
+
+/// A PostgreSQL server with one database and the user that owns it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostgresWorkload {
+    /// Major version asked for, such as 15. Without one the data's own counts, and for new data the newest that is there.
+    pub major: Option<u16>,
+    /// Name of the database in the server, at most 63 bytes.
+    pub database: String,
+    /// Name of the user who owns it, at most 63 bytes.
+    pub user: String,
+    /// The user's password.
+    pub password: Secret,
 }
 
 /// What an instance runs for.

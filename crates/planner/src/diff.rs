@@ -194,7 +194,7 @@ fn turn<'a>(service: &Service, mine: &[&'a ObservedInstance], situation: Situati
 
     let built = match service.workload {
         Workload::Native(_) => situation.releases.contains_key(&service.slug),
-        Workload::KeyValue(_) => true,
+        Workload::KeyValue(_) | Workload::Postgres(_) => true,
     };
     let (mut new, mut old): (Vec<&ObservedInstance>, Vec<&ObservedInstance>) =
         alive.into_iter().partition(|i| i.fingerprint == service.fingerprint);
@@ -235,6 +235,6 @@ fn turn<'a>(service: &Service, mine: &[&'a ObservedInstance], situation: Situati
 pub fn is_exclusive(service: &Service) -> bool {
     match &service.workload {
         Workload::Native(native) => native.disk.is_some(),
-        Workload::KeyValue(_) => true,
+        Workload::KeyValue(_) | Workload::Postgres(_) => true,
     }
 }

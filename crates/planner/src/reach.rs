@@ -35,7 +35,7 @@ pub fn verdict(state: &DesiredState, from: &Peer, to: &Peer, port: Option<Endpoi
 pub fn has_builds(service: &Service) -> bool {
     match service.workload {
         Workload::Native(_) => true,
-        Workload::KeyValue(_) => false,
+        Workload::KeyValue(_) | Workload::Postgres(_) => false,
     }
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn judge(from: End<'_>, to: End<'_>, port: Option<Endpoint>) -> Verdi
 fn from_outside(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
     match to.kind {
         ServiceKind::Web => {}
-        ServiceKind::Pserv | ServiceKind::KeyValue => return deny(DenyReason::NotPublic),
+        ServiceKind::Pserv | ServiceKind::KeyValue | ServiceKind::Postgres => return deny(DenyReason::NotPublic),
         ServiceKind::Worker | ServiceKind::Cron => return deny(DenyReason::ReceivesNothing),
     }
     let Some(http) = to.port else { return deny(DenyReason::NotHttpPort) };

@@ -4,6 +4,7 @@
 //! other and to themselves; then the services. Nothing stops at the first problem.
 
 mod assemble;
+mod databases;
 mod defaults;
 mod fingerprint;
 mod lint;

@@ -228,13 +228,21 @@ impl Rules<'_, '_, '_, '_, '_> {
 
     /// Said once per file: regions are networks of one machine.
     fn region(&mut self, spec: &ServiceSpec) {
-        if spec.region.is_some() && !self.cx.region_said {
-            self.cx.region_said = true;
-            let message = "every region is this machine: services of one region share a private network, others are apart";
-            let Some((span, path)) = self.obj.place("region", self.path) else { return };
-            self.cx.report.say(E0210, span, &path, message, None);
+        if spec.region.is_some() {
+            region(self.obj, self.path, self.cx);
         }
     }
+}
+
+/// Says once in a file that regions share this machine.
+pub(super) fn region(obj: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) {
+    if cx.region_said {
+        return;
+    }
+    cx.region_said = true;
+    let message = "every region is this machine: services of one region share a private network, others are apart";
+    let Some((span, path)) = obj.place("region", path) else { return };
+    cx.report.say(E0210, span, &path, message, None);
 }
 
 /// Whether two URLs name one repository: `git@host:owner/name.git` is `https://host/owner/name`.

@@ -32,7 +32,7 @@ impl Core {
             since: Instant::now(),
         };
         match &service.workload {
-            Workload::KeyValue(_) => {
+            Workload::KeyValue(_) | Workload::Postgres(_) => {
                 self.deploys.insert(slug.clone(), deploy);
                 self.start_serving(&slug);
             }
@@ -179,7 +179,7 @@ impl Core {
         let unchanged = deploy.previous.as_ref().is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
         let command = match &service.workload {
             Workload::Native(native) => native.pre_deploy_command.clone(),
-            Workload::KeyValue(_) => None,
+            Workload::KeyValue(_) | Workload::Postgres(_) => None,
         };
         match command {
             Some(command) if !unchanged => {

@@ -151,7 +151,7 @@ impl Core {
             .filter(|(slug, d)| d.service.kind == ServiceKind::Cron && d.good && self.desired.services.contains_key(*slug))
             .filter_map(|(slug, d)| match &d.service.workload {
                 Workload::Native(native) => native.schedule.clone().map(|schedule| (slug.clone(), schedule)),
-                Workload::KeyValue(_) => None,
+                Workload::KeyValue(_) | Workload::Postgres(_) => None,
             })
             .collect();
         for (slug, schedule) in schedules {

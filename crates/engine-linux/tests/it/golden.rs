@@ -1,6 +1,6 @@
 //! The lowering of one instance, whole: what the monitor mounts and what the runtime is told.
 
-use crate::bed::spec;
+use crate::bed::{Bed, spec};
 use moat_engine_linux::lower::sandbox::{Input, Machine, Places, lower};
 use moat_engine_linux::toolchain::Toolchain;
 use moat_model::net::{NetworkId, Ula};
@@ -30,6 +30,7 @@ fn places() -> Places {
         cache: "/s/cache/app".into(),
         disk: Some("/s/disks/srv-app/d".into()),
         data: Some("/s/data/red-x".into()),
+        identity: Some(Secret::new("KEY AND CERTIFICATE")),
         cgroup: "/moat-t/i".to_owned(),
     }
 }
@@ -87,6 +88,9 @@ fn an_instance_lowers_to_this() {
     key_value.workload =
         Workload::KeyValue(KeyValueWorkload { maxmemory_policy: "allkeys-lru".to_owned(), persistence: Persistence::Snapshot });
     check("keyvalue.json", &key_value);
+    let postgres =
+        InstanceSpec { workload: Bed::postgres(Some(15)).workload, env: BTreeMap::new(), secret_files: BTreeMap::new(), ..native() };
+    check("postgres.json", &postgres);
 }
 
 #[test]

@@ -29,6 +29,12 @@ pub(crate) fn of_instance(service: &Service) -> String {
                 Persistence::Off => 2,
             });
         }
+        Workload::Postgres(w) => {
+            print.number(w.major.map_or(0, u64::from));
+            print.text(&w.database);
+            print.text(&w.user);
+            print.text(w.password.expose());
+        }
     }
     print.secrets(&service.env);
     print.secrets(&service.secret_files);
@@ -48,7 +54,7 @@ pub(crate) fn of_build(service: &Service) -> String {
             print.text(&w.root_dir.to_string_lossy());
             print.maybe(w.build_command.as_deref());
         }
-        Workload::KeyValue(_) => {}
+        Workload::KeyValue(_) | Workload::Postgres(_) => {}
     }
     print.secrets(&service.build_env);
     print.secrets(&service.secret_files);

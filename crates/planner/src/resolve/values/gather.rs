@@ -116,9 +116,8 @@ impl<'a> Values<'a> {
                     }
                     answer.as_ref().map_or(Source::Nothing, text)
                 }
-                EnvSource::Database { name, .. } => {
-                    references::database(gathering.workspace, entry, var, name, gathering.report);
-                    Source::Nothing
+                EnvSource::Database { name, property, .. } => {
+                    references::database(gathering.workspace, entry, var, name, property.value, gathering.report)
                 }
                 EnvSource::Service { name, kind, what, .. } => {
                     gathering.references.push(Reference { entry: index, node, var, name, kind: kind.as_ref(), what });
