@@ -3,7 +3,6 @@
 //! Invariant: a [`Digest`] is always SHA-256 in lower-case hexadecimal, so it is safe as a file name.
 
 use std::fmt;
-use std::io::{self, Read};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -109,26 +108,6 @@ impl Hasher {
 
     pub(crate) fn finish(self) -> Digest {
         Digest(self.state.finalize().into())
-    }
-}
-
-/// Hashes what is read through it.
-pub(crate) struct HashingReader<R> {
-    inner: R,
-    pub(crate) hasher: Hasher,
-}
-
-impl<R> HashingReader<R> {
-    pub(crate) fn new(inner: R) -> Self {
-        Self { inner, hasher: Hasher::default() }
-    }
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(buffer.get(..count).unwrap_or_default());
-        Ok(count)
     }
 }
 

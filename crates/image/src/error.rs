@@ -22,7 +22,7 @@ pub enum ImageError {
     #[error("the registry `{registry}` has no image `{reference}`")]
     NotFound {
         /// What was asked for.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Who was asked.
         registry: String,
     },
@@ -30,7 +30,7 @@ pub enum ImageError {
     #[error("the registry `{registry}` refuses `{reference}`: {reason}")]
     Denied {
         /// What was asked for.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Who refused.
         registry: String,
         /// The registry's words, or whether credentials were sent.

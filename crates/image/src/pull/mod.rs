@@ -67,7 +67,7 @@ impl Store {
             return Err(too_much("its config", manifest.config.size, limits.config_bytes));
         }
         let config = origin.config(&manifest.config)?;
-        let diff_ids = check_config(&config, &manifest.layers, &options.platform, limits, &reference.to_string())?;
+        let diff_ids = check_config(&config, manifest.layers.len(), &options.platform, limits, &reference.to_string())?;
         let mut used: BTreeSet<Digest> = diff_ids.iter().copied().collect();
         used.insert(Digest::of(&config));
         self.protect(&lease, &used)?;
@@ -101,7 +101,7 @@ impl Store {
         if options.cancel.is_set() {
             return Err(ImageError::Cancelled);
         }
-        self.add_image(&lease, &config, &diff_ids, Some(&Name { reference, digests, platform: &options.platform }))
+        self.add_image(&lease, &config, &diff_ids, &[Name { reference, digests, platform: &options.platform }])
     }
 }
 
@@ -133,7 +133,7 @@ fn resolve(origin: &Origin, reference: &Reference, options: &PullOptions) -> Res
 /// Checks a config against the layers it comes with and the platform wanted. Returns the diff ids.
 pub(crate) fn check_config(
     config: &[u8],
-    layers: &[Descriptor],
+    layers: usize,
     platform: &Platform,
     limits: &Limits,
     what: &str,
@@ -143,11 +143,11 @@ pub(crate) fn check_config(
     if platform.fitness(&parsed.config.platform).is_none() {
         return Err(ImageError::Platform { what: what.to_owned(), wanted: platform.clone(), offered: vec![parsed.config.platform] });
     }
-    if parsed.diff_ids.len() != layers.len() {
-        return Err(unsupported(format!("its config names {} layers, its manifest {}", parsed.diff_ids.len(), layers.len())));
+    if parsed.diff_ids.len() != layers {
+        return Err(unsupported(format!("its config names {} layers, its manifest {}", parsed.diff_ids.len(), layers)));
     }
-    if layers.len() > limits.layers {
-        return Err(too_much(what, layers.len() as u64, limits.layers as u64));
+    if layers > limits.layers {
+        return Err(too_much(what, layers as u64, limits.layers as u64));
     }
     Ok(parsed.diff_ids)
 }

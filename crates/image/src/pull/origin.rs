@@ -115,8 +115,8 @@ impl Origin {
         let host = self.clients.get(index).map_or_else(String::new, |client| client.host().to_owned());
         let registry = if index + 1 == self.clients.len() { self.reference.registry().to_owned() } else { host };
         match fault {
-            Fault::Missing => ImageError::NotFound { reference: self.reference.clone(), registry },
-            Fault::Denied(reason) => ImageError::Denied { reference: self.reference.clone(), registry, reason },
+            Fault::Missing => ImageError::NotFound { reference: Box::new(self.reference.clone()), registry },
+            Fault::Denied(reason) => ImageError::Denied { reference: Box::new(self.reference.clone()), registry, reason },
             Fault::Passing { reason, .. } | Fault::Lasting(reason) => ImageError::Registry { registry, reason },
         }
     }

@@ -250,20 +250,14 @@ impl Store {
         Ok(unpacked)
     }
 
-    /// Publishes an image whose layers are all there, and its name.
-    pub(crate) fn add_image(
-        &self,
-        lease: &Lease,
-        config: &[u8],
-        diff_ids: &[Digest],
-        name: Option<&Name<'_>>,
-    ) -> Result<ImageId, ImageError> {
+    /// Publishes an image whose layers are all there, and its names.
+    pub(crate) fn add_image(&self, lease: &Lease, config: &[u8], diff_ids: &[Digest], names: &[Name<'_>]) -> Result<ImageId, ImageError> {
         let id = ImageId(Digest::of(config));
         self.write(lease, &self.blob_path(&id.0), config)?;
         let folders = self.make_folders(lease, id, diff_ids)?;
         let record = ImageRecord { layers: diff_ids.to_vec(), folders };
         self.write_json(lease, &self.root.join("images").join(format!("{}.json", id.0.hex())), &record)?;
-        if let Some(name) = name {
+        for name in names {
             self.write_name(lease, name, id)?;
         }
         Ok(id)

@@ -11,7 +11,7 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 const BUFFER: usize = 128 << 10;
 
 /// The plain content of a layer.
-pub(super) fn open<'a>(mut layer: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn open<'a>(mut layer: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut start = Vec::with_capacity(4);
     layer.by_ref().take(4).read_to_end(&mut start)?;
     let skippable = matches!(start.split_first(), Some((first, rest)) if first & 0xf0 == 0x50 && rest == ZSTD_SKIPPABLE);

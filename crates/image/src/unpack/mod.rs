@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::decompress::{is_compressed, open as decompressed};
 use self::tar::{Kind, TarError, TarReader};
 use self::tree::Tree;
 use crate::digest::{Digest, Hasher};
@@ -150,7 +151,7 @@ pub(crate) fn unpack(
     advance: &mut dyn FnMut(u64),
 ) -> Result<Unpacked, LayerProblem> {
     let compressed = Arc::new(AtomicU64::new(0));
-    let plain = decompress::open(Counted { inner: layer, count: Arc::clone(&compressed) }).map_err(read_problem)?;
+    let plain = decompressed(Counted { inner: layer, count: Arc::clone(&compressed) }).map_err(read_problem)?;
     let guarded = Guarded { inner: plain, hasher: Hasher::default(), compressed: Arc::clone(&compressed), limits };
     let mut archive = TarReader::new(guarded, limits.extended_header_bytes);
     let mut tree = Tree::new(root, limits);

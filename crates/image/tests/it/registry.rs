@@ -37,19 +37,14 @@ impl Registry {
             eprintln!("skipped: `htpasswd` is not installed");
             return None;
         };
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("htpasswd");
-        std::fs::write(&file, hashed.stdout).unwrap();
-        let auth = format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display());
+        // The path is in the registry's folder.
+        let auth = "auth:\n  htpasswd:\n    realm: test\n    path: FOLDER/htpasswd\n";
         use base64::Engine as _;
         let authorization = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")));
-        let registry = Self::with(&auth, Some(authorization));
-        // Read at the first request, which was made.
-        drop(folder);
-        registry
+        Self::with(auth, Some((authorization, hashed.stdout)))
     }
 
-    fn with(extra: &str, authorization: Option<String>) -> Option<Self> {
+    fn with(extra: &str, password: Option<(String, Vec<u8>)>) -> Option<Self> {
         for _ in 0..20 {
             let folder = tempfile::tempdir().unwrap();
             // The registry can't tell which port 0 became, so one that was free a moment ago is tried.
@@ -58,14 +53,18 @@ impl Registry {
                 "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{extra}",
                 folder.path().join("data").display()
             );
+            let config = config.replace("FOLDER", &folder.path().display().to_string());
             let path = folder.path().join("config.yml");
             std::fs::write(&path, config).unwrap();
+            if let Some((_, hashed)) = &password {
+                std::fs::write(folder.path().join("htpasswd"), hashed).unwrap();
+            }
             let child = Command::new("docker-registry").arg("serve").arg(&path).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
             let Ok(child) = child else {
                 eprintln!("skipped: `docker-registry` is not installed");
                 return None;
             };
-            let mut registry = Self { child, address, authorization: authorization.clone(), _folder: folder };
+            let mut registry = Self { child, address, authorization: password.as_ref().map(|(value, _)| value.clone()), _folder: folder };
             if registry.wait() {
                 return Some(registry);
             }
