@@ -2,6 +2,12 @@
 //!
 //! Unpacking needs root; the registry, `skopeo` and `umoci` need to be installed. A test that can't run says why.
 
+mod broken;
+mod corpus;
 mod fixture;
+mod fuzz;
+mod kill;
+mod load;
+mod overlay;
 mod pull;
 mod registry;
