@@ -33,7 +33,7 @@ fn killed_at_any_step_the_next_pull_completes() {
     let layer = |index: u64| {
         let files: Vec<_> =
             (0..20).map(|file_index| file(&format!("l{index}/f{file_index}"), noise(150_000, index * 100 + file_index))).collect();
-        Layer::new(&files, if index % 2 == 0 { Packed::Gzip } else { Packed::Zstd })
+        Layer::new(&files, if index.is_multiple_of(2) { Packed::Gzip } else { Packed::Zstd })
     };
     let made = Made::new((0..4).map(layer).collect(), &json!({}));
     registry.push("app", "1", &made);

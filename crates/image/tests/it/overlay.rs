@@ -21,7 +21,7 @@ fn listing(tree: &Path) -> String {
 /// What overlayfs shows, mounted in a mount namespace of its own.
 fn mounted(layers: &[std::path::PathBuf], at: &Path) -> Option<String> {
     let lower: Vec<_> = layers.iter().map(|layer| layer.display().to_string()).collect();
-    let script = format!("mount -t overlay overlay -o lowerdir=\"$1:$2\" \"$0\" && set -- && {}", LIST.replace("cd \"$0\"", "cd \"$0\""));
+    let script = format!("mount -t overlay overlay -o lowerdir=\"$1:$2\" \"$0\" && set -- && {LIST}");
     let empty = at.join("empty");
     let point = at.join("point");
     std::fs::create_dir(&empty).unwrap();
