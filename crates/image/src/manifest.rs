@@ -2,6 +2,8 @@
 //!
 //! Source: OCI image specification 1.1 (*manifest*, *image index*), Docker *image manifest version 2, schema 2*.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use crate::digest::Digest;
@@ -18,7 +20,7 @@ pub(crate) struct Descriptor {
     #[serde(default)]
     pub(crate) platform: Option<Platform>,
     #[serde(default)]
-    pub(crate) annotations: std::collections::BTreeMap<String, String>,
+    pub(crate) annotations: Option<BTreeMap<String, String>>,
 }
 
 /// What a manifest endpoint, or a blob of a layout, can be.
@@ -72,7 +74,9 @@ impl Document {
         let kind = if known(&raw.media_type) { raw.media_type.as_str() } else { served_as };
         match (raw.manifests, raw.config, raw.layers) {
             (Some(manifests), None, None) if !MANIFESTS.contains(&kind) => Ok(Self::Index(manifests)),
-            (None, Some(config), Some(layers)) if !INDEXES.contains(&kind) => {
+            (None, Some(config), layers) if !INDEXES.contains(&kind) => {
+                // An image of no layers may have `null`.
+                let layers = layers.unwrap_or_default();
                 if !CONFIGS.contains(&config.media_type.as_str()) {
                     let what = if raw.artifact_type.is_empty() { config.media_type } else { raw.artifact_type };
                     return Err(format!("it is an artifact of the kind `{what}`, not an image"));
@@ -148,6 +152,7 @@ mod tests {
                 "helm",
             ),
             (format!(r#"{{"schemaVersion":2,"config":{oci},"layers":[{}]}}"#, d("application/wasm")), MANIFESTS[0], "wasm"),
+            (format!(r#"{{"schemaVersion":2,"config":{oci},"layers":null,"annotations":null}}"#), MANIFESTS[0], ""),
             ("{}".into(), "", "schemaVersion"),
             ("<html>".into(), "text/html", "can't be read"),
             (r#"{"schemaVersion":2,"manifests":[{"digest":"sha512:00","size":1}]}"#.into(), "", "sha512"),

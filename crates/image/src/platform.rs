@@ -44,7 +44,7 @@ impl Platform {
         if self.os != image.os || self.arch != image.arch {
             return None;
         }
-        let level = |platform: &Self| match (platform.arch.as_str(), platform.variant.as_deref()) {
+        let level = |platform: &Self| match (platform.arch.as_str(), platform.variant.as_deref().filter(|variant| !variant.is_empty())) {
             ("arm64", None) => Some(8),
             ("amd64", None) => Some(1),
             ("arm", None) => Some(5),
@@ -83,6 +83,7 @@ mod tests {
             ("linux/arm/v6", "linux/arm/v7 linux/arm/v5", Some(1)),
             ("linux/amd64", "linux/amd64/v3", None),
             ("linux/amd64/v3", "linux/amd64 linux/amd64/v2", Some(1)),
+            ("linux/amd64", "linux/amd64/", Some(0)),
             ("linux/amd64", "unknown/unknown", None),
             ("linux/arm", "linux/arm64/v8", None),
         ] {

@@ -219,7 +219,7 @@ fn blob_path(digest: &Digest) -> String {
 
 /// What a layout calls an image. Its own annotation is often no more than a tag, which says nothing without a repository.
 fn name(entry: &Descriptor) -> Option<Reference> {
-    let annotation = |key: &str| entry.annotations.get(key);
+    let annotation = |key: &str| entry.annotations.as_ref()?.get(key);
     let whole = annotation("io.containerd.image.name");
     let own = annotation("org.opencontainers.image.ref.name").filter(|name| name.contains(['/', ':']));
     whole.or(own)?.parse().ok()

@@ -74,7 +74,7 @@ pub struct Image {
     pub id: ImageId,
     /// How it wants to be run.
     pub config: ImageConfig,
-    /// Folders for overlayfs' `lowerdir`, the topmost first. To be mounted read-only or under an upper folder; shared, never to be written.
+    /// Folders for overlayfs' `lowerdir`, the topmost first; none for an image without layers. To be mounted read-only or under an upper folder; shared, never to be written.
     pub layers: Vec<PathBuf>,
     /// Bytes of the files of all layers; what layers share with other images counts here too.
     pub bytes: u64,
