@@ -20,6 +20,8 @@ class Page(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write((done.stdout + done.stderr).encode())
 
+# As many programs do: no database at the start, no program.
+subprocess.run(["psql", os.environ["DATABASE_URL"], "-c", "select 1"], check=True)
 http.server.ThreadingHTTPServer(("", int(os.environ["PORT"])), Page).serve_forever()
 "#;
 
