@@ -166,8 +166,10 @@ impl Ui {
 
     /// A table with aligned columns; the head is dimmed.
     pub fn table(&self, head: &[&str], rows: &[Vec<Cell>]) {
-        for line in self.table_lines(head, rows) {
-            self.line(&line);
+        let mut text = self.table_lines(head, rows).join("\n");
+        if !text.is_empty() {
+            text.push('\n');
+            self.raw(&text);
         }
     }
 

@@ -10,20 +10,32 @@ use moat_planner::Plan;
 use moat_planner::memory::Memory;
 use moat_planner::policy::LiveInstance;
 use moat_planner::resolve::{GitFacts, Input, Missing, Settings};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Web services are `SLUG.localhost`: browsers and systemd-resolved take it to loopback.
 pub const DOMAIN: &str = "localhost";
 
-/// 256 random bits of the kernel.
+/// 256 random bits of the kernel, each given once.
 pub fn random() -> [u8; 32] {
-    let mut bytes = [0; 32];
-    if getrandom::fill(&mut bytes).is_err() {
-        // Without randomness nothing that is secret can be made: better to end than to go on with a constant.
-        std::process::abort();
+    /// How many are fetched at once: a large blueprint needs thousands.
+    const STOCK: usize = 64;
+    thread_local! {
+        static LEFT: RefCell<Vec<[u8; 32]>> = const { RefCell::new(Vec::new()) };
     }
-    bytes
+    LEFT.with_borrow_mut(|left| {
+        left.pop().unwrap_or_else(|| {
+            let mut bytes = [[0; 32]; STOCK];
+            if getrandom::fill(bytes.as_flattened_mut()).is_err() {
+                // Without randomness nothing that is secret can be made: better to end than to go on with a constant.
+                std::process::abort();
+            }
+            let [first, rest @ ..] = bytes;
+            left.extend(rest);
+            first
+        })
+    })
 }
 
 /// What became of all blueprints.
@@ -55,17 +67,21 @@ impl Outcome {
 }
 
 /// Reads and resolves them all.
-pub fn resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, listen: &str) -> Outcome {
-    let read: Vec<(&PathBuf, &UpRequest, Blueprint, Vec<Diagnostic>)> = all
-        .iter()
-        .map(|(path, up)| {
-            let read = moat_blueprint::read_beside(&up.text, &up.remotes);
-            (path, up, read.blueprint, read.diagnostics)
-        })
-        .collect();
+pub fn read_and_resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, listen: &str) -> Outcome {
+    let reads: Vec<_> = all.values().map(|up| moat_blueprint::read_beside(&up.text, &up.remotes)).collect();
+    let read: Vec<_> = all.values().zip(&reads).map(|(up, read)| (up, &read.blueprint)).collect();
+    let mut outcome = resolve(&read, memory, listen);
+    let said = all.keys().zip(reads).flat_map(|(path, read)| read.diagnostics.into_iter().map(|d| (path.clone(), d)));
+    outcome.diagnostics.splice(0..0, said);
+    outcome
+}
+
+/// Resolves blueprints that were read; what reading them said is not repeated.
+pub fn resolve(read: &[(&UpRequest, &Blueprint)], memory: &mut Memory, listen: &str) -> Outcome {
     let inputs: Vec<Input<'_>> = read
         .iter()
-        .map(|(path, up, blueprint, _)| {
+        .map(|(up, blueprint)| {
+            let path = up.file.as_path();
             let [branch, commit, repo_slug] = up.git.clone();
             Input {
                 path,
@@ -80,12 +96,7 @@ pub fn resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, listen: 
     let port = listen.rsplit(':').next().and_then(|p| p.parse().ok()).filter(|p| *p != 80);
     let settings = Settings { domain: DOMAIN.to_owned(), public_scheme: "http".to_owned(), public_port: port, cpu_count: cpus() };
     let resolved = moat_planner::resolve::resolve(&inputs, memory, &mut random, &settings);
-    let mut diagnostics: Vec<(PathBuf, Diagnostic)> = Vec::new();
-    for (path, _, _, said) in &read {
-        diagnostics.extend(said.iter().cloned().map(|d| ((*path).clone(), d)));
-    }
-    diagnostics.extend(resolved.diagnostics);
-    Outcome { state: resolved.state, diagnostics, missing: resolved.missing }
+    Outcome { state: resolved.state, diagnostics: resolved.diagnostics, missing: resolved.missing }
 }
 
 fn cpus() -> u32 {

@@ -1,8 +1,8 @@
 //! Changes of elements, straight to the kernel.
 //!
-//! One transaction of a few elements costs the kernel a millisecond or two; a run of `nft` adds its start and, when
-//! something is removed, a wait for the kernel to free it. So changes of plain elements go this way, and everything else
-//! (service chains, ranges, whole tables) as text. Attribute numbers are those of `linux/netfilter/nf_tables.h`.
+//! One transaction of a few elements costs the kernel a millisecond or two; a run of `nft` adds its start, its reading of
+//! the text and, when something is removed, a wait for the kernel to free it. So changes of plain elements go this way, and
+//! everything else (service chains, ranges, whole tables) as text. Attribute numbers are those of `linux/netfilter/nf_tables.h`.
 
 use crate::lower::ir::{Atom, Key, Kind, Set, Value};
 use crate::lower::{Ruleset, TABLE};
@@ -18,10 +18,10 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const FAMILY_INET: u8 = 1;
 const GOTO: i32 = -4;
-/// More elements than this go as text.
-const LIMIT: usize = 2000;
-/// Elements per message: an attribute holds 64 KiB.
-const CHUNK: usize = 200;
+/// Bytes of elements per message: the length of an attribute is a 16-bit number.
+const CHUNK: usize = 60_000;
+/// What a socket takes by itself, about.
+const SEND_BUFFER: usize = 100_000;
 
 /// A transaction of plain elements.
 #[derive(Debug, Default)]
@@ -38,19 +38,23 @@ impl Batch {
         }
         let mut batch = Self::default();
         message(&mut batch.bytes, Head { kind: BATCH_BEGIN, flags: 0, sequence: 0, family: 0, resource: SUBSYSTEM }, &[]);
-        let mut total = 0;
         for (kind, from, to) in [(DELETE_ELEMENTS, old, new), (NEW_ELEMENTS, new, old)] {
             for ((name, set), (other_name, other)) in from.sets.iter().zip(&to.sets) {
                 if name != other_name || set.key != other.key {
                     return None;
                 }
-                let changed: Vec<_> = set.elements.iter().filter(|(key, value)| other.elements.get(*key) != Some(*value)).collect();
-                total += changed.len();
-                if total > LIMIT || (set.interval && !changed.is_empty()) {
-                    return None;
+                let mut list = Vec::new();
+                for (key, value) in set.elements.iter().filter(|(key, value)| other.elements.get(*key) != Some(*value)) {
+                    if set.interval {
+                        return None;
+                    }
+                    list.extend(attribute(1 | NESTED, &element(set, key, value.as_ref())));
+                    if list.len() > CHUNK {
+                        batch.add(kind, name, &std::mem::take(&mut list));
+                    }
                 }
-                for chunk in changed.chunks(CHUNK) {
-                    batch.add(kind, name, set, chunk);
+                if !list.is_empty() {
+                    batch.add(kind, name, &list);
                 }
             }
         }
@@ -58,9 +62,8 @@ impl Batch {
         Some(batch)
     }
 
-    fn add(&mut self, kind: u16, name: &str, set: &Set, elements: &[(&Key, &Option<Value>)]) {
-        let list: Vec<u8> = elements.iter().flat_map(|(key, value)| attribute(1 | NESTED, &element(set, key, value.as_ref()))).collect();
-        let body = [attribute(1, &text(TABLE)), attribute(2, &text(name)), attribute(3 | NESTED, &list)].concat();
+    fn add(&mut self, kind: u16, name: &str, list: &[u8]) {
+        let body = [attribute(1, &text(TABLE)), attribute(2, &text(name)), attribute(3 | NESTED, list)].concat();
         self.count += 1;
         let create = if kind == NEW_ELEMENTS { CREATE } else { 0 };
         message(&mut self.bytes, Head { kind, flags: ACK | create, sequence: self.count, family: FAMILY_INET, resource: 0 }, &body);
@@ -72,6 +75,10 @@ impl Batch {
             return Ok(());
         }
         let socket = open()?;
+        // A transaction is one message to the socket.
+        if self.bytes.len() > SEND_BUFFER {
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::SndBufForce, &(2 * self.bytes.len()))?;
+        }
         socket.send(&self.bytes, 0)?;
         let mut answered = 0;
         let mut result = Ok(());

@@ -11,6 +11,7 @@ pub mod decide;
 mod elements;
 mod error;
 mod host;
+mod leaving;
 pub mod link;
 pub mod lower;
 mod mount;

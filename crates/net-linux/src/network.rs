@@ -8,17 +8,20 @@ use crate::conntrack::{self, Flow};
 use crate::decide::{Known, flow_is_allowed};
 use crate::elements::Batch;
 use crate::host::Names;
+use crate::leaving::Leaving;
 use crate::lower::{self, Facts, TABLE};
 use crate::mount::Pin;
 use crate::record::{HostRecord, Records, Stamp};
 use crate::{NetError, nft, ns, router};
 use moat_model::policy::NetPolicy;
 use moat_model::{AddressPair, LinkName};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::linux::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where the network keeps its things.
@@ -40,6 +43,9 @@ pub(crate) struct Inner {
     pin: Pin,
     pub(crate) records: Records,
     applied: Mutex<Option<(Stamp, Arc<NetPolicy>)>>,
+    leaving: Leaving,
+    /// Whether this process knows that no flow is left that the policy forbids.
+    settled: AtomicBool,
 }
 
 impl std::fmt::Debug for Network {
@@ -60,6 +66,8 @@ impl Network {
                 pin: Pin::new(&run_dir),
                 records: Records::new(&run_dir),
                 applied: Mutex::new(None),
+                leaving: Leaving::default(),
+                settled: AtomicBool::new(false),
             }),
         })
     }
@@ -84,10 +92,11 @@ impl Network {
         self.run(Inner::ensure).await
     }
 
-    /// Makes the filter decide by `policy`, in one transaction, and then cuts open flows that it forbids; whether the
-    /// filter changed.
-    pub async fn set_policy(&self, policy: &NetPolicy) -> Result<bool, NetError> {
-        let policy = policy.clone();
+    /// Makes the filter decide by `policy`, in one transaction, and then cuts open flows that it forbids between
+    /// instances that it still lists; whether the filter changed. What flows it does not list any more are cut with their
+    /// link, by [`Network::detach`]: the filter drops every packet of theirs already.
+    pub async fn set_policy(&self, policy: impl Into<Arc<NetPolicy>>) -> Result<bool, NetError> {
+        let policy = policy.into();
         self.run(move |inner| inner.set_policy(policy)).await
     }
 
@@ -97,8 +106,8 @@ impl Network {
     }
 
     /// The policy that the live filter holds; the empty one when that is unknown.
-    pub fn policy(&self) -> NetPolicy {
-        self.inner.known_policy().ok().flatten().map(|policy| NetPolicy::clone(&policy)).unwrap_or_default()
+    pub fn policy(&self) -> Arc<NetPolicy> {
+        self.inner.known_policy().ok().flatten().unwrap_or_default()
     }
 
     /// Connects the namespace of process `pid` to the router: link `eth0` there, `link` here; addresses, routes and
@@ -108,10 +117,21 @@ impl Network {
         self.run(move |inner| inner.attach(pid, address, &link)).await
     }
 
-    /// Removes a link and forgets the flows of its addresses; whether it was there.
+    /// Gives up a link that the policy does not list any more; whether it was there. The kernel takes its time: the link,
+    /// and the flows of its addresses, leave beside the caller's work and before the next [`Network::attach`] of that link,
+    /// [`Network::links`] or [`Network::remove_router`].
     pub async fn detach(&self, link: &LinkName) -> Result<bool, NetError> {
         let link = link.clone();
-        self.run(move |inner| inner.detach(&link)).await
+        let (there, walk) = self.run(move |inner| inner.detach(&link)).await?;
+        if walk {
+            let inner = Arc::clone(&self.inner);
+            drop(tokio::task::spawn_blocking(move || {
+                if let Err(error) = inner.leaving.work(|links| inner.take_away(links)) {
+                    tracing::warn!(%error, "links could not be removed; trying again before they are needed");
+                }
+            }));
+        }
+        Ok(there)
     }
 
     /// Removes the router namespace, its links, the uplink and the host's table, and restores the host's forwarding;
@@ -122,7 +142,11 @@ impl Network {
 
     /// The links of instances in the router namespace.
     pub async fn links(&self) -> Result<Vec<LinkName>, NetError> {
-        self.run(|inner| inner.inside(router::instance_links)?.map_err(NetError::link("list the links of the router"))).await
+        self.run(|inner| {
+            inner.leaving.wait_for(None, |links| inner.take_away(links))?;
+            inner.inside(router::instance_links)?.map_err(NetError::link("list the links of the router"))
+        })
+        .await
     }
 
     /// The router namespace.
@@ -236,6 +260,13 @@ impl Inner {
             done.push("loaded the filter of the router".to_owned());
         }
         done.extend(within(router, inside_settings)??);
+        // Another process may have ended between removing a link and forgetting its flows.
+        if !self.settled.load(Ordering::Acquire) {
+            if let Some(policy) = self.known_policy()? {
+                cut_forbidden(router, &record.facts, &policy)?;
+            }
+            self.settled.store(true, Ordering::Release);
+        }
         Ok(done)
     }
 
@@ -250,12 +281,11 @@ impl Inner {
         Ok(())
     }
 
-    fn set_policy(&self, policy: NetPolicy) -> Result<bool, NetError> {
+    fn set_policy(&self, policy: Arc<NetPolicy>) -> Result<bool, NetError> {
         lower::check(&policy)?;
         let _lock = self.records.lock()?;
         let router = self.router()?;
         let facts = self.record()?.facts;
-        let policy = Arc::new(policy);
         let Some(old) = self.known_policy()? else {
             self.load(&router, &facts, policy)?;
             return Ok(true);
@@ -279,7 +309,7 @@ impl Inner {
             }
             Err(error) => return Err(error),
         }
-        if gone != nothing {
+        if closes_between_listed(&gone, &policy) {
             cut_forbidden(&router, &facts, &policy)?;
         }
         self.records.finish_change(&gone, &come, &policy)?;
@@ -325,19 +355,34 @@ impl Inner {
         if own == number(&router)? || own == number(&self.host)? {
             return Err(doing()(io::Error::new(io::ErrorKind::InvalidInput, "it has no network namespace of its own")));
         }
+        self.leaving.wait_for(Some(link), |links| self.take_away(links))?;
         within(&router, || router::attach(&instance, address, link))?.map_err(NetError::link(format!("make the link `{link}`")))
     }
 
-    fn detach(&self, link: &LinkName) -> Result<bool, NetError> {
+    /// Whether the link is there, and whether somebody must take it away now.
+    fn detach(&self, link: &LinkName) -> Result<(bool, bool), NetError> {
         let router = match self.router() {
             Ok(router) => router,
-            Err(NetError::NoRouter { .. }) => return Ok(false),
+            Err(NetError::NoRouter { .. }) => return Ok((false, false)),
             Err(error) => return Err(error),
         };
-        let refuse = || NetError::link(format!("remove the link `{link}`"));
-        let (removed, addresses) = within(&router, || router::detach(link))?.map_err(refuse())?;
-        cut(&router, |flow| !addresses.iter().any(|address| [flow.source, flow.responder].contains(address)))?;
-        Ok(removed)
+        let there = within(&router, || router::has_link(link))?.map_err(NetError::link(format!("look for the link `{link}`")))?;
+        Ok((there, self.leaving.add(link)))
+    }
+
+    /// Removes these links and cuts every flow of their addresses.
+    fn take_away(&self, links: &BTreeSet<LinkName>) -> Result<(), NetError> {
+        let router = match self.router() {
+            Ok(router) => router,
+            // They went with it.
+            Err(NetError::NoRouter { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut addresses = BTreeSet::new();
+        for link in links {
+            addresses.extend(within(&router, || router::detach(link))?.map_err(NetError::link(format!("remove the link `{link}`")))?);
+        }
+        cut(&router, |flow| !addresses.contains(&flow.source) && !addresses.contains(&flow.responder))
     }
 
     fn remove(&self) -> Result<bool, NetError> {
@@ -348,6 +393,7 @@ impl Inner {
             Err(error) => return Err(error),
         };
         let mut changed = false;
+        self.leaving.wait_for(None, |links| self.take_away(links))?;
         if let Ok(router) = self.router() {
             // Whoever still holds the namespace keeps a closed room.
             within(&router, router::dismantle)?.map_err(NetError::link("remove the links of the router"))?;
@@ -374,6 +420,17 @@ fn change(router: &File, old: &lower::Ruleset, new: &lower::Ruleset) -> Result<(
             .map_err(|error| NetError::Nft { doing: "change elements of the filter", output: error.to_string() }),
         None => within(router, || nft::apply(&lower::transaction(old, new), "change the filter"))?,
     }
+}
+
+/// Whether what a policy lost may have closed a flow of which both ends are still listed.
+fn closes_between_listed(gone: &NetPolicy, policy: &NetPolicy) -> bool {
+    let lost = gone.sources.values().map(|entry| entry.address);
+    let lost: BTreeSet<AddressPair> = lost
+        .chain(gone.receivers.iter().map(|(_, to)| *to))
+        .chain(gone.pairs.iter().map(|(_, to)| *to))
+        .chain(gone.ingress.iter().map(|(to, _)| *to))
+        .collect();
+    !lost.is_empty() && policy.sources.values().any(|entry| lost.contains(&entry.address))
 }
 
 fn cut_forbidden(router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {

@@ -134,14 +134,20 @@ pub fn attach(instance: &File, address: AddressPair, name: &LinkName) -> io::Res
     links.wait_until_running(name.as_str())
 }
 
-/// Removes the link of an instance; whether it was there, and the addresses it led to.
-pub fn detach(name: &LinkName) -> io::Result<(bool, Vec<IpAddr>)> {
+/// Whether the link of an instance is there.
+pub fn has_link(name: &LinkName) -> io::Result<bool> {
+    Ok(Links::open()?.find(name.as_str())?.is_some())
+}
+
+/// Removes the link of an instance; the addresses it led to.
+pub fn detach(name: &LinkName) -> io::Result<Vec<IpAddr>> {
     let mut links = Links::open()?;
-    let v4 = name.address().into();
-    let Some(link) = links.find(name.as_str())? else { return Ok((false, vec![v4])) };
-    let mut addresses = links.routes_by(link.index)?;
-    addresses.push(v4);
-    Ok((links.remove(name.as_str())?, addresses))
+    let mut addresses = vec![name.address().into()];
+    if let Some(link) = links.find(name.as_str())? {
+        addresses.extend(links.routes_by(link.index)?);
+        links.remove(name.as_str())?;
+    }
+    Ok(addresses)
 }
 
 /// Removes every link but loopback.

@@ -124,7 +124,7 @@ pub fn diff_in(
 fn set_policy(steps: &mut Vec<Step>, current: &mut NetPolicy, policy: NetPolicy) {
     if policy != *current {
         current.clone_from(&policy);
-        steps.push(Step::SetPolicy { policy });
+        steps.push(Step::SetPolicy { policy: policy.into() });
     }
 }
 

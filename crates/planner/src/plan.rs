@@ -7,6 +7,7 @@ use moat_model::state::Workload;
 use moat_model::{AddressPair, Generation, InstanceId, Limits, LinkName, Purpose, Secret, Service, ServiceId, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Ordered steps towards one generation.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -26,7 +27,7 @@ pub enum Step {
     /// Makes the filter decide by this, all at once.
     SetPolicy {
         /// The whole policy.
-        policy: NetPolicy,
+        policy: Arc<NetPolicy>,
     },
     /// Makes the sandbox (closed by what `SetPolicy` said before) and runs the program in it.
     StartInstance {

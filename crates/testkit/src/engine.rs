@@ -138,7 +138,7 @@ impl World {
                 Ok(StepOutcome::Changed)
             }
             Step::SetPolicy { .. } if !self.observed.router => Err("there is no router".to_owned()),
-            Step::SetPolicy { policy } if self.observed.policy == *policy || half => Ok(StepOutcome::Unchanged),
+            Step::SetPolicy { policy } if self.observed.policy == **policy || half => Ok(StepOutcome::Unchanged),
             Step::SetPolicy { policy } => {
                 self.observed.policy.clone_from(policy);
                 Ok(StepOutcome::Changed)

@@ -7,6 +7,7 @@ use crate::figures::{Samples, Table, verdict};
 use moat_model::LinkName;
 use moat_model::policy::NetPolicy;
 use moat_net_linux::ns;
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Runtime;
 
@@ -16,44 +17,47 @@ const GOAL_LOAD_MS: f64 = 500.0;
 /// Measures and prints. The site's policy is empty afterwards.
 pub fn run(runtime: &Runtime, site: &Site, situation: &str, rounds: usize) -> Outcome {
     let flows = tracked(site)?;
-    let base = policy::of(site.size);
-    let number = site.size + 1;
-    let mut more = base.clone();
-    policy::add(&mut more, number);
-    let address = policy::instance(number).ok_or_else(|| Failure::new("no such address"))?;
-    let link = LinkName::of(address.v4);
-    let [mut open, mut attach, mut close, mut detach, mut load, mut unload] = <[Samples; 6]>::default();
+    let base = Arc::new(policy::of(site.size));
+    let [mut open, mut attach, mut close, mut detach, mut gone, mut load, mut unload] = <[Samples; 7]>::default();
     let network = &site.network;
-    for _ in 0..rounds {
+    // Each round another service: an address is not given again at once.
+    for number in (site.size + 1..).take(rounds) {
+        let mut more = NetPolicy::clone(&base);
+        policy::add(&mut more, number);
+        let more = Arc::new(more);
+        let address = policy::instance(number).ok_or_else(|| Failure::new("no such address"))?;
+        let link = LinkName::of(address.v4);
         let room = Room::new()?;
         runtime.block_on(async {
             let start = Instant::now();
-            network.set_policy(&more).await.doing("add to the policy")?;
+            network.set_policy(Arc::clone(&more)).await.doing("add to the policy")?;
             open.push_ms(start.elapsed());
             let start = Instant::now();
             network.attach(room.pid(), address, &link).await.doing("attach")?;
             attach.push_ms(start.elapsed());
             let start = Instant::now();
-            network.set_policy(&base).await.doing("take from the policy")?;
+            network.set_policy(Arc::clone(&base)).await.doing("take from the policy")?;
             close.push_ms(start.elapsed());
             let start = Instant::now();
             network.detach(&link).await.doing("detach")?;
             detach.push_ms(start.elapsed());
+            network.links().await.doing("wait until the link has left")?;
+            gone.push_ms(start.elapsed());
             Ok(())
         })?;
     }
     for _ in 0..rounds {
         runtime.block_on(async {
             let start = Instant::now();
-            network.set_policy(&NetPolicy::default()).await.doing("empty the policy")?;
+            network.set_policy(NetPolicy::default()).await.doing("empty the policy")?;
             unload.push_ms(start.elapsed());
             let start = Instant::now();
-            network.set_policy(&base).await.doing("load the policy")?;
+            network.set_policy(Arc::clone(&base)).await.doing("load the policy")?;
             load.push_ms(start.elapsed());
             Ok(())
         })?;
     }
-    runtime.block_on(network.set_policy(&NetPolicy::default())).doing("empty the policy")?;
+    runtime.block_on(network.set_policy(NetPolicy::default())).doing("empty the policy")?;
 
     let mut table = Table::new(
         format!("A policy of {} services, {situation} ({flows} tracked flows): ms, {rounds} rounds", site.size),
@@ -67,6 +71,7 @@ pub fn run(runtime: &Runtime, site: &Site, situation: &str, rounds: usize) -> Ou
     table.row([&"one service less: `set_policy`", &close.show(1), &""]);
     table.row([&"one service less: `detach`", &detach.show(1), &""]);
     table.row([&"one service less, together", &removed.show(1), &goal(&removed, GOAL_MS)]);
+    table.row([&"its link and flows have left, from `detach` on", &gone.show(1), &""]);
     table.row([&"all from nothing: `set_policy`", &load.show(0), &goal(&load, GOAL_LOAD_MS)]);
     table.row([&"all to nothing: `set_policy`", &unload.show(0), &""]);
     println!("{table}");

@@ -39,7 +39,7 @@ impl Site {
         let made = Self { network, first: Room::new()?, last: Room::new()?, size, _folder: folder };
         runtime.block_on(async {
             made.network.ensure_router().await.doing("make the router")?;
-            made.network.set_policy(&policy::of(size)).await.doing("set the policy")?;
+            made.network.set_policy(policy::of(size)).await.doing("set the policy")?;
             for (room, number) in [(&made.first, 1), (&made.last, size)] {
                 let address = policy::instance(number).ok_or_else(|| Failure::new("no such address"))?;
                 made.network.attach(room.pid(), address, &LinkName::of(address.v4)).await.doing("attach an instance")?;

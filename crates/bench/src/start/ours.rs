@@ -76,7 +76,7 @@ impl Ours {
         };
         let release = runtime.block_on(async {
             engine.apply(&Step::EnsureRouter).await.words()?;
-            engine.apply(&Step::SetPolicy { policy: policy::of(MOST) }).await.words()?;
+            engine.apply(&Step::SetPolicy { policy: policy::of(MOST).into() }).await.words()?;
             let release = engine.prepare_release(request).await.words()?;
             engine.seal_release(&release.name).await.words()?;
             Ok(release.name)

@@ -48,8 +48,12 @@ pub fn load(file: &Path) -> Result<Checked, CommandError> {
     })
 }
 
-/// What a git command in a folder prints; `None` where it fails or there is no git.
+/// What a git command in a folder prints; `None` where it fails, or there is no git or no repository.
 pub fn git(folder: &Path, args: &[&str]) -> Option<String> {
+    let in_a_repository = std::env::var_os("GIT_DIR").is_some() || folder.ancestors().any(|at| at.join(".git").exists());
+    if !in_a_repository {
+        return None;
+    }
     let out = std::process::Command::new("git").arg("-C").arg(folder).args(args).stderr(std::process::Stdio::null()).output().ok()?;
     out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
@@ -139,7 +143,7 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
         );
     }
     let up = UpRequest {
-        file: checked.path.clone(),
+        file: checked.path,
         text: checked.text,
         given: BTreeMap::new(),
         files: BTreeMap::new(),
@@ -149,6 +153,6 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
         git: Default::default(),
         remotes: checked.remotes,
     };
-    let all = BTreeMap::from([(checked.path, up.clone())]);
-    Ok(moat_daemon::blueprints::resolve(&all, &mut moat_planner::memory::Memory::default(), &up.listen).state)
+    let mut memory = moat_planner::memory::Memory::default();
+    Ok(moat_daemon::blueprints::resolve(&[(&up, &checked.blueprint)], &mut memory, &up.listen).state)
 }

@@ -4,6 +4,7 @@ use super::up;
 use crate::args::UpArgs;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
+use moat_blueprint::Blueprint;
 use moat_daemon::Paths;
 use moat_daemon::client;
 use moat_daemon::protocol::{Event, Request, UpRequest};
@@ -38,7 +39,7 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         let (plan, state) = found.ok_or_else(|| CommandError::bug("no plan was answered"))?;
         (plan, state, missing)
     } else {
-        from_nothing(&request)
+        from_nothing(&request, &checked.blueprint)
     };
     if ui.json() {
         ui.print_json(&serde_json::json!({ "plan": plan, "missing": missing }))?;
@@ -48,10 +49,9 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn from_nothing(request: &UpRequest) -> (Plan, DesiredState, Vec<String>) {
-    let all = BTreeMap::from([(request.file.clone(), request.clone())]);
+fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> (Plan, DesiredState, Vec<String>) {
     let mut memory = moat_planner::memory::Memory::default();
-    let outcome = moat_daemon::blueprints::resolve(&all, &mut memory, &request.listen);
+    let outcome = moat_daemon::blueprints::resolve(&[(request, blueprint)], &mut memory, &request.listen);
     let missing = outcome.missing.iter().map(|m| format!("{}.{}", m.owner, m.key)).collect();
     let plan = moat_daemon::blueprints::preview(
         &outcome.state,

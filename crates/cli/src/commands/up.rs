@@ -161,7 +161,9 @@ fn git_facts(folder: &Path) -> [String; 3] {
     let origin = git(&["remote", "get-url", "origin"]).unwrap_or_default();
     let slug: Vec<&str> = origin.trim_end_matches(".git").rsplit(['/', ':']).take(2).collect();
     let slug = if let [repo, user] = slug[..] { format!("{user}/{repo}") } else { String::new() };
-    [git(&["rev-parse", "--abbrev-ref", "HEAD"]).unwrap_or_default(), git(&["rev-parse", "HEAD"]).unwrap_or_default(), slug]
+    let head = git(&["rev-parse", "HEAD", "--abbrev-ref", "HEAD"]).unwrap_or_default();
+    let (commit, branch) = head.split_once('\n').unwrap_or_default();
+    [branch.to_owned(), commit.to_owned(), slug]
 }
 
 /// Asks for what is missing, at the terminal; elsewhere it is an error that lists all.

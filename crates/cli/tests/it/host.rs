@@ -59,7 +59,7 @@ pub fn host() -> Option<Host> {
         assert!(found, "`{tool}` is missing: `cargo xtask test` installs it");
     }
     let mut holder = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private", "sh", "-c", "ip link set lo up && ip link add lan0 type veth peer name lan1 && ip addr add 192.0.2.77/24 dev lan0 && ip link set lan0 up && ip link set lan1 up && echo up && exec sleep 100000"])
+        .args(["--net", "--mount", "--propagation", "private", "sh", "-c", "ip link set lo up && ip link add lan0 type veth peer name lan1 && ip addr add 192.0.2.77/24 dev lan0 && ip link set lan0 up && ip link set lan1 up && while ip link show | grep -q NO-CARRIER; do sleep 0.05; done && echo up && exec sleep 100000"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("unshare");

@@ -166,7 +166,7 @@ pub struct Core {
     /// Held while the upkeep works on the network; true once the network is being removed, so that nothing repairs it.
     pub(crate) removed: Arc<Mutex<bool>>,
     pub(crate) names: BTreeMap<std::net::IpAddr, String>,
-    pub(crate) policy: NetPolicy,
+    pub(crate) policy: Arc<NetPolicy>,
     pub(crate) jobs: Vec<(moat_model::Service, Option<String>, String)>,
     pub(crate) closing: BTreeSet<Slug>,
     pub(crate) sweep: bool,

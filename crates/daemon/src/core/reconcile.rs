@@ -10,6 +10,7 @@ use moat_model::{DesiredState, InstanceId, LinkName, Purpose, Slug};
 use moat_planner::policy::LiveInstance;
 use moat_planner::{Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 impl Core {
@@ -84,7 +85,7 @@ impl Core {
                 Some((id.clone(), found))
             })
             .collect();
-        ObservedState { router: true, instances, policy: self.policy.clone() }
+        ObservedState { router: true, instances, policy: NetPolicy::clone(&self.policy) }
     }
 
     /// Instances as the policy sees them: those being stopped take no new flows by the service address.
@@ -170,17 +171,17 @@ impl Core {
 
     /// Closes first, opens last: the part that both policies allow, then the new one.
     async fn set_policy(&mut self, target: NetPolicy) {
-        if target == self.policy {
+        if target == *self.policy {
             return;
         }
         self.publish_zones();
         // A service address is no permission: it may turn to its new instances at once.
         let narrowed = NetPolicy { services: target.services.clone(), ..self.policy.intersection(&target) };
-        for policy in [narrowed, target] {
+        for policy in [narrowed, target].map(Arc::new) {
             if policy == self.policy {
                 continue;
             }
-            match self.engine.apply(&Step::SetPolicy { policy: policy.clone() }).await {
+            match self.engine.apply(&Step::SetPolicy { policy: Arc::clone(&policy) }).await {
                 Ok(_) => self.policy = policy,
                 Err(error) => {
                     self.notice(None, format!("the packet filter could not be changed: {}", engine_words(&error)));

@@ -12,6 +12,7 @@ use moat_model::{DesiredState, Purpose, ServiceKind, Slug};
 use moat_planner::Step;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -51,7 +52,7 @@ impl Core {
         let mut all = self.durable.blueprints.clone();
         all.insert(up.file.clone(), up.clone());
         let mut memory = self.durable.memory.clone();
-        let outcome = blueprints::resolve(&all, &mut memory, &up.listen);
+        let outcome = blueprints::read_and_resolve(&all, &mut memory, &up.listen);
         let refused = outcome.refusals(&up.file, &all);
         if !refused.is_empty() {
             let _ = reply.send(Event::Refused { diagnostics: refused });
@@ -249,7 +250,7 @@ impl Core {
         for waiting in std::mem::take(&mut self.waiting) {
             end(&waiting.reply, error.clone());
         }
-        self.policy = moat_model::policy::NetPolicy::default();
+        self.policy = Arc::default();
         self.phases.clear();
         self.leaving = true;
     }

@@ -12,7 +12,7 @@ impl Core {
     pub(super) async fn resume(&mut self) {
         let Some(first) = self.durable.blueprints.values().next().cloned() else { return };
         let all = self.durable.blueprints.clone();
-        let mut outcome = blueprints::resolve(&all, &mut self.durable.memory, &first.listen);
+        let mut outcome = blueprints::read_and_resolve(&all, &mut self.durable.memory, &first.listen);
         for (slug, kept) in &self.durable.kept {
             outcome.state.services.insert(slug.clone(), kept.clone());
         }

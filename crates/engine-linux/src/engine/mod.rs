@@ -171,7 +171,7 @@ impl Engine for LinuxEngine {
     async fn observe(&self) -> Result<ObservedState, EngineError> {
         let instances = self.blocking(folder::observe_all).await?;
         let router = self.inner.network.router_ns().is_ok();
-        Ok(ObservedState { router, instances, policy: self.inner.network.policy() })
+        Ok(ObservedState { router, instances, policy: (*self.inner.network.policy()).clone() })
     }
 
     async fn apply(&self, step: &Step) -> Result<StepOutcome, EngineError> {
@@ -180,9 +180,13 @@ impl Engine for LinuxEngine {
                 self.remove_half_made().await?;
                 self.inner.network.ensure_router().await.map(changed).map_err(|error| network_error("make the private network", error))
             }
-            Step::SetPolicy { policy } => {
-                self.inner.network.set_policy(policy).await.map(changed).map_err(|error| network_error("set the network policy", error))
-            }
+            Step::SetPolicy { policy } => self
+                .inner
+                .network
+                .set_policy(Arc::clone(policy))
+                .await
+                .map(changed)
+                .map_err(|error| network_error("set the network policy", error)),
             Step::StartInstance { instance } => self.start(instance).await,
             Step::StopInstance { id, grace_seconds } => self.stop(id, *grace_seconds).await,
             Step::RemoveRouter => {

@@ -166,7 +166,7 @@ impl Bed {
 
     /// Adds the instance to the policy: it sends, and it receives from everyone.
     pub async fn permit(&self, spec: &InstanceSpec) {
-        let mut policy = self.engine.network().policy();
+        let mut policy = (*self.engine.network().policy()).clone();
         let zone = ZoneId(1);
         let entry = SourceEntry {
             link: spec.link.clone(),
@@ -177,7 +177,7 @@ impl Bed {
         };
         policy.sources.insert(spec.id.clone(), entry);
         policy.receivers.insert((zone, spec.address));
-        self.engine.apply(&Step::SetPolicy { policy }).await.unwrap();
+        self.engine.apply(&Step::SetPolicy { policy: policy.into() }).await.unwrap();
     }
 
     pub async fn stop(&self, id: &InstanceId, grace_seconds: u32) {

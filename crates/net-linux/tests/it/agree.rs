@@ -197,7 +197,7 @@ fn a_changed_policy_leaves_what_a_fresh_load_leaves() {
                 let (gone, come) = difference(&before, &policy);
                 let chains = full(&facts(), &gone).chains != full(&facts(), &come).chains;
                 plain += u32::from(!chains);
-                world.network.set_policy(&policy).await.unwrap();
+                world.network.set_policy(policy.clone()).await.unwrap();
                 assert_eq!(crate::life::drift(world), Vec::<String>::new(), "{before:#?}\n{policy:#?}");
             }
         }

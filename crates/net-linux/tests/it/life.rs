@@ -19,14 +19,14 @@ fn victim() {
         loop {
             network.ensure_router().await.unwrap();
             for step in 0..4 {
-                let mut policy = network.policy();
+                let mut policy = (*network.policy()).clone();
                 policy.sources.insert(instance.id.clone(), instance.entry(Some(ZONE), moat_model::Egress::Internet));
                 policy.receivers.insert((ZONE, instance.address));
                 policy.services.insert(vip(9), [instance.address].into());
                 if step % 2 == 1 {
                     policy = NetPolicy::default();
                 }
-                network.set_policy(&policy).await.unwrap();
+                network.set_policy(policy.clone()).await.unwrap();
                 network.attach(instance.pid(), instance.address, &instance.link).await.unwrap();
             }
             network.detach(&instance.link).await.unwrap();
@@ -171,8 +171,8 @@ fn whatever_is_changed_in_the_filter_is_seen_and_reloaded() {
         world.apply().await;
         assert_eq!(drift(world), Vec::<String>::new());
         sh_in(&router, "nft flush ruleset");
-        assert!(world.network.set_policy(&world.policy).await.unwrap(), "the same policy, but the table is gone");
-        assert!(!world.network.set_policy(&world.policy).await.unwrap());
+        assert!(world.network.set_policy(world.policy.clone()).await.unwrap(), "the same policy, but the table is gone");
+        assert!(!world.network.set_policy(world.policy.clone()).await.unwrap());
         assert_eq!(drift(world), Vec::<String>::new());
     });
 }
@@ -184,13 +184,13 @@ fn changes_add_up_for_another_process_too() {
         let other = Network::open(Config { run_dir: world.run.path().to_owned() }).unwrap();
         for offset in 1..=12 {
             world.open(offset).await;
-            assert_eq!(other.policy(), world.policy);
+            assert_eq!(*other.policy(), world.policy);
         }
         // The other process writes, and this one sees it.
         let mut policy = world.policy.clone();
         policy.receivers.pop_last();
-        other.set_policy(&policy).await.unwrap();
-        assert_eq!(world.network.policy(), policy);
+        other.set_policy(policy.clone()).await.unwrap();
+        assert_eq!(*world.network.policy(), policy);
         assert_eq!(other.expected_ruleset(), world.network.expected_ruleset());
         assert_eq!(drift(world), Vec::<String>::new());
     });
@@ -226,7 +226,7 @@ fn attaching_twice_changes_nothing_and_mends_what_is_broken() {
 fn without_a_router_operations_say_so() {
     on_a_machine(async |world| {
         let missing = |result: Result<bool, NetError>| matches!(result, Err(NetError::NoRouter { .. }));
-        assert!(missing(world.network.set_policy(&NetPolicy::default()).await));
+        assert!(missing(world.network.set_policy(NetPolicy::default()).await));
         assert!(missing(world.network.refresh_host_addresses().await));
         assert!(matches!(world.network.router_ns(), Err(NetError::NoRouter { .. })));
         let instance = Instance::new(1);

@@ -249,7 +249,7 @@ fn teardown_leaves_nothing() {
             assert!(world.network.remove_router().await.unwrap());
             assert_eq!(inventory(), clean);
             assert!(!world.network.remove_router().await.unwrap());
-            assert_eq!(world.network.policy(), NetPolicy::default());
+            assert_eq!(*world.network.policy(), NetPolicy::default());
             assert_eq!(sh_in(&a, "ip -o link").lines().count(), 1, "only loopback is left in the instance");
             world.policy = NetPolicy::default();
         }
@@ -271,7 +271,7 @@ fn two_moats_share_a_host() {
         let a = Instance::new(1);
         let mut policy = NetPolicy::default();
         policy.sources.insert(a.id.clone(), a.entry(Some(ZONE), moat_model::Egress::Internet));
-        other.set_policy(&policy).await.unwrap();
+        other.set_policy(policy.clone()).await.unwrap();
         other.attach(a.pid(), a.address, &a.link).await.unwrap();
         must_open(&a, ip(INTERNET_V4), 80);
         must_open(&a, ip(INTERNET_V6), 80);

@@ -93,7 +93,7 @@ impl World {
     }
 
     pub async fn apply(&self) {
-        self.network.set_policy(&self.policy).await.unwrap();
+        self.network.set_policy(self.policy.clone()).await.unwrap();
     }
 
     pub fn router(&self) -> File {

@@ -135,7 +135,7 @@ fn what_starts_is_covered_before_it_exists() {
     let mut policy = NetPolicy::default();
     for step in &plan.steps {
         match step {
-            Step::SetPolicy { policy: p } => policy = p.clone(),
+            Step::SetPolicy { policy: p } => policy = (**p).clone(),
             Step::StartInstance { instance } => {
                 let source = &policy.sources[&instance.id];
                 assert_eq!((source.address, &source.link, &source.service), (instance.address, &instance.link, &instance.service));

@@ -142,7 +142,7 @@ pub fn apply(observed_state: &mut ObservedState, steps: &[Step]) {
     for step in steps {
         match step {
             Step::EnsureRouter => observed_state.router = true,
-            Step::SetPolicy { policy } => observed_state.policy = policy.clone(),
+            Step::SetPolicy { policy } => observed_state.policy = (**policy).clone(),
             Step::StartInstance { instance } => {
                 observed_state.instances.insert(instance.id.clone(), observed(instance));
             }

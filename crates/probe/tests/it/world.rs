@@ -303,7 +303,7 @@ impl World {
     /// Applies the policy of the state and publishes the names.
     pub fn apply(&self) {
         let live: Vec<LiveInstance> = self.instances.iter().map(|i| i.live.clone()).collect();
-        self.runtime.block_on(self.network.set_policy(&net_policy(&self.state, &live))).unwrap();
+        self.runtime.block_on(self.network.set_policy(net_policy(&self.state, &live))).unwrap();
         let view = dns_view(&self.state, &live);
         let id = |n: usize| ViewId(u32::try_from(n).unwrap());
         let entry =
