@@ -150,6 +150,30 @@ fn a_database_is_used_kept_and_closed_to_others() {
 }
 
 #[test]
+fn what_ends_without_its_database_starts_after_it() {
+    let Some(host) = host() else { return };
+    // Nothing is built and no command runs before it: only the start itself is left to wait.
+    let text = r#"
+services:
+  - type: worker
+    name: hasty
+    runtime: python
+    startCommand: psql "$URL" -c 'select 1' || exit 9; echo served; sleep 100000
+    envVars:
+      - {key: URL, fromDatabase: {name: zoo, property: connectionString}}
+databases:
+  - name: zoo
+"#;
+    let file = host.write("b/render.yaml", text);
+    for _ in 0..2 {
+        host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+        assert!(host.moat(&["logs", "hasty"]).ok().out.contains("served"));
+        host.moat(&["down"]).ok();
+        wait_for("the daemon's end", || host.daemon().is_none());
+    }
+}
+
+#[test]
 fn a_version_that_is_not_installed_is_answered_with_what_to_do() {
     let Some(host) = host() else { return };
     let file = host.write("b/render.yaml", "databases:\n  - {name: old, postgresMajorVersion: \"10\"}\n");
