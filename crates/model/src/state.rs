@@ -91,6 +91,8 @@ pub struct Service {
 pub enum Workload {
     /// A program over a toolchain of this machine.
     Native(NativeWorkload),
+    /// A published image.
+    Image(ImageWorkload),
     /// A Redis-compatible server.
     KeyValue(KeyValueWorkload),
     /// A PostgreSQL server.
@@ -120,6 +122,73 @@ pub struct NativeWorkload {
     pub schedule: Option<String>,
     /// A disk: (name, mount path, size in bytes).
     pub disk: Option<Disk>,
+}
+
+/// A published image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageWorkload {
+    /// The image reference as written.
+    pub image: String,
+    /// `user:password` of its registry, where the blueprint names a credential.
+    pub credential: Option<Secret>,
+    /// `dockerCommand`: runs instead of the image's own command, after its entry point.
+    pub command: Option<String>,
+    /// Run before each deploy in a sandbox of its own.
+    pub pre_deploy_command: Option<String>,
+    /// Run once after the first successful deploy.
+    pub initial_deploy_hook: Option<String>,
+    /// Cron expression, UTC.
+    pub schedule: Option<String>,
+    /// A disk.
+    pub disk: Option<Disk>,
+}
+
+impl Workload {
+    /// Run before each deploy in a sandbox of its own.
+    pub fn pre_deploy_command(&self) -> Option<&str> {
+        match self {
+            Self::Native(native) => native.pre_deploy_command.as_deref(),
+            Self::Image(image) => image.pre_deploy_command.as_deref(),
+            Self::KeyValue(_) | Self::Postgres(_) => None,
+        }
+    }
+
+    /// Run once after the first successful deploy.
+    pub fn initial_deploy_hook(&self) -> Option<&str> {
+        match self {
+            Self::Native(native) => native.initial_deploy_hook.as_deref(),
+            Self::Image(image) => image.initial_deploy_hook.as_deref(),
+            Self::KeyValue(_) | Self::Postgres(_) => None,
+        }
+    }
+
+    /// Cron expression, UTC.
+    pub fn schedule(&self) -> Option<&str> {
+        match self {
+            Self::Native(native) => native.schedule.as_deref(),
+            Self::Image(image) => image.schedule.as_deref(),
+            Self::KeyValue(_) | Self::Postgres(_) => None,
+        }
+    }
+
+    /// The disk that a blueprint gives it; a datastore's own data is not one.
+    pub const fn disk(&self) -> Option<&Disk> {
+        match self {
+            Self::Native(native) => native.disk.as_ref(),
+            Self::Image(image) => image.disk.as_ref(),
+            Self::KeyValue(_) | Self::Postgres(_) => None,
+        }
+    }
+
+    /// Whether it runs a release: something that is built or fetched first.
+    pub const fn needs_release(&self) -> bool {
+        matches!(self, Self::Native(_) | Self::Image(_))
+    }
+
+    /// Whether it is a datastore of Moat's own making.
+    pub const fn is_datastore(&self) -> bool {
+        matches!(self, Self::KeyValue(_) | Self::Postgres(_))
+    }
 }
 
 /// A persistent folder of one service.

@@ -46,6 +46,8 @@ pub(crate) struct FileMemory {
     pub(crate) databases: BTreeMap<String, ServiceMemory>,
     /// Values of each environment group, by name as written.
     pub(crate) groups: BTreeMap<String, BTreeMap<String, Secret>>,
+    /// Credentials of registries, `user:password`, by name as written.
+    pub(crate) credentials: BTreeMap<String, Secret>,
 }
 
 impl FileMemory {

@@ -8,7 +8,6 @@
 //! network. The HTTP port of a web service is [`Service::port`](moat_model::Service); whoever finds another one puts it there.
 
 use moat_model::net::RESERVED_PORTS;
-use moat_model::state::Workload;
 use moat_model::{DenyReason, DesiredState, Egress, Endpoint, Peer, Proto, RuleId, Service, ServiceKind, Verdict};
 use serde::Serialize;
 
@@ -33,10 +32,7 @@ pub fn verdict(state: &DesiredState, from: &Peer, to: &Peer, port: Option<Endpoi
 
 /// Whether a service has build and pre-deploy sandboxes.
 pub fn has_builds(service: &Service) -> bool {
-    match service.workload {
-        Workload::Native(_) => true,
-        Workload::KeyValue(_) | Workload::Postgres(_) => false,
-    }
+    service.workload.needs_release()
 }
 
 /// The services whose names `asker` is answered: those it may reach and that have an address.

@@ -7,6 +7,7 @@ mod assemble;
 mod databases;
 mod defaults;
 mod fingerprint;
+mod images;
 mod lint;
 mod plans;
 mod references;

@@ -180,8 +180,12 @@ fn types_and_runtimes() {
         ("    type: web\n    runtime: go\n", &["E0203 2:11 services/0"]),
         ("    type: web\n    runtime: php\n    startCommand: x\n", &["E0205 4:14 services/0/runtime"]),
         ("    type: web\n    runtime: docker\n    dockerfilePath: x\n    domains: [a.com]\n", &["E0209 4:5 services/0/runtime"]),
-        ("    type: pserv\n    runtime: image\n    image: {url: x}\n", &["E0209 4:5 services/0/runtime"]),
-        ("    type: pserv\n    runtime: image\n", &["E0227 2:11 services/0", "E0209 4:5 services/0/runtime"]),
+        ("    type: pserv\n    runtime: image\n    image: {url: x}\n", &[]),
+        ("    type: pserv\n    runtime: image\n", &["E0227 2:11 services/0"]),
+        (
+            "    type: pserv\n    runtime: image\n    image: {url: x}\n    startCommand: y\n    rootDir: z\n",
+            &["E0211 6:5 services/0/startCommand", "E0211 7:5 services/0/rootDir"],
+        ),
         ("    type: web\n    runtime: static\n    staticPublishPath: x\n", &["E0209 4:5 services/0/runtime"]),
         (
             "    type: web\n    runtime: static\n    staticPublishPath: x\n    plan: free\n",

@@ -182,11 +182,7 @@ impl Core {
         }
         let new = Deployed { service: service.clone(), release: release.clone(), hook_ran: false, good: false };
         let unchanged = deploy.previous.as_ref().is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
-        let command = match &service.workload {
-            Workload::Native(native) => native.pre_deploy_command.clone(),
-            Workload::KeyValue(_) | Workload::Postgres(_) => None,
-        };
-        match command {
+        match service.workload.pre_deploy_command() {
             Some(command) if !unchanged => {
                 let id = match self.start_sandbox(&service, Purpose::PreDeploy, release, None).await {
                     Ok(id) => id,
@@ -195,7 +191,7 @@ impl Core {
                 if let Some(deploy) = self.deploys.get_mut(slug) {
                     deploy.go(DeployPhase::PreDeploy(id));
                 }
-                self.set_phase(slug, ServicePhase::PreDeploy, Some(first_line(&command)));
+                self.set_phase(slug, ServicePhase::PreDeploy, Some(first_line(command)));
             }
             _ => self.start_serving(slug),
         }
@@ -251,11 +247,10 @@ impl Core {
         let mut hook = None;
         if let Some(deployed) = self.durable.deployed.get_mut(slug) {
             deployed.good = true;
-            if let Workload::Native(native) = &deployed.service.workload
-                && !deployed.hook_ran
-            {
+            if deployed.service.workload.needs_release() && !deployed.hook_ran {
                 deployed.hook_ran = true;
-                hook = native.initial_deploy_hook.clone().map(|command| (deployed.service.clone(), deployed.release.clone(), command));
+                let command = deployed.service.workload.initial_deploy_hook().map(str::to_owned);
+                hook = command.map(|command| (deployed.service.clone(), deployed.release.clone(), command));
             }
         }
         self.save();

@@ -149,10 +149,7 @@ impl Core {
             .deployed
             .iter()
             .filter(|(slug, d)| d.service.kind == ServiceKind::Cron && d.good && self.desired.services.contains_key(*slug))
-            .filter_map(|(slug, d)| match &d.service.workload {
-                Workload::Native(native) => native.schedule.clone().map(|schedule| (slug.clone(), schedule)),
-                Workload::KeyValue(_) | Workload::Postgres(_) => None,
-            })
+            .filter_map(|(slug, d)| Some((slug.clone(), d.service.workload.schedule()?.to_owned())))
             .collect();
         for (slug, schedule) in schedules {
             match self.cron_next.get(&slug) {

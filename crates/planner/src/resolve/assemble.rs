@@ -4,6 +4,7 @@ use super::Sight;
 use super::databases::Database;
 use super::defaults::{DefaultValue, When, default_port, version_key};
 use super::fingerprint;
+use super::images;
 use super::plans::{self, DEFAULT_PLAN, PlanProblem};
 use super::values::Values;
 use super::workspace::{Entry, Workspace};
@@ -13,7 +14,7 @@ use crate::names::{closest, one_of, quoted};
 use crate::zones::{isolated_zone, open_zone};
 use moat_blueprint::spec::{EnvironmentIndex, EnvironmentSpec, RuntimeSpec, ServiceSpec, Text};
 use moat_model::net::RESERVED_PORTS;
-use moat_model::state::{Disk, EnvironmentRef, KeyValueWorkload, NativeWorkload, Persistence, Workload};
+use moat_model::state::{Disk, EnvironmentRef, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Workload};
 use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -356,24 +357,54 @@ impl Assembly<'_, '_> {
             let policy = text(&spec.maxmemory_policy).unwrap_or_else(|| "allkeys-lru".to_owned());
             return Some(Workload::KeyValue(KeyValueWorkload { maxmemory_policy: policy, persistence }));
         }
-        let Some(RuntimeSpec::Native(runtime)) = spec.runtime.as_ref().map(|r| r.value) else { return None };
+        let pre_deploy_command = text(&spec.pre_deploy_command).filter(|_| kind != ServiceKind::Cron);
+        let initial_deploy_hook = text(&spec.initial_deploy_hook).filter(|_| kind != ServiceKind::Cron);
+        let schedule = text(&spec.schedule).filter(|_| kind == ServiceKind::Cron);
+        let disk = spec.disk.as_ref().filter(|_| kind != ServiceKind::Cron).map(|disk| Disk {
+            name: disk.name.value.clone(),
+            mount_path: PathBuf::from(&disk.mount_path.value),
+            size_bytes: u64::from(disk.size_gb) * GIB,
+        });
+        let runtime = match spec.runtime.as_ref().map(|r| r.value)? {
+            RuntimeSpec::Native(runtime) => runtime,
+            RuntimeSpec::Image => {
+                return Some(Workload::Image(ImageWorkload {
+                    image: self.image(entry)?,
+                    credential: self.values.credential(entry).cloned(),
+                    command: text(&spec.docker_command),
+                    pre_deploy_command,
+                    initial_deploy_hook,
+                    schedule,
+                    disk,
+                }));
+            }
+            RuntimeSpec::Docker | RuntimeSpec::Static => return None,
+        };
         Some(Workload::Native(NativeWorkload {
             runtime,
             version: version_key(runtime).and_then(|key| env.get(key)).map(|v| v.expose().trim().to_owned()).filter(|v| !v.is_empty()),
             source: self.workspace.inputs[entry.input].source.to_owned(),
             root_dir: root_dir(spec),
             build_command: text(&spec.build_command),
-            pre_deploy_command: text(&spec.pre_deploy_command).filter(|_| kind != ServiceKind::Cron),
-            initial_deploy_hook: text(&spec.initial_deploy_hook).filter(|_| kind != ServiceKind::Cron),
+            pre_deploy_command,
+            initial_deploy_hook,
             // Reading said so when it is missing.
             start_command: text(&spec.start_command).unwrap_or_default(),
-            schedule: text(&spec.schedule).filter(|_| kind == ServiceKind::Cron),
-            disk: spec.disk.as_ref().filter(|_| kind != ServiceKind::Cron).map(|disk| Disk {
-                name: disk.name.value.clone(),
-                mount_path: PathBuf::from(&disk.mount_path.value),
-                size_bytes: u64::from(disk.size_gb) * GIB,
-            }),
+            schedule,
+            disk,
         }))
+    }
+
+    /// The image's reference, when it can be one.
+    fn image(&mut self, entry: &Entry<'_>) -> Option<String> {
+        let url = &entry.spec.image.as_ref()?.url;
+        if let Err(problem) = images::check(&url.value) {
+            let help = "write `[REGISTRY/]NAME[:TAG][@sha256:DIGEST]`, such as `docker.io/library/redis:7.2`".to_owned();
+            let message = format!("{} is not an image reference: {problem}", quoted(url));
+            self.report.say(entry.input, Code::U0302, url.span, entry.pointer("image/url"), message, help);
+            return None;
+        }
+        Some(url.value.trim().to_owned())
     }
 
     fn secret_files(&mut self, entry: &Entry<'_>) -> BTreeMap<String, Secret> {

@@ -6,7 +6,7 @@ use super::workspace::{Entry, Workspace};
 use crate::codes::{Code, Report};
 use crate::names::quoted;
 use crate::reach::verdict;
-use moat_blueprint::spec::{DatabaseProperty, EnvSource, EnvVarSpec, ServiceProperty, Text};
+use moat_blueprint::spec::{DatabaseProperty, EnvSource, EnvVarSpec, RuntimeSpec, ServiceProperty, Text};
 use moat_model::{DesiredState, Peer, ServiceKind, Verdict};
 
 /// Looks at every service.
@@ -36,7 +36,8 @@ impl Linter<'_, '_> {
 
     fn build(&mut self) {
         let spec = self.entry.spec;
-        if self.entry.runs() && self.entry.kind() != Some(ServiceKind::KeyValue) && spec.build_command.is_none() {
+        let native = matches!(spec.runtime.as_ref().map(|r| r.value), Some(RuntimeSpec::Native(_)));
+        if self.entry.runs() && native && self.entry.kind() != Some(ServiceKind::KeyValue) && spec.build_command.is_none() {
             let message = format!("{} has no `buildCommand`: its source runs as it is", quoted(&spec.name));
             self.say(Code::N0305, spec.name.span, "buildCommand", message, None);
         }

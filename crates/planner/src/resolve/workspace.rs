@@ -38,8 +38,15 @@ impl Entry<'_> {
     pub(crate) fn runs(&self) -> bool {
         match (self.kind(), self.spec.runtime.as_ref().map(|r| r.value)) {
             (Some(ServiceKind::KeyValue | ServiceKind::Postgres), _) | (Some(_), Some(RuntimeSpec::Native(_))) => true,
-            (Some(_), Some(RuntimeSpec::Docker | RuntimeSpec::Image | RuntimeSpec::Static) | None) | (None, _) => false,
+            // Reading said so when it names none.
+            (Some(_), Some(RuntimeSpec::Image)) => self.spec.image.is_some(),
+            (Some(_), Some(RuntimeSpec::Docker | RuntimeSpec::Static) | None) | (None, _) => false,
         }
+    }
+
+    /// The name of the credential of its image's registry.
+    pub(crate) fn credential(&self) -> Option<&Text> {
+        self.spec.image.as_ref()?.credential.as_ref().filter(|_| self.runs())
     }
 
     /// The words for people.
