@@ -170,7 +170,7 @@ fn changes(
             changes.starts.push(InstanceSpec::of(service, id, Purpose::Serve, address, situation.releases.get(&service.slug).cloned()));
         }
     }
-    changes.starts.sort_by_key(|spec| !matches!(spec.workload, Workload::KeyValue(_) | Workload::Postgres(_)));
+    changes.starts.sort_by_key(|spec| !spec.workload.is_datastore());
     changes
 }
 
