@@ -110,6 +110,10 @@ impl Paths {
     pub fn certificate(&self, service: &ServiceId) -> PathBuf {
         self.state.join("certificates").join(format!("{service}.pem"))
     }
+    /// The store of images.
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
     /// The log of an instance, wherever its service's folder is.
     pub fn log(&self, id: &InstanceId) -> PathBuf {
         let name = format!("{id}.log");

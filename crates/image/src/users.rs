@@ -61,22 +61,18 @@ fn look_up(user: &str, passwd: &str, group: &str) -> Result<User, String> {
         (None, None) => return Err(format!("the image's `/etc/passwd` has no `{who}`")),
     };
     let groups = || group.lines().filter_map(parse_group);
-    let (gid, extra) = match group_name {
-        Some(name) => {
-            let number = id(name)?;
-            let found = groups().find(|group| group.name == name).map(|group| group.gid).or(number);
-            (found.ok_or_else(|| format!("the image's `/etc/group` has no `{name}`"))?, Vec::new())
-        }
-        None => {
-            let gid = account.as_ref().map_or(0, |account| account.gid);
-            let is_in = |group: &Group<'_>| {
-                account.as_ref().is_some_and(|account| group.members.split(',').any(|name| name.trim() == account.name))
-            };
-            let mut extra: Vec<u32> = groups().filter(is_in).map(|group| group.gid).collect();
-            extra.sort_unstable();
-            extra.dedup();
-            (gid, extra)
-        }
+    let (gid, extra) = if let Some(name) = group_name {
+        let number = id(name)?;
+        let found = groups().find(|group| group.name == name).map(|group| group.gid).or(number);
+        (found.ok_or_else(|| format!("the image's `/etc/group` has no `{name}`"))?, Vec::new())
+    } else {
+        let gid = account.as_ref().map_or(0, |account| account.gid);
+        let is_in =
+            |group: &Group<'_>| account.as_ref().is_some_and(|account| group.members.split(',').any(|name| name.trim() == account.name));
+        let mut extra: Vec<u32> = groups().filter(is_in).map(|group| group.gid).collect();
+        extra.sort_unstable();
+        extra.dedup();
+        (gid, extra)
     };
     if uid > LAST_ID || gid > LAST_ID {
         return Err(format!("its ids {uid}:{gid} are over {LAST_ID}, the greatest that a sandbox has"));

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -73,7 +74,7 @@ fn resolve(layers: &[PathBuf], path: &str) -> Result<Option<PathBuf>, ImageError
 /// The names of a path, the last one first.
 fn components(path: &Path) -> Vec<OsString> {
     let names = path.as_os_str().as_encoded_bytes().split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
-    let mut names: Vec<OsString> = names.map(|name| std::os::unix::ffi::OsStrExt::from_bytes(name)).map(OsStr::to_owned).collect();
+    let mut names: Vec<OsString> = names.map(|name| OsStr::from_bytes(name).to_owned()).collect();
     names.reverse();
     names
 }

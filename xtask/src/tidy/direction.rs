@@ -25,7 +25,7 @@ const CRATES: &[Crate] = &[
     Crate {
         name: "moat-engine-linux",
         pure: false,
-        may: &["moat-model", "moat-planner", "moat-engine", "moat-net-linux"],
+        may: &["moat-model", "moat-planner", "moat-engine", "moat-image", "moat-net-linux"],
         may_in_tests: &["moat-blueprint", "moat-testkit"],
     },
     Crate {

@@ -52,6 +52,7 @@ pub async fn run(args: ExecArgs) -> Result<ExitCode, CommandError> {
         state_dir: paths.state,
         run_dir: paths.run,
         oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(Into::into),
+        mirrors: Vec::new(),
         pass_env: Vec::new(),
         own_exe: own_exe()?,
     })

@@ -4,7 +4,7 @@ use super::{Core, Msg};
 use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
-use moat_engine_linux::{BuildRequest, Release};
+use moat_engine_linux::{BuildRequest, PullRequest, Release};
 use moat_model::state::Workload;
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
@@ -36,6 +36,18 @@ impl Core {
                 self.deploys.insert(slug.clone(), deploy);
                 self.start_serving(&slug);
             }
+            Workload::Image(image) => {
+                let request = PullRequest { image: image.image.clone(), credential: image.credential.clone() };
+                self.deploys.insert(slug.clone(), deploy);
+                self.set_phase(&slug, ServicePhase::Building, Some(format!("pulling `{}`", image.image)));
+                let (engine, tx) = (self.engine.clone(), self.tx.clone());
+                tokio::spawn(async move {
+                    let (progress, who) = (tx.clone(), slug.clone());
+                    let tell = move |text| drop(progress.send(Msg::Pulling(who.clone(), text)));
+                    let result = engine.pull_image(request, tell).await;
+                    let _ = tx.send(Msg::Prepared(slug, result));
+                });
+            }
             Workload::Native(_) => {
                 let Some(request) = BuildRequest::of(service) else { return };
                 deploy.go(DeployPhase::Preparing);
@@ -56,6 +68,13 @@ impl Core {
             && let Some(id) = deploy.sandbox().cloned()
         {
             self.stop_instance(&id, 1);
+        }
+    }
+
+    /// How far the pull of a deploy's image is.
+    pub(super) fn pulling(&mut self, slug: &Slug, text: String) {
+        if self.deploys.get(slug).is_some_and(|deploy| deploy.phase == DeployPhase::Preparing) {
+            self.set_phase(slug, ServicePhase::Building, Some(text));
         }
     }
 
@@ -272,6 +291,9 @@ impl Core {
         let keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
         if let Err(error) = self.engine.collect_garbage(&keep).await {
             tracing::warn!(%error, "old releases can't be removed");
+        }
+        if let Err(error) = self.engine.prune_images(&keep, false).await {
+            tracing::warn!(%error, "old images can't be removed");
         }
     }
 

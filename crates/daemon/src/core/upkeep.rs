@@ -2,7 +2,6 @@
 
 use super::{Core, Msg};
 use crate::protocol::DeniedFlow;
-use moat_model::state::Workload;
 use moat_model::{Endpoint, Peer, Proto, Purpose, ServiceKind, Slug, Verdict};
 use std::net::IpAddr;
 use std::time::Duration;

@@ -5,10 +5,12 @@
 use super::folder::{self, FACTS, Facts};
 use super::{Inner, LinuxEngine, network_error};
 use crate::certificate;
+use crate::images;
 use crate::lower::postgres;
-use crate::lower::sandbox::{self, Input, Places, UID};
+use crate::lower::sandbox::{self, IDS, Input, Places, UID};
 use crate::monitor::files::{self, Job};
 use crate::monitor::{GO, READY, RUNNING, VERB};
+use crate::ranges;
 use crate::toolchain::{self, Toolchain};
 use moat_engine::{EngineError, StepOutcome};
 use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, Persistence, Workload};
@@ -108,7 +110,11 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     let doing = format!("start `{}`", spec.id);
     let fail = |path: &Path, error: io::Error| EngineError::new(&doing, format!("`{}`: {error}", path.display())).caused_by(error);
     let first_id = inner.ranges.first(inner.paths.state(), &spec.service)?;
-    let user = first_id + UID;
+    let image = match &spec.workload {
+        Workload::Image(_) => Some(images::facts(inner, spec)?),
+        Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_) => None,
+    };
+    let user = first_id + image.as_ref().map_or(UID, |image| image.uid);
     let places = places(inner, spec)?;
     let toolchain = toolchain_of(inner, &spec.workload, places.data.as_deref())?;
     let exclusive = places.disk.clone().or_else(|| places.data.clone());
@@ -121,6 +127,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         places: &places,
         first_id,
         toolchain: &toolchain,
+        image: image.as_ref(),
         pass_env: &inner.pass_env,
     })
     .map_err(|why| EngineError::new(&doing, why))?;
@@ -136,7 +143,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         make(&places.scratch.join("project"), 0o700, 0)?;
     }
     if let Some(folder) = &exclusive {
-        make(folder, 0o755, user)?;
+        data_folder(folder, first_id, user).map_err(|error| fail(folder, error))?;
     }
     let dir = inner.paths.instance(spec.id.as_str());
     make(&dir, 0o700, 0)?;
@@ -152,6 +159,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         netns_dir: inner.paths.netns(),
         root: places.root.clone(),
         grace_seconds: GRACE,
+        stop_signal: image.as_ref().map(|image| image.stop_signal),
     };
     for folder in [files::BUNDLE, files::ROOTFS] {
         make(&dir.join(folder), 0o700, 0)?;
@@ -168,6 +176,7 @@ fn toolchain_of(inner: &Inner, workload: &Workload, data: Option<&Path>) -> Resu
         // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
         Workload::Native(native) => inner.toolchain(native.runtime, native.version.as_deref()),
         Workload::KeyValue(_) => toolchain::keyvalue_server(),
+        Workload::Image(_) => Ok(Toolchain::default()),
         Workload::Postgres(server) => {
             let written = data.map_or(Ok(None), data_version).map_err(|error| {
                 EngineError::new("read the version of the database's data", error.to_string())
@@ -199,23 +208,20 @@ fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
     let project = match (&spec.workload, &spec.release) {
         (Workload::Native(native), Some(release)) => Some(crate::release::project_of(inner, release, spec.purpose, &native.root_dir)?),
         (Workload::Native(_), None) => return Err(EngineError::new(format!("start `{}`", spec.id), "the instance names no release")),
-        (Workload::KeyValue(_) | Workload::Postgres(_), _) => None,
+        (Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_), _) => None,
     };
     let serves = spec.purpose == Purpose::Serve;
-    let disk = match &spec.workload {
-        Workload::Native(native) if serves => native.disk.as_ref().map(|disk| paths.disk(&spec.service, &disk.name)),
-        Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_) => None,
-    };
+    let disk = spec.workload.disk().filter(|_| serves).map(|disk| paths.disk(&spec.service, &disk.name));
     let data = match &spec.workload {
         Workload::KeyValue(KeyValueWorkload { persistence: Persistence::JournalSnapshot | Persistence::Snapshot, .. }) => {
             Some(paths.data(&spec.service))
         }
         Workload::Postgres(_) => Some(paths.data(&spec.service)),
-        Workload::KeyValue(_) | Workload::Native(_) => None,
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => None,
     };
     let identity = match &spec.workload {
         Workload::Postgres(_) => Some(certificate::of(&paths.certificate(&spec.service), &spec.slug)?),
-        Workload::KeyValue(_) | Workload::Native(_) => None,
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => None,
     };
     Ok(Places {
         root: paths.root_point()?,
@@ -242,6 +248,34 @@ fn alone(inner: &Inner, id: &InstanceId, exclusive: &Path) -> Result<(), EngineE
         }
     }
     Ok(())
+}
+
+/// Makes a disk or a datastore's folder, the user's own. What is in one that was made before belongs to whichever users of
+/// the service made it, and stays so; only where it comes from another range of ids, every owner moves to this one.
+fn data_folder(path: &Path, first_id: u32, user: u32) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let owner = fs::symlink_metadata(path)?.uid();
+    if owner == 0 {
+        lchown(path, Some(user), Some(user))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+    } else if !(first_id..first_id + IDS).contains(&owner) {
+        move_to_range(path, first_id)
+    } else {
+        Ok(())
+    }
+}
+
+fn move_to_range(path: &Path, first_id: u32) -> io::Result<()> {
+    let about = fs::symlink_metadata(path)?;
+    if about.is_dir() {
+        for entry in fs::read_dir(path)? {
+            move_to_range(&entry?.path(), first_id)?;
+        }
+    }
+    let [uid, gid] = [about.uid(), about.gid()].map(|id| Some(first_id + ranges::offset(id)));
+    lchown(path, uid, gid)?;
+    // Giving a file away takes its set-user-id bits.
+    if about.is_file() { fs::set_permissions(path, about.permissions()) } else { Ok(()) }
 }
 
 /// Makes a folder with its parents (0700); where it was made for another range of ids, what is in it changes hands.

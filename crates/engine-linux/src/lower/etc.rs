@@ -5,8 +5,8 @@ use moat_model::state::Workload;
 use moat_model::{Purpose, Secret};
 use std::fmt::Write as _;
 
-/// The files of `/etc` that are made for this sandbox.
-pub(super) fn own(input: &Input<'_>) -> Vec<MountOp> {
+/// The files of `/etc` that say where the sandbox is on the network.
+pub(super) fn network(input: &Input<'_>) -> Vec<MountOp> {
     let instance = input.instance;
     let mut hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
     // What has no name on the private network still resolves its own host name, as many programs expect; what has one asks the DNS.
@@ -19,11 +19,21 @@ pub(super) fn own(input: &Input<'_>) -> Vec<MountOp> {
             let _ = writeln!(hosts, "{address} {}", instance.slug);
         }
     }
-    let file = |path: &str, content: String| MountOp::File { path: path.into(), mode: 0o644, owner: 0, content: Secret::new(content) };
     vec![
         file("/etc/hostname", format!("{}\n", instance.slug)),
         file("/etc/hosts", hosts),
         file("/etc/resolv.conf", format!("nameserver {}\noptions ndots:1 timeout:2 attempts:2\n", moat_model::net::GATEWAY_V4)),
+    ]
+}
+
+fn file(path: &str, content: String) -> MountOp {
+    MountOp::File { path: path.into(), mode: 0o644, owner: 0, content: Secret::new(content) }
+}
+
+/// All files of `/etc` of a sandbox that has no image's.
+pub(super) fn own(input: &Input<'_>) -> Vec<MountOp> {
+    let mut files = network(input);
+    files.extend([
         file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n".to_owned()),
         file(
             "/etc/passwd",
@@ -32,5 +42,6 @@ pub(super) fn own(input: &Input<'_>) -> Vec<MountOp> {
             ),
         ),
         file("/etc/group", format!("root:x:0:\nrender:x:{UID}:\nnogroup:x:65534:\n")),
-    ]
+    ]);
+    files
 }

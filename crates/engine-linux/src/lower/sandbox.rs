@@ -3,7 +3,7 @@
 //! Invariant: the root file system is a fresh tmpfs that holds nothing but what [`lower`] lists.
 
 use super::oci::{Capabilities, Cpu, IdMapping, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User};
-use super::{etc, keyvalue, postgres, seccomp};
+use super::{etc, image, keyvalue, postgres, seccomp};
 use crate::toolchain::Toolchain;
 use moat_model::state::{Disk, NativeWorkload, Workload};
 use moat_model::{NativeRuntime, Purpose, Secret};
@@ -107,6 +107,16 @@ pub enum MountOp {
         /// Where.
         target: PathBuf,
     },
+    /// The root itself, made of an image's layers instead of memory; the first of all where it is there. Paths of what
+    /// comes after it are then looked up as inside, symbolic links too, and what is in the way of a file makes room.
+    Layers {
+        /// Folders of the host that are never written, the topmost first.
+        layers: Vec<PathBuf>,
+        /// Folder of the host that holds `upper` and `work`.
+        scratch: PathBuf,
+        /// The id of the host that owns what id 0 owns in the layers.
+        first_id: u32,
+    },
     /// Memory.
     Tmpfs {
         /// Where.
@@ -176,6 +186,8 @@ pub struct Input<'a> {
     pub first_id: u32,
     /// The toolchain, or the datastore's server.
     pub toolchain: &'a Toolchain,
+    /// What the image of an [`ImageWorkload`](moat_model::state::ImageWorkload) says.
+    pub image: Option<&'a image::Facts>,
     /// More variables for builds.
     pub pass_env: &'a BTreeMap<String, Secret>,
 }
@@ -191,8 +203,30 @@ pub struct Sandbox {
 
 /// Makes the sandbox of an instance. The only failure is a purpose that has no command.
 pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
-    let args = command(input)?;
     let instance = input.instance;
+    let (process, own) = match (&instance.workload, input.image) {
+        (Workload::Image(workload), Some(facts)) => (
+            Program {
+                user: image::user(facts),
+                args: image::args(input, workload, facts)?,
+                env: image::environment(input, facts),
+                cwd: facts.working_dir.clone(),
+                capabilities: image::capabilities(),
+            },
+            image::mounts(input, facts),
+        ),
+        (Workload::Image(_), None) => return Err("its image is not there"),
+        (Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_), _) => (
+            Program {
+                user: User { uid: UID, gid: UID, additional_gids: Vec::new(), umask: 0o022 },
+                args: command(input)?,
+                env: environment(input),
+                cwd: cwd(&instance.workload),
+                capabilities: Capabilities::default(),
+            },
+            mounts(input),
+        ),
+    };
     let limits = instance.limits;
     let mapping = vec![IdMapping { container_id: 0, host_id: input.first_id, size: IDS }];
     let soft = input.machine.open_files.min(65_536);
@@ -202,11 +236,11 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
         oci_version: "1.0.2".to_owned(),
         process: Process {
             terminal: false,
-            user: User { uid: UID, gid: UID, umask: 0o022 },
-            args,
-            env: environment(input).into_iter().map(|(key, value)| format!("{key}={}", value.expose())).collect(),
-            cwd: cwd(&instance.workload),
-            capabilities: Capabilities::default(),
+            user: process.user,
+            args: process.args,
+            env: process.env.into_iter().map(|(key, value)| format!("{key}={}", value.expose())).collect(),
+            cwd: process.cwd,
+            capabilities: process.capabilities,
             rlimits: vec![
                 Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: input.machine.open_files, soft },
                 Rlimit { kind: "RLIMIT_CORE".to_owned(), hard: 0, soft: 0 },
@@ -227,7 +261,7 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
             resources: Resources {
                 memory: Memory { limit: memory, swap: input.machine.swap_accounting.then_some(memory) },
                 cpu: Cpu { shares: (u64::from(limits.cpu_millis) * 1024 / 1000).max(2), quota: Some(ceiling), period: Some(100_000) },
-                // PID 1 is ours and does not count against the service.
+                // PID 1 is ours, but for an image's, and does not count against the service.
                 pids: Pids { limit: i64::from(limits.pids) + 1 },
             },
             seccomp: seccomp::filter(input.machine.arch),
@@ -248,7 +282,16 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
             readonly_paths: strings(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]),
         },
     };
-    Ok(Sandbox { mounts: mounts(input), oci })
+    Ok(Sandbox { mounts: own, oci })
+}
+
+/// What differs between an image's program and every other.
+struct Program {
+    user: User,
+    args: Vec<String>,
+    env: BTreeMap<String, Secret>,
+    cwd: String,
+    capabilities: Capabilities,
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {
@@ -259,7 +302,7 @@ fn strings(texts: &[&str]) -> Vec<String> {
 fn shared_memory(instance: &InstanceSpec) -> u64 {
     match instance.workload {
         Workload::Postgres(_) => instance.limits.memory_bytes,
-        Workload::Native(_) | Workload::KeyValue(_) => 64 << 20,
+        Workload::Native(_) | Workload::Image(_) | Workload::KeyValue(_) => 64 << 20,
     }
 }
 
@@ -285,6 +328,7 @@ fn cwd(workload: &Workload) -> String {
         Workload::Native(native) => Path::new(SOURCE).join(&native.root_dir).to_string_lossy().trim_end_matches('/').to_owned(),
         Workload::KeyValue(_) => keyvalue::DATA.to_owned(),
         Workload::Postgres(_) => postgres::DATA.to_owned(),
+        Workload::Image(_) => "/".to_owned(),
     }
 }
 
@@ -299,6 +343,7 @@ fn command(input: &Input<'_>) -> Result<Vec<String>, &'static str> {
         Workload::Native(native) => args.extend(shell(input, native)?),
         Workload::KeyValue(_) => args.extend([input.toolchain.program.to_string_lossy().into_owned(), keyvalue::CONFIG.to_owned()]),
         Workload::Postgres(_) => args.extend(strings(&["/bin/sh", postgres::START])),
+        Workload::Image(_) => return Err("an image's program is its own first process"),
     }
     Ok(args)
 }

@@ -14,6 +14,7 @@
 mod assemble;
 pub mod files;
 mod init;
+mod layers;
 mod life;
 mod pump;
 

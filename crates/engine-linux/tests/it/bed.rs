@@ -71,6 +71,7 @@ fn config(state: &Path, run: &Path) -> Config {
         run_dir: run.to_owned(),
         oci_runtime: None,
         pass_env: vec!["PIP_INDEX_URL".to_owned()],
+        mirrors: Vec::new(),
         own_exe: PathBuf::from(env!("CARGO_BIN_EXE_moat-monitor-test")),
     }
 }

@@ -66,7 +66,15 @@ fn check(name: &str, instance: &InstanceSpec) {
         env: BTreeMap::new(),
     };
     let pass_env = BTreeMap::from([("PIP_INDEX_URL".to_owned(), Secret::new("https://index"))]);
-    let input = Input { instance, machine: &machine(), places: &places(), first_id: 1_000_000, toolchain: &toolchain, pass_env: &pass_env };
+    let input = Input {
+        instance,
+        machine: &machine(),
+        places: &places(),
+        first_id: 1_000_000,
+        toolchain: &toolchain,
+        image: None,
+        pass_env: &pass_env,
+    };
     let mut sandbox = serde_json::to_value(lower(&input).unwrap()).unwrap();
     // The table of calls has tests of its own.
     sandbox["oci"]["linux"]["seccomp"]["syscalls"] = "…".into();
@@ -98,8 +106,15 @@ fn a_purpose_without_a_command_is_refused_and_one_with_its_own_runs_it() {
     let machine = machine();
     let args = |spec: &InstanceSpec| {
         let (places, toolchain, pass_env) = (places(), Toolchain::default(), BTreeMap::new());
-        let input =
-            Input { instance: spec, machine: &machine, places: &places, first_id: 1_000_000, toolchain: &toolchain, pass_env: &pass_env };
+        let input = Input {
+            instance: spec,
+            machine: &machine,
+            places: &places,
+            first_id: 1_000_000,
+            toolchain: &toolchain,
+            image: None,
+            pass_env: &pass_env,
+        };
         lower(&input).map(|sandbox| sandbox.oci.process.args[4..].to_vec())
     };
     for (purpose, command, expect) in [

@@ -77,12 +77,14 @@ impl Store {
             image: Digest::of(&config),
             layers: starts.map(|(layer, present)| LayerStart { layer: layer.digest, size: layer.size, present: *present }).collect(),
         });
+        // A pull that was killed just after it unpacked a layer left the download, which is then removed.
+        let is_left = |layer: &Descriptor| self.download_path(&layer.digest).exists();
         let missing: BTreeMap<Digest, &Descriptor> = diff_ids
             .iter()
             .copied()
             .zip(&manifest.layers)
             .zip(&present)
-            .filter(|(_, present)| !**present)
+            .filter(|((_, layer), present)| !**present || is_left(layer))
             .map(|(layer, _)| layer)
             .collect();
         // The greatest first, so that none is left alone at the end.

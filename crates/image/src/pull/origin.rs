@@ -152,7 +152,9 @@ fn is_loopback(host: &str) -> bool {
 pub(super) fn pause(attempt: usize, fault: &Fault, cancel: &Cancel) {
     let wait = match fault {
         Fault::Passing { wait: Some(wait), .. } => (*wait).min(PATIENCE),
-        _ => Duration::from_millis(200 << attempt.min(6)),
+        Fault::Passing { wait: None, .. } | Fault::Missing | Fault::Denied(_) | Fault::Lasting(_) => {
+            Duration::from_millis(200 << attempt.min(6))
+        }
     };
     let end = Instant::now() + wait;
     while !cancel.is_set() {

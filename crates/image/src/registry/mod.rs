@@ -258,18 +258,24 @@ fn told(body: &[u8]) -> Option<String> {
 }
 
 /// Sorts the HTTP client's errors. Its words hold no headers, so no secret.
+#[expect(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
 fn fault(error: ureq::Error) -> Fault {
-    match error {
-        ureq::Error::Io(source) if source.kind() == std::io::ErrorKind::InvalidData => {
+    use ureq::Error as E;
+    if let E::Io(source) = &error {
+        return if source.kind() == std::io::ErrorKind::InvalidData {
             Fault::Lasting(format!("{source} (is it a registry without TLS?)"))
-        }
-        ureq::Error::Io(source) => Fault::Passing { reason: source.to_string(), wait: None },
-        error @ (ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed | ureq::Error::BodyStalled | ureq::Error::Protocol(_)) => {
-            Fault::Passing { reason: error.to_string(), wait: None }
-        }
-        ureq::Error::HostNotFound => Fault::Passing { reason: "its host name is not found".into(), wait: None },
-        ureq::Error::RequireHttpsOnly(place) => Fault::Lasting(format!("it leads away from TLS, to `{place}`")),
-        error => Fault::Lasting(error.to_string()),
+        } else {
+            Fault::Passing { reason: source.to_string(), wait: None }
+        };
+    }
+    if let E::RequireHttpsOnly(place) = &error {
+        return Fault::Lasting(format!("it leads away from TLS, to `{place}`"));
+    }
+    let reason = if matches!(error, E::HostNotFound) { "its host name is not found".into() } else { error.to_string() };
+    if matches!(error, E::Timeout(_) | E::ConnectionFailed | E::BodyStalled | E::Protocol(_) | E::HostNotFound) {
+        Fault::Passing { reason, wait: None }
+    } else {
+        Fault::Lasting(reason)
     }
 }
 

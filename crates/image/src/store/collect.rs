@@ -25,7 +25,7 @@ pub struct Collected {
 }
 
 /// A download that stopped is continued by the next pull; after this time nobody is expected any more.
-const DOWNLOAD_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+const DOWNLOAD_AGE: Duration = Duration::from_hours(7 * 24);
 
 impl Store {
     /// Removes every image but those to keep, their names, and the layers that no other image has.
@@ -62,7 +62,7 @@ impl Store {
             let folders = self.root.join("folders");
             for hex in hexes(&folders)? {
                 if !blobs.contains(&hex) {
-                    away.push(self.move_away(&lease, &folders.join(hex.hex()))?);
+                    away.push(move_away(&lease, &folders.join(hex.hex()))?);
                 }
             }
             for digest in hexes(&self.root.join("blobs/sha256"))? {
@@ -74,7 +74,7 @@ impl Store {
                 if !layers.contains(&diff_id) {
                     collected.layers += 1;
                     collected.bytes += self.unpacked(&diff_id).map(|unpacked| unpacked.bytes).unwrap_or_default();
-                    away.push(self.move_away(&lease, &self.layer_path(&diff_id))?);
+                    away.push(move_away(&lease, &self.layer_path(&diff_id))?);
                 }
             }
             for entry in entries(&self.root.join("layers"))? {
@@ -97,12 +97,6 @@ impl Store {
         Ok(collected)
     }
 
-    fn move_away(&self, lease: &super::Lease, path: &Path) -> Result<PathBuf, ImageError> {
-        let to = lease.temporary();
-        fs::rename(path, &to).doing("move away", path)?;
-        Ok(to)
-    }
-
     fn collect_downloads(&self, collected: &mut Collected) -> Result<(), ImageError> {
         let folder = self.root.join("downloads");
         for entry in entries(&folder)? {
@@ -120,11 +114,17 @@ impl Store {
     }
 }
 
+fn move_away(lease: &super::Lease, path: &Path) -> Result<PathBuf, ImageError> {
+    let to = lease.temporary();
+    fs::rename(path, &to).doing("move away", path)?;
+    Ok(to)
+}
+
 fn hexes(folder: &Path) -> Result<Vec<Digest>, ImageError> {
     Ok(entries(folder)?.iter().filter_map(|name| Digest::from_hex(name).ok()).collect())
 }
 
-fn remove(path: &Path) -> Result<(), ImageError> {
+pub(super) fn remove(path: &Path) -> Result<(), ImageError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing("remove", path),
         _ => Ok(()),

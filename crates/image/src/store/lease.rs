@@ -78,12 +78,7 @@ impl Store {
                 Err(error) => return Err(error).doing("open", &path),
             };
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => fs::remove_file(&path)
-                    .or_else(|error| match error.kind() {
-                        std::io::ErrorKind::NotFound => Ok(()),
-                        _ => Err(error),
-                    })
-                    .doing("remove", &path)?,
+                Ok(()) => super::collect::remove(&path)?,
                 Err(Errno::WOULDBLOCK) => {
                     // Empty until it protects something.
                     if file.metadata().is_ok_and(|data| data.len() > 0) {

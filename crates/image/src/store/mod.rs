@@ -219,11 +219,11 @@ impl Store {
         advance: &mut dyn FnMut(u64),
     ) -> Result<u64, ImageError> {
         let making = lease.temporary();
-        let result = self.unpack_layer(&making, diff_id, layer, limits, advance);
+        let result = unpack_layer(&making, diff_id, layer, limits, advance);
         let unpacked = result.inspect_err(|_| {
             let _ = fs::remove_dir_all(&making);
         })?;
-        self.write_json(lease, &self.root.join("layers").join(format!("{}.json", diff_id.hex())), &unpacked)?;
+        write_json(lease, &self.root.join("layers").join(format!("{}.json", diff_id.hex())), &unpacked)?;
         let path = self.layer_path(diff_id);
         match fs::rename(&making, &path) {
             Ok(()) => sync_folder(&self.root.join("layers"))?,
@@ -233,48 +233,17 @@ impl Store {
         Ok(unpacked.bytes)
     }
 
-    fn unpack_layer(
-        &self,
-        making: &Path,
-        diff_id: &Digest,
-        layer: impl std::io::Read,
-        limits: &Limits,
-        advance: &mut dyn FnMut(u64),
-    ) -> Result<Unpacked, ImageError> {
-        fs::create_dir(making).doing("make", making)?;
-        fs::set_permissions(making, fs::Permissions::from_mode(0o755)).doing("open up", making)?;
-        let root = rustix::fs::open(making, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing("open", making)?;
-        let of_layer = |source: LayerProblem| ImageError::Layer { layer: *diff_id, source };
-        let unpacked = unpack(layer, root.try_clone().doing("open", making)?, diff_id, limits, advance).map_err(of_layer)?;
-        rustix::fs::syncfs(&root).doing("sync", making)?;
-        Ok(unpacked)
-    }
-
     /// Publishes an image whose layers are all there, and its names.
     pub(crate) fn add_image(&self, lease: &Lease, config: &[u8], diff_ids: &[Digest], names: &[Name<'_>]) -> Result<ImageId, ImageError> {
         let id = ImageId(Digest::of(config));
-        self.write(lease, &self.blob_path(&id.0), config)?;
+        write(lease, &self.blob_path(&id.0), config)?;
         let folders = self.make_folders(lease, id, diff_ids)?;
         let record = ImageRecord { layers: diff_ids.to_vec(), folders };
-        self.write_json(lease, &self.root.join("images").join(format!("{}.json", id.0.hex())), &record)?;
+        write_json(lease, &self.root.join("images").join(format!("{}.json", id.0.hex())), &record)?;
         for name in names {
             self.write_name(lease, name, id)?;
         }
         Ok(id)
-    }
-
-    /// Writes a file so that it is whole or not there.
-    fn write(&self, lease: &Lease, path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
-        let making = lease.temporary();
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&making).doing("make", &making)?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).doing("write", &making)?;
-        fs::rename(&making, path).doing("publish", path)?;
-        path.parent().map_or(Ok(()), sync_folder)
-    }
-
-    fn write_json(&self, lease: &Lease, path: &Path, value: &impl Serialize) -> Result<(), ImageError> {
-        let bytes = serde_json::to_vec(value).map_err(std::io::Error::other).doing("write", path)?;
-        self.write(lease, path, &bytes)
     }
 
     /// Takes the store's lock, which is held for moments only.
@@ -284,6 +253,36 @@ impl Store {
         rustix::fs::flock(&file, FlockOperation::LockExclusive).doing("lock", &path)?;
         Ok(file)
     }
+}
+
+fn unpack_layer(
+    making: &Path,
+    diff_id: &Digest,
+    layer: impl std::io::Read,
+    limits: &Limits,
+    advance: &mut dyn FnMut(u64),
+) -> Result<Unpacked, ImageError> {
+    fs::create_dir(making).doing("make", making)?;
+    fs::set_permissions(making, fs::Permissions::from_mode(0o755)).doing("open up", making)?;
+    let root = rustix::fs::open(making, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing("open", making)?;
+    let of_layer = |source: LayerProblem| ImageError::Layer { layer: *diff_id, source };
+    let unpacked = unpack(layer, root.try_clone().doing("open", making)?, diff_id, limits, advance).map_err(of_layer)?;
+    rustix::fs::syncfs(&root).doing("sync", making)?;
+    Ok(unpacked)
+}
+
+/// Writes a file so that it is whole or not there.
+fn write(lease: &Lease, path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+    let making = lease.temporary();
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&making).doing("make", &making)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).doing("write", &making)?;
+    fs::rename(&making, path).doing("publish", path)?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+fn write_json(lease: &Lease, path: &Path, value: &impl Serialize) -> Result<(), ImageError> {
+    let bytes = serde_json::to_vec(value).map_err(std::io::Error::other).doing("write", path)?;
+    write(lease, path, &bytes)
 }
 
 /// A name to be given to an image.

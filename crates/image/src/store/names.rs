@@ -58,7 +58,7 @@ impl Store {
     pub(super) fn write_name(&self, lease: &Lease, name: &Name<'_>, image: ImageId) -> Result<(), ImageError> {
         let record =
             NameRecord { reference: name.reference.clone(), image, digests: name.digests.clone(), platform: name.platform.clone() };
-        self.write_json(lease, &self.root.join("names").join(file_name(name.reference)), &record)
+        super::write_json(lease, &self.root.join("names").join(file_name(name.reference)), &record)
     }
 }
 

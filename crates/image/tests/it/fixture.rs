@@ -7,7 +7,7 @@ use moat_image::{Digest, Limits, PullOptions, Store};
 use serde_json::{Value, json};
 
 /// One entry of a layer.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Item {
     pub path: Vec<u8>,
     pub kind: tar::EntryType,
@@ -219,4 +219,45 @@ pub fn is_root(test: &str) -> bool {
         eprintln!("skipped: {test} unpacks layers, which needs root");
     }
     root
+}
+
+/// Writes an OCI layout of one image, with a name if one is given.
+pub fn layout(folder: &Path, image: &Made, name: Option<&str>) {
+    let blobs = folder.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    for blob in image.layers.iter().map(|layer| &layer.blob).chain([&image.config, &image.manifest]) {
+        std::fs::write(blobs.join(Digest::of(blob).hex()), blob).unwrap();
+    }
+    let annotations = name.map_or(json!({}), |name| json!({"org.opencontainers.image.ref.name": name}));
+    let entry =
+        json!({"mediaType": MANIFEST, "digest": Digest::of(&image.manifest), "size": image.manifest.len(), "annotations": annotations});
+    std::fs::write(folder.join("index.json"), json!({"schemaVersion": 2, "manifests": [entry]}).to_string()).unwrap();
+    std::fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+}
+
+/// Loads an image of one plain layer into a store of its own.
+pub fn load_layer(
+    folder: &Path,
+    tar: &[u8],
+    packed: Packed,
+    limits: Limits,
+) -> Result<(Store, moat_image::ImageId), moat_image::ImageError> {
+    let made = Made::new(vec![Layer::of_tar(tar, packed)], &json!({}));
+    let source = folder.join("layout");
+    layout(&source, &made, None);
+    let store = store(folder);
+    let options = moat_image::LoadOptions { limits, ..moat_image::LoadOptions::default() };
+    let loaded = store.load(&source, &options, &mut |_| {})?;
+    Ok((store, loaded[0].1))
+}
+
+/// An error with all its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }

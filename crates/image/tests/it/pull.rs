@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
 use moat_image::{Credentials, ImageError, ImageId, Progress};
 use serde_json::json;
 
@@ -158,7 +159,6 @@ fn a_registry_with_passwords() {
     with.credentials = Some(Credentials::basic("ann", "s3cret:x"));
     store.pull(&reference, &with, &mut |_| {}).unwrap();
 
-    use base64::Engine as _;
     let auth = base64::engine::general_purpose::STANDARD.encode("ann:s3cret:x");
     let file = folder.path().join("config.json");
     std::fs::write(&file, json!({"auths": {registry.address.to_string(): {"auth": auth}}}).to_string()).unwrap();
@@ -176,4 +176,53 @@ fn what_is_missing_is_said() {
     let error = store.pull(&registry.reference("nothing:1"), &options(), &mut |_| {}).unwrap_err();
     assert!(matches!(error, ImageError::NotFound { .. }), "{error}");
     assert!(error.hint().is_some());
+}
+
+#[test]
+fn pulls_and_collections_at_the_same_time_do_not_hurt_each_other() {
+    if !is_root("this test") {
+        return;
+    }
+    let Some(registry) = Registry::start() else { return };
+    let shared = Layer::new(&[file("shared", crate::fixture::noise(200_000, 9))], Packed::Gzip);
+    for index in 0..3 {
+        let own = Layer::new(&[file("own", index.to_string())], Packed::Zstd);
+        registry.push("app", &index.to_string(), &Made::new(vec![shared.clone(), own], &json!({})));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let pulls: Vec<_> = (0..6)
+            .map(|index| {
+                let (store, registry) = (&store, &registry);
+                scope.spawn(move || {
+                    for _ in 0..4 {
+                        store.pull(&registry.reference(&format!("app:{}", index % 3)), &options(), &mut |_| {}).unwrap();
+                    }
+                })
+            })
+            .collect();
+        let collector = scope.spawn(|| {
+            let mut rounds = 0;
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                store.collect(&BTreeSet::new()).unwrap();
+                // Whatever is listed is whole, unless it is collected by the next round, which is this thread's.
+                for listed in store.list().unwrap() {
+                    store.image(&listed.id).unwrap();
+                }
+                rounds += 1;
+            }
+            rounds
+        });
+        for pull in pulls {
+            pull.join().unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        assert!(collector.join().unwrap() > 0);
+    });
+    store.collect(&BTreeSet::new()).unwrap();
+    for left in ["blobs/sha256", "layers", "folders", "images", "names", "downloads", "leases", "tmp"] {
+        assert_eq!(names(&store.root().join(left)), Vec::<String>::new(), "{left}");
+    }
 }

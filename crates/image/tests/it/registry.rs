@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine as _;
 use moat_image::{Digest, Reference};
 
 use crate::fixture::{MANIFEST, Made};
@@ -14,7 +15,7 @@ pub struct Registry {
     child: Child,
     pub address: SocketAddr,
     authorization: Option<String>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Registry {
@@ -27,7 +28,7 @@ impl Drop for Registry {
 impl Registry {
     /// Starts one; none, with a word, where it is not installed.
     pub fn start() -> Option<Self> {
-        Self::with("", None)
+        Self::with("127.0.0.1", "", None)
     }
 
     /// One that wants this user and password.
@@ -39,24 +40,38 @@ impl Registry {
         };
         // The path is in the registry's folder.
         let auth = "auth:\n  htpasswd:\n    realm: test\n    path: FOLDER/htpasswd\n";
-        use base64::Engine as _;
         let authorization = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")));
-        Self::with(auth, Some((authorization, hashed.stdout)))
+        Self::with("127.0.0.1", auth, Some(&(authorization, hashed.stdout)))
     }
 
-    fn with(extra: &str, password: Option<(String, Vec<u8>)>) -> Option<Self> {
+    /// One at an address that is not loopback, over TLS. Nothing can be pushed to it by this fixture, so it serves another one's folder.
+    pub fn with_tls(host: &str, certificate: &Path, key: &Path, of: &Self) -> Option<Self> {
+        let extra = format!(
+            "  tls:\n    certificate: {}\n    key: {}\nOF: {}\n",
+            certificate.display(),
+            key.display(),
+            of.folder.path().join("data").display()
+        );
+        Self::with(host, &extra, None)
+    }
+
+    fn with(host: &str, extra: &str, password: Option<&(String, Vec<u8>)>) -> Option<Self> {
         for _ in 0..20 {
             let folder = tempfile::tempdir().unwrap();
             // The registry can't tell which port 0 became, so one that was free a moment ago is tried.
-            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let address = TcpListener::bind((host, 0)).unwrap().local_addr().unwrap();
             let config = format!(
                 "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{extra}",
                 folder.path().join("data").display()
             );
             let config = config.replace("FOLDER", &folder.path().display().to_string());
+            let config = match config.split_once("OF: ") {
+                Some((start, of)) => start.replace(&folder.path().join("data").display().to_string(), of.trim()),
+                None => config,
+            };
             let path = folder.path().join("config.yml");
             std::fs::write(&path, config).unwrap();
-            if let Some((_, hashed)) = &password {
+            if let Some((_, hashed)) = password {
                 std::fs::write(folder.path().join("htpasswd"), hashed).unwrap();
             }
             let child = Command::new("docker-registry").arg("serve").arg(&path).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
@@ -64,7 +79,7 @@ impl Registry {
                 eprintln!("skipped: `docker-registry` is not installed");
                 return None;
             };
-            let mut registry = Self { child, address, authorization: password.as_ref().map(|(value, _)| value.clone()), _folder: folder };
+            let mut registry = Self { child, address, authorization: password.map(|(value, _)| value.clone()), folder };
             if registry.wait() {
                 return Some(registry);
             }
@@ -79,7 +94,8 @@ impl Registry {
                 return false;
             }
             if TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).is_ok() {
-                return matches!(self.request("GET", "/v2/", "", &[]).0, 200 | 401);
+                // A registry with TLS tells a request without it so.
+                return matches!(self.request("GET", "/v2/", "", &[]).0, 200 | 400 | 401);
             }
             std::thread::yield_now();
         }
