@@ -194,14 +194,15 @@ impl Core {
     async fn after_build(&mut self, slug: &Slug) {
         let Some(deploy) = self.deploys.get(slug) else { return };
         let (service, release) = (deploy.service.clone(), deploy.release.clone());
+        // Also before it starts: many programs end when their database does not answer at once.
+        if let Some(waits_for) = self.datastores_not_ready(&service) {
+            self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
+            return;
+        }
         let new = Deployed { service: service.clone(), release: release.clone(), hook_ran: false, good: false };
         let unchanged = deploy.previous.as_ref().is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
         match service.workload.pre_deploy_command() {
             Some(command) if !unchanged => {
-                if let Some(waits_for) = self.datastores_not_ready(&service) {
-                    self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
-                    return;
-                }
                 let id = match self.start_sandbox(&service, Purpose::PreDeploy, release, None).await {
                     Ok(id) => id,
                     Err(why) => return self.fail_deploy(slug, &why, None),
