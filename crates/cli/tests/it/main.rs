@@ -3,6 +3,7 @@
 
 mod faults;
 mod host;
+mod images;
 mod offline;
 mod postgres;
 mod run;

@@ -44,7 +44,13 @@ impl Core {
                 tokio::spawn(async move {
                     let (progress, who) = (tx.clone(), slug.clone());
                     let tell = move |text| drop(progress.send(Msg::Pulling(who.clone(), text)));
-                    let result = engine.pull_image(request, tell).await;
+                    let result = engine.pull_image(request, tell).await.map(|(release, instead_of)| {
+                        if let Some(error) = instead_of {
+                            let text = format!("{}; using the image that is here", engine_words(&error));
+                            let _ = tx.send(Msg::Said(slug.clone(), text));
+                        }
+                        release
+                    });
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }

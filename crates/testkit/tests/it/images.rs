@@ -139,7 +139,11 @@ fn inspect(registry: &Registry, name: &str, login: Option<(&str, &str)>) -> Resu
         None => skopeo.arg("--no-creds"),
     };
     let out = skopeo.output().unwrap();
-    if out.status.success() { Ok(serde_json::from_slice(&out.stdout).unwrap()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+    if out.status.success() {
+        Ok(serde_json::from_slice(&out.stdout).unwrap())
+    } else {
+        Err(String::from_utf8_lossy(&out.stderr).into_owned())
+    }
 }
 
 fn json(file: &Path) -> Value {

@@ -17,9 +17,9 @@ pub fn can_run(what: &str) -> bool {
         println!("skipped: {what}: not root");
         return false;
     }
-    let missing = ["apt-get", "dpkg-deb", "docker-registry", "skopeo", "zstd"].into_iter().find(|tool| {
-        Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
-    });
+    let missing = ["apt-get", "dpkg-deb", "docker-registry", "skopeo", "zstd"]
+        .into_iter()
+        .find(|tool| Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err());
     if let Some(tool) = missing {
         println!("skipped: {what}: no `{tool}`");
     }
@@ -54,7 +54,8 @@ impl Sandbox {
 
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let words = |key: &str| config[key].as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        let words =
+            |key: &str| config[key].as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>();
         let env: Vec<(String, String)> = words("Env")
             .iter()
             .map(|line| line.split_once('=').unwrap())
