@@ -17,9 +17,9 @@ pub fn can_run(what: &str) -> bool {
         println!("skipped: {what}: not root");
         return false;
     }
-    let missing = ["apt-get", "dpkg-deb", "docker-registry", "skopeo", "zstd"].into_iter().find(|tool| {
-        Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
-    });
+    let missing = ["apt-get", "dpkg-deb", "docker-registry", "skopeo", "zstd"]
+        .into_iter()
+        .find(|tool| Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err());
     if let Some(tool) = missing {
         println!("skipped: {what}: no `{tool}`");
     }
@@ -54,7 +54,8 @@ impl Sandbox {
 
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let words = |key: &str| config[key].as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        let words =
+            |key: &str| config[key].as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>();
         let env: Vec<(String, String)> = words("Env")
             .iter()
             .map(|line| line.split_once('=').unwrap())
@@ -84,10 +85,19 @@ impl Sandbox {
 
     /// Sends to a port until the answer has some bytes in it; waits while nothing listens there, as long as the server runs.
     pub fn ask(&self, port: u16, send: &[u8], expected: &[u8]) {
+        self.until(expected, || exchange(port, send, expected).unwrap_or_default());
+    }
+
+    /// Runs a command inside until its output has some text in it, as long as the server runs.
+    pub fn inside_until(&self, command: &[&str], expected: &str) {
+        self.until(expected.as_bytes(), || self.inside(command).into_bytes());
+    }
+
+    fn until(&self, expected: &[u8], ask: impl Fn() -> Vec<u8>) {
         let until = Instant::now() + Duration::from_secs(60);
         let mut last = Vec::new();
         while Instant::now() < until {
-            last = exchange(port, send, expected).unwrap_or_default();
+            last = ask();
             if contains(&last, expected) {
                 return;
             }
@@ -96,7 +106,7 @@ impl Sandbox {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        panic!("port {port} answered {:?}\n{}", String::from_utf8_lossy(&last), self.log());
+        panic!("the answer is {:?}\n{}", String::from_utf8_lossy(&last), self.log());
     }
 
     /// All that a port answers until it closes the connection.
