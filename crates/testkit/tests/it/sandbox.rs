@@ -34,7 +34,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Unpacks an image and runs what its configuration says. This thread leaves its network namespace for a new, empty one.
+    /// Unpacks an image and runs what its configuration says. This thread leaves its network namespace for a new one, which has loopback
+    /// and one address more, 192.0.2.1.
     pub fn start(layout: &Path, env: &[(&str, &str)]) -> Self {
         let blob = |descriptor: &Value| layout.join("blobs").join(descriptor["digest"].as_str().unwrap().replace(':', "/"));
         let read = |file: PathBuf| -> Value { serde_json::from_slice(&fs::read(file).unwrap()).unwrap() };
@@ -53,7 +54,9 @@ impl Sandbox {
         fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost\n").unwrap();
 
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        for change in [&["link", "set", "lo", "up"][..], &["address", "add", "192.0.2.1/32", "dev", "lo"]] {
+            assert!(Command::new("ip").args(change).status().unwrap().success());
+        }
         let words =
             |key: &str| config[key].as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>();
         let env: Vec<(String, String)> = words("Env")
