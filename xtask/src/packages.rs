@@ -49,7 +49,14 @@ pub const TO_RUN: &[Need] = &[
 ];
 
 /// What the tests need besides.
-pub const TO_TEST: &[Need] = &[Need { what: "`git`", present: Present::Program(&["git"]), packages: &["git"] }];
+pub const TO_TEST: &[Need] = &[
+    Need { what: "`git`", present: Present::Program(&["git"]), packages: &["git"] },
+    Need {
+        what: "a PostgreSQL server",
+        present: Present::Check(&["sh", "-c", "ls /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb 2>&1 | grep -q ^/"]),
+        packages: &["postgresql"],
+    },
+];
 
 /// `apt-get install` in which no maintainer script starts a service, and after which no new service is enabled.
 ///
@@ -69,7 +76,7 @@ code=0
 apt-get install --yes --no-install-recommends "$@" || code=$?
 for package in "$@"; do
     case $package in
-        redis-server|valkey-server)
+        redis-server|valkey-server|postgresql)
             if [ -d /run/systemd/system ]; then systemctl --quiet disable "$package.service" || code=$?
             elif [ -e "/etc/init.d/$package" ]; then update-rc.d "$package" disable || code=$?
             fi ;;

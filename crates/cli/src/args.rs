@@ -51,6 +51,9 @@ pub enum Verb {
     Logs(LogsArgs),
     /// Run a command inside a service's instance; its exit code is the command's.
     Exec(ExecArgs),
+    /// Show, load and remove images.
+    #[command(subcommand)]
+    Image(ImageVerb),
     /// Show who reaches whom.
     Reach(ReachArgs),
     /// Say whether one peer reaches another, and by which rule.
@@ -125,6 +128,20 @@ pub struct ExecArgs {
     /// The command.
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
+}
+
+/// What can be done with images.
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Show the images that are here.
+    List,
+    /// Take the images of a `docker save` archive or an OCI layout (a folder or an archive).
+    Load {
+        /// The archive or folder.
+        path: PathBuf,
+    },
+    /// Remove the images that nothing runs.
+    Prune,
 }
 
 /// Arguments of `reach`.

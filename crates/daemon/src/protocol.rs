@@ -52,6 +52,8 @@ pub enum Request {
     },
     /// Denied flows so far: answers one [`Event::Denied`].
     Denied,
+    /// Removes the images that nothing runs: answers one [`Event::Pruned`].
+    PruneImages,
 }
 
 /// `up`'s arguments.
@@ -129,6 +131,13 @@ pub enum Event {
     Denied {
         /// Each, with counts.
         flows: Vec<DeniedFlow>,
+    },
+    /// Images were removed.
+    Pruned {
+        /// How many.
+        images: usize,
+        /// Bytes of their files.
+        bytes: u64,
     },
     /// The request is done.
     End {

@@ -2,6 +2,8 @@
 //!
 //! All checks are made from inside the instance's own namespace, so that they need no hole in the policy.
 
+mod postgres;
+
 use crate::core::Msg;
 use http_body_util::Empty;
 use hyper::body::Bytes;
@@ -9,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use moat_engine::Engine as _;
 use moat_engine_linux::LinuxEngine;
 use moat_model::net::{MAX_OPEN_PORTS, RESERVED_PORTS};
-use moat_model::state::Listener;
+use moat_model::state::{Listener, PostgresWorkload, Workload};
 use moat_model::{AddressPair, InstanceId, Proto, Service, ServiceKind};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -58,6 +60,15 @@ pub async fn watch(engine: LinuxEngine, id: InstanceId, service: Service, addres
             now.seen = Some(format!("health check `{path}` on port {port}: {why}"));
         } else {
             failing_since = None;
+        }
+        // Once only: a session costs the server a process.
+        if now.ready
+            && !last.as_ref().is_some_and(|l: &Readiness| l.ready)
+            && let (Workload::Postgres(server), Some(port)) = (&service.workload, now.http_port)
+            && let Err(why) = session(&engine, &id, SocketAddr::new(address.v4.into(), port), server).await
+        {
+            now.ready = false;
+            now.seen = Some(why);
         }
         let pause = if now.ready { Duration::from_secs(2) } else { Duration::from_millis(150) };
         if last.as_ref() != Some(&now) {
@@ -127,7 +138,7 @@ fn judge(service: &Service, listeners: Vec<Listener>, up: Duration, other_port_s
         _ => {
             let words = match loopback.first() {
                 Some(l) => format!("listens on 127.0.0.1:{} only: bind to 0.0.0.0 (and ::)", l.endpoint.port),
-                None if service.kind == ServiceKind::KeyValue => "the server does not listen yet".to_owned(),
+                None if service.kind.is_datastore() => "the server does not listen yet".to_owned(),
                 None if up < STARTING => format!("waits for port {}", expected.unwrap_or(moat_model::net::DEFAULT_HTTP_PORT)),
                 None => format!(
                     "listens on nothing yet (expected: port {}); make it a background worker if it never will",
@@ -140,15 +151,28 @@ fn judge(service: &Service, listeners: Vec<Listener>, up: Duration, other_port_s
     Readiness { ready, listeners, http_port, seen, notice }
 }
 
+/// Begins a session of a database.
+async fn session(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, server: &PostgresWorkload) -> Result<(), String> {
+    let attempt = async {
+        let mut stream = connect(engine, id, to).await?;
+        postgres::ask(&mut stream, server).await
+    };
+    tokio::time::timeout(HEALTH_TIMEOUT, attempt).await.unwrap_or_else(|_| Err("no answer within 5 s".to_owned()))
+}
+
+/// A connection from inside the instance's namespace.
+async fn connect(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr) -> Result<tokio::net::TcpStream, String> {
+    let ns = engine.instance_ns(id).await.map_err(|error| error.to_string())?;
+    let socket = moat_net_linux::ns::tcp_socket_in(&ns, moat_model::Family::V4).map_err(|error| error.to_string())?;
+    tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await.map_err(|error| format!("no connection ({error})"))
+}
+
 /// One GET with the service's own host name; 2xx and 3xx are healthy.
 async fn health(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, host: &str, path: &str) -> Result<(), String> {
     let engine = engine.clone();
     let id = id.clone();
     let attempt = async move {
-        let ns = engine.instance_ns(&id).await.map_err(|error| error.to_string())?;
-        let socket = moat_net_linux::ns::tcp_socket_in(&ns, moat_model::Family::V4).map_err(|error| error.to_string())?;
-        let stream =
-            tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await.map_err(|error| format!("no connection ({error})"))?;
+        let stream = connect(&engine, &id, to).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
         let task = tokio::spawn(connection);

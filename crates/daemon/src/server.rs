@@ -3,7 +3,7 @@
 use crate::Paths;
 use crate::core::{Core, Msg};
 use crate::protocol::{Event, Failure, Request};
-use moat_engine_linux::{Config, LinuxEngine};
+use moat_engine_linux::{Config, LinuxEngine, Mirror};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
@@ -30,6 +30,9 @@ pub enum DaemonError {
         /// Why.
         source: io::Error,
     },
+    /// `MOAT_REGISTRY_MIRRORS` can't be read.
+    #[error("`MOAT_REGISTRY_MIRRORS` holds `{0}`: write `REGISTRY=HOST[:PORT][/PATH]`, several with commas between")]
+    Mirrors(String),
     /// The engine can't start.
     #[error(transparent)]
     Engine(#[from] moat_engine::EngineError),
@@ -70,6 +73,7 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
         run_dir: paths.run.clone(),
         oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(PathBuf::from),
         pass_env: Vec::new(),
+        mirrors: mirrors(&std::env::var("MOAT_REGISTRY_MIRRORS").unwrap_or_default())?,
         own_exe,
     })?;
     let (tx, rx) = mpsc::unbounded_channel();
@@ -93,6 +97,16 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
 }
 
 /// The probes and the ingress use many sockets: as many as may be opened without privileges. A failure leaves the usual number.
+/// Copies of registries, `REGISTRY=LOCATION` with commas between.
+fn mirrors(text: &str) -> Result<Vec<Mirror>, DaemonError> {
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let parse = |entry: &str| {
+        let (registry, location) = entry.split_once('=').filter(|(a, b)| !a.is_empty() && !b.is_empty())?;
+        Some(Mirror { registry: registry.to_owned(), location: location.to_owned() })
+    };
+    entries.map(|entry| parse(entry).ok_or_else(|| DaemonError::Mirrors(entry.to_owned()))).collect()
+}
+
 fn raise_open_files() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

@@ -63,6 +63,7 @@ pub fn facts() -> Vec<Finding> {
         tool("ip", false, &["-Version"], None, "apt-get install iproute2 (to look at links yourself)"),
         tool("conntrack", false, &["--version"], None, "apt-get install conntrack (to look at flows yourself)"),
         key_value(),
+        postgres(),
     ];
     out.extend(RUNTIMES.iter().map(|&runtime| {
         let mut versions: Vec<String> = toolchain::installed(runtime).into_iter().map(|found| found.version).collect();
@@ -217,6 +218,13 @@ fn key_value() -> Finding {
         }
         None => finding("key value server", false, Err("not installed".to_owned()), "apt-get install redis-server (or valkey-server)"),
     }
+}
+
+fn postgres() -> Finding {
+    let installed = toolchain::postgres::installed();
+    let versions: Vec<&str> = installed.values().map(|(_, version)| version.as_str()).collect();
+    let found = if versions.is_empty() { Err("not installed".to_owned()) } else { Ok(versions.join(", ")) };
+    finding("postgresql server", false, found, "apt-get install postgresql (its own server need not run)")
 }
 
 #[cfg(test)]

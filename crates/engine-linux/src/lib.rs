@@ -1,17 +1,21 @@
-//! The embedded engine: sandboxes run by an OCI runtime under a small monitor, native builds, Key Value servers.
+//! The embedded engine: sandboxes run by an OCI runtime under a small monitor, native builds, Key Value and PostgreSQL
+//! servers.
 //!
 //! [`LinuxEngine`] applies [`moat_planner::Step`]s. What an instance is made of is decided in [`lower`] (pure); the
 //! [`monitor`] makes it and stays beside it; this process may be killed at any moment without an instance noticing.
 //!
 //! Folders: `RUN/instances/ID` holds what is known of a live instance, `RUN/crun` the runtime's own state;
-//! `STATE/releases/NAME/project` a build's result, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
-//! log, `STATE/cache/SLUG` a service's build cache, `STATE/disks/SERVICE/NAME` and `STATE/data/SERVICE` what it keeps.
+//! `STATE/releases/NAME/project` a build's result, `STATE/images` the layers of published images, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
+//! log, `STATE/cache/SLUG` a service's build cache, `STATE/disks/SERVICE/NAME` and `STATE/data/SERVICE` what it keeps,
+//! `STATE/certificates/SERVICE.pem` what a database shows to clients that ask for TLS.
 //!
 //! Invariant: once `StopInstance` returns, nothing of the instance is left but its log.
 
+mod certificate;
 mod cgroup;
 pub mod doctor;
 mod engine;
+mod images;
 pub mod log;
 pub mod lower;
 pub mod monitor;
@@ -26,6 +30,8 @@ mod tree;
 
 pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;
+pub use images::PullRequest;
+pub use moat_image::{Listed as ListedImage, Mirror};
 pub use release::{BuildRequest, Release};
 
 use std::path::PathBuf;
@@ -41,6 +47,8 @@ pub struct Config {
     pub oci_runtime: Option<PathBuf>,
     /// Variables of this process that builds see (`PIP_INDEX_URL`).
     pub pass_env: Vec<String>,
+    /// Copies of registries, asked before the registries themselves.
+    pub mirrors: Vec<Mirror>,
     /// The program whose `__monitor` sub-command is [`monitor::main`].
     pub own_exe: PathBuf,
 }

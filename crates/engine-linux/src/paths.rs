@@ -32,7 +32,7 @@ impl Paths {
         }
         let absolute = |folder: &Path| fs::canonicalize(folder).map_err(|error| fail(folder, error));
         let paths = Self { run: absolute(run)?, state: absolute(state)? };
-        let private = ["releases", "instances", "logs", "cache", "disks", "data"].map(|name| paths.state.join(name));
+        let private = ["releases", "instances", "logs", "cache", "disks", "data", "certificates"].map(|name| paths.state.join(name));
         for folder in private.iter().chain(&[paths.run.join("instances"), paths.run.join("crun"), paths.run.join("netns")]) {
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| fail(folder, error))?;
             fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(|error| fail(folder, error))?;
@@ -102,9 +102,17 @@ impl Paths {
     pub fn disk(&self, service: &ServiceId, name: &str) -> PathBuf {
         self.state.join("disks").join(service.as_str()).join(name)
     }
-    /// A Key Value's data.
+    /// A datastore's data.
     pub fn data(&self, service: &ServiceId) -> PathBuf {
         self.state.join("data").join(service.as_str())
+    }
+    /// A database's certificate and key. Apart from its data, where the service's own user writes.
+    pub fn certificate(&self, service: &ServiceId) -> PathBuf {
+        self.state.join("certificates").join(format!("{service}.pem"))
+    }
+    /// The store of images.
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
     }
     /// The log of an instance, wherever its service's folder is.
     pub fn log(&self, id: &InstanceId) -> PathBuf {

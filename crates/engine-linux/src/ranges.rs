@@ -15,6 +15,11 @@ const FIRST: u32 = 1_000_000;
 /// How many ranges there are.
 const COUNT: u32 = 30_000;
 
+/// Which id of its range an id of the host is; one outside of all ranges stands for itself, wrapped into a range.
+pub const fn offset(id: u32) -> u32 {
+    if id >= FIRST { (id - FIRST) % IDS } else { id % IDS }
+}
+
 /// The ranges handed out.
 pub struct Ranges {
     lock: Mutex<()>,

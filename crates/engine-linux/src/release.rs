@@ -56,7 +56,7 @@ impl BuildRequest {
                 runtime: native.runtime,
                 version: native.version.clone(),
             }),
-            Workload::KeyValue(_) => None,
+            Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) => None,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: the only module of this crate with `unsafe`.
 #![expect(
     unsafe_code,
-    reason = "close_range, mount_setattr, pidfd_open, pidfd_send_signal, fork, madvise and registering a descriptor have no safe wrapper"
+    reason = "close_range, mount_setattr, open_tree, move_mount, pidfd_open, pidfd_send_signal, fork, madvise and registering a descriptor have no safe wrapper"
 )]
 
 use nix::errno::Errno;
@@ -48,6 +48,55 @@ pub fn seal_mount(path: &Path) -> io::Result<()> {
         )
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A copy of a folder's mount in which id `n` of the file system is id `n` of a user namespace (open_tree(2) and
+/// mount_setattr(2) with `MOUNT_ATTR_IDMAP`, Linux 5.12; below overlayfs since 5.19). It is mounted nowhere yet.
+pub fn idmapped(folder: &Path, users: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let path = CString::new(folder.as_os_str().as_bytes())?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: `path` is NUL-terminated.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let fd = RawFd::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    let tree = unsafe { OwnedFd::from_raw_fd(fd) };
+    let userns_fd = u64::try_from(users.as_raw_fd()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    // SAFETY: the path is empty and NUL-terminated, `attributes` lives across the call and its true size is passed.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 { Ok(tree) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Mounts what [`idmapped`] made on a folder (move_mount(2)).
+pub fn move_mount(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+    let path = CString::new(target.as_os_str().as_bytes())?;
+    // SAFETY: both paths are NUL-terminated.
+    let done = unsafe {
+        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), c"".as_ptr(), libc::AT_FDCWD, path.as_ptr(), libc::MOVE_MOUNT_F_EMPTY_PATH)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Opens below a folder as if that were the root: a symbolic link can't lead out of it (openat2(2) with
+/// `RESOLVE_IN_ROOT`, Linux 5.6). `nofollow` is about the last component.
+pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, nofollow: bool) -> io::Result<OwnedFd> {
+    use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+    let mut flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    flags.set(OFlag::O_NOFOLLOW, nofollow);
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    Ok(openat2(root, path, how)?)
 }
 
 /// Opens a handle of a process that can't be confused with a later one of the same number (pidfd_open(2)).

@@ -18,15 +18,17 @@ pub enum ServiceKind {
     Cron,
     /// A Redis-compatible datastore, receives only.
     KeyValue,
+    /// A PostgreSQL server, receives only. The only kind that is no entry of `services`: it comes from `databases`.
+    Postgres,
 }
 
 impl ServiceKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 5] = [Self::Web, Self::Pserv, Self::Worker, Self::Cron, Self::KeyValue];
+    pub const ALL: [Self; 6] = [Self::Web, Self::Pserv, Self::Worker, Self::Cron, Self::KeyValue, Self::Postgres];
 
     /// Whether peers of the private network may open a flow to it. Nothing else decides this.
     pub const fn receives(self) -> bool {
-        matches!(self, Self::Web | Self::Pserv | Self::KeyValue)
+        matches!(self, Self::Web | Self::Pserv | Self::KeyValue | Self::Postgres)
     }
     /// Whether it may open flows to the private network and to the internet.
     pub const fn sends(self) -> bool {
@@ -34,9 +36,9 @@ impl ServiceKind {
     }
     /// Whether it is a datastore (builds may reach those).
     pub const fn is_datastore(self) -> bool {
-        matches!(self, Self::KeyValue)
+        matches!(self, Self::KeyValue | Self::Postgres)
     }
-    /// The word of the blueprint.
+    /// The word of the blueprint, `postgres` for an entry of `databases`.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Web => "web",
@@ -44,6 +46,7 @@ impl ServiceKind {
             Self::Worker => "worker",
             Self::Cron => "cron",
             Self::KeyValue => "keyvalue",
+            Self::Postgres => "postgres",
         }
     }
     /// The phrase for people: `private service`.
@@ -54,6 +57,7 @@ impl ServiceKind {
             Self::Worker => "background worker",
             Self::Cron => "cron job",
             Self::KeyValue => "Key Value",
+            Self::Postgres => "database",
         }
     }
 }

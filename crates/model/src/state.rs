@@ -55,7 +55,7 @@ pub struct Service {
     pub zone: ZoneId,
     /// Service address; `None` for what receives nothing.
     pub vip: Option<AddressPair>,
-    /// The expected main port: `PORT` or 10000 for web and private services, 6379 for a Key Value.
+    /// The expected main port: `PORT` or 10000 for web and private services, 6379 for a Key Value, 5432 for a database.
     pub port: Option<u16>,
     /// `x-moat.allowFrom`: slugs that may reach it; `None` is the open default.
     pub allow_from: Option<BTreeSet<Slug>>,
@@ -88,12 +88,15 @@ pub struct Service {
 /// What a service's instances run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "type")]
-#[expect(clippy::large_enum_variant, reason = "one per service, never in bulk; a box would only make it harder to match")]
 pub enum Workload {
     /// A program over a toolchain of this machine.
     Native(NativeWorkload),
+    /// A published image.
+    Image(ImageWorkload),
     /// A Redis-compatible server.
     KeyValue(KeyValueWorkload),
+    /// A PostgreSQL server.
+    Postgres(PostgresWorkload),
 }
 
 /// A program over a toolchain of this machine.
@@ -119,6 +122,73 @@ pub struct NativeWorkload {
     pub schedule: Option<String>,
     /// A disk: (name, mount path, size in bytes).
     pub disk: Option<Disk>,
+}
+
+/// A published image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageWorkload {
+    /// The image reference as written.
+    pub image: String,
+    /// `user:password` of its registry, where the blueprint names a credential.
+    pub credential: Option<Secret>,
+    /// `dockerCommand`: runs instead of the image's own command, after its entry point.
+    pub command: Option<String>,
+    /// Run before each deploy in a sandbox of its own.
+    pub pre_deploy_command: Option<String>,
+    /// Run once after the first successful deploy.
+    pub initial_deploy_hook: Option<String>,
+    /// Cron expression, UTC.
+    pub schedule: Option<String>,
+    /// A disk.
+    pub disk: Option<Disk>,
+}
+
+impl Workload {
+    /// Run before each deploy in a sandbox of its own.
+    pub fn pre_deploy_command(&self) -> Option<&str> {
+        match self {
+            Self::Native(native) => native.pre_deploy_command.as_deref(),
+            Self::Image(image) => image.pre_deploy_command.as_deref(),
+            Self::KeyValue(_) | Self::Postgres(_) => None,
+        }
+    }
+
+    /// Run once after the first successful deploy.
+    pub fn initial_deploy_hook(&self) -> Option<&str> {
+        match self {
+            Self::Native(native) => native.initial_deploy_hook.as_deref(),
+            Self::Image(image) => image.initial_deploy_hook.as_deref(),
+            Self::KeyValue(_) | Self::Postgres(_) => None,
+        }
+    }
+
+    /// Cron expression, UTC.
+    pub fn schedule(&self) -> Option<&str> {
+        match self {
+            Self::Native(native) => native.schedule.as_deref(),
+            Self::Image(image) => image.schedule.as_deref(),
+            Self::KeyValue(_) | Self::Postgres(_) => None,
+        }
+    }
+
+    /// The disk that a blueprint gives it; a datastore's own data is not one.
+    pub const fn disk(&self) -> Option<&Disk> {
+        match self {
+            Self::Native(native) => native.disk.as_ref(),
+            Self::Image(image) => image.disk.as_ref(),
+            Self::KeyValue(_) | Self::Postgres(_) => None,
+        }
+    }
+
+    /// Whether it runs a release: something that is built or fetched first.
+    pub const fn needs_release(&self) -> bool {
+        matches!(self, Self::Native(_) | Self::Image(_))
+    }
+
+    /// Whether it is a datastore of Moat's own making.
+    pub const fn is_datastore(&self) -> bool {
+        matches!(self, Self::KeyValue(_) | Self::Postgres(_))
+    }
 }
 
 /// A persistent folder of one service.
@@ -151,6 +221,19 @@ pub enum Persistence {
     Snapshot,
     /// Nothing is kept.
     Off,
+}
+
+/// A PostgreSQL server with one database and the user that owns it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostgresWorkload {
+    /// Major version asked for, such as 15. Without one the data's own counts, and for new data the newest that is there.
+    pub major: Option<u16>,
+    /// Name of the database in the server, at most 63 bytes.
+    pub database: String,
+    /// Name of the user who owns it, at most 63 bytes.
+    pub user: String,
+    /// The user's password.
+    pub password: Secret,
 }
 
 /// What an instance runs for.

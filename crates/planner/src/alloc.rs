@@ -122,7 +122,7 @@ fn instance_offset(address: AddressPair) -> Option<(u8, u16)> {
     (ten == 10 && address.offset() != 0).then_some((network.index(), address.offset()))
 }
 
-/// A fresh service id: `srv-`, `crn-` or `red-` by kind, and 20 characters.
+/// A fresh service id: `srv-`, `crn-`, `red-` or `dpg-` by kind, and 20 characters.
 pub(crate) fn service_id(kind: Option<ServiceKind>, random: &mut dyn FnMut() -> [u8; 32]) -> Option<ServiceId> {
     ServiceId::new(format!("{}{}", id_prefix(kind), letters(random(), 20))).ok()
 }
@@ -132,6 +132,7 @@ pub(crate) const fn id_prefix(kind: Option<ServiceKind>) -> &'static str {
     match kind {
         Some(ServiceKind::Cron) => "crn-",
         Some(ServiceKind::KeyValue) => "red-",
+        Some(ServiceKind::Postgres) => "dpg-",
         Some(ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker) | None => "srv-",
     }
 }

@@ -56,8 +56,8 @@ codes! {
     E0311;
     /// No network or address is left.
     E0312;
-    /// A reference to a database, which this Moat does not run.
-    U0301;
+    /// A name of a database or user that PostgreSQL can't have.
+    E0313;
     /// `PORT` of something that receives nothing.
     W0301;
     /// The public address of a service that has none.
@@ -70,6 +70,10 @@ codes! {
     W0305;
     /// An environment that is closed in one file and open in another.
     W0306;
+    /// A name of a database or user that can't change any more.
+    W0307;
+    /// An image reference that no registry can have.
+    U0302;
     /// A reference to something that is not in this file.
     N0301;
     /// An environment group that is not in this file.

@@ -21,7 +21,7 @@ use crate::memory::Memory;
 use crate::plan::{InstanceSpec, Plan, Step};
 use crate::policy::{LiveInstance, net_policy};
 use moat_model::policy::NetPolicy;
-use moat_model::state::{InstancePhase, ObservedInstance, ObservedState, Workload};
+use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
 use moat_model::{DesiredState, InstanceId, Purpose, Service, ServiceKind, Slug};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -192,10 +192,7 @@ fn turn<'a>(service: &Service, mine: &[&'a ObservedInstance], situation: Situati
     let is_ready = |i: &ObservedInstance| situation.ready.contains(&i.id);
     let (alive, mut stop): (Vec<&ObservedInstance>, Vec<&ObservedInstance>) = mine.iter().copied().partition(|i| is_alive(i));
 
-    let built = match service.workload {
-        Workload::Native(_) => situation.releases.contains_key(&service.slug),
-        Workload::KeyValue(_) => true,
-    };
+    let built = !service.workload.needs_release() || situation.releases.contains_key(&service.slug);
     let (mut new, mut old): (Vec<&ObservedInstance>, Vec<&ObservedInstance>) =
         alive.into_iter().partition(|i| i.fingerprint == service.fingerprint);
     if !built && wanted > 0 {
@@ -233,8 +230,5 @@ fn turn<'a>(service: &Service, mine: &[&'a ObservedInstance], situation: Situati
 
 /// Whether two instances of the service must never run side by side: they would share a disk or the data.
 pub fn is_exclusive(service: &Service) -> bool {
-    match &service.workload {
-        Workload::Native(native) => native.disk.is_some(),
-        Workload::KeyValue(_) => true,
-    }
+    service.workload.disk().is_some() || service.workload.is_datastore()
 }

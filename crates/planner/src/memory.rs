@@ -42,11 +42,44 @@ pub(crate) struct Ranges {
 pub(crate) struct FileMemory {
     /// By name as written.
     pub(crate) services: BTreeMap<String, ServiceMemory>,
+    /// Databases by name as written: a space of its own, apart from services.
+    pub(crate) databases: BTreeMap<String, ServiceMemory>,
     /// Values of each environment group, by name as written.
     pub(crate) groups: BTreeMap<String, BTreeMap<String, Secret>>,
+    /// Credentials of registries, `user:password`, by name as written.
+    pub(crate) credentials: BTreeMap<String, Secret>,
 }
 
-/// What one service has.
+impl FileMemory {
+    /// What is remembered of the services or of the databases.
+    pub(crate) const fn space(&mut self, space: Space) -> &mut BTreeMap<String, ServiceMemory> {
+        match space {
+            Space::Services => &mut self.services,
+            Space::Databases => &mut self.databases,
+        }
+    }
+
+    /// Everything that has a label.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &ServiceMemory> {
+        self.services.values().chain(self.databases.values())
+    }
+
+    /// Everything that has a label, to be changed.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut ServiceMemory> {
+        self.services.values_mut().chain(self.databases.values_mut())
+    }
+}
+
+/// The lists of a file in which a name stands for one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Space {
+    /// `services`.
+    Services,
+    /// `databases`.
+    Databases,
+}
+
+/// What one service or database has.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct ServiceMemory {
@@ -56,17 +89,21 @@ pub(crate) struct ServiceMemory {
     pub(crate) slug: Option<Slug>,
     /// Its service address: network index and offset.
     pub(crate) vip: Option<(u8, u16)>,
-    /// The value each of its own variables had last.
+    /// The value each of its own variables had last; of a database: its `database`, `user` and `password`.
     pub(crate) values: BTreeMap<String, Secret>,
 }
 
 impl Memory {
-    /// Gives up everything about the service with this label: id, label, address and values. Its address rests before
-    /// it is used again. Says whether there was such a service.
+    /// Gives up everything about the service or database with this label: id, label, address and values. Its address rests before
+    /// it is used again. Says whether there was one.
     pub fn forget(&mut self, slug: &Slug) -> bool {
         for file in self.files.values_mut() {
-            let name = file.services.iter().find(|(_, s)| s.slug.as_ref() == Some(slug)).map(|(name, _)| name.clone());
-            let Some(service) = name.and_then(|name| file.services.remove(&name)) else { continue };
+            let removed = [Space::Services, Space::Databases].into_iter().find_map(|space| {
+                let list = file.space(space);
+                let name = list.iter().find(|(_, s)| s.slug.as_ref() == Some(slug)).map(|(name, _)| name.clone())?;
+                list.remove(&name)
+            });
+            let Some(service) = removed else { continue };
             if let Some((network, offset)) = service.vip
                 && let Some(ranges) = self.ranges.get_mut(&network)
             {
@@ -126,7 +163,12 @@ impl Memory {
 
     /// What is remembered of a service, made empty at the first call.
     pub(crate) fn service(&mut self, path: &Path, name: &str) -> &mut ServiceMemory {
-        self.files.entry(path.to_owned()).or_default().services.entry(name.to_owned()).or_default()
+        self.entry(path, Space::Services, name)
+    }
+
+    /// What is remembered of a service or database, made empty at the first call.
+    pub(crate) fn entry(&mut self, path: &Path, space: Space, name: &str) -> &mut ServiceMemory {
+        self.files.entry(path.to_owned()).or_default().space(space).entry(name.to_owned()).or_default()
     }
 }
 

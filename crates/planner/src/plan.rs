@@ -72,7 +72,7 @@ pub struct InstanceSpec {
     pub secret_files: BTreeMap<String, Secret>,
     /// Limits.
     pub limits: Limits,
-    /// The build whose result it runs, a folder name in the state folder; none for a Key Value and for the build itself.
+    /// The build whose result it runs, a folder name in the state folder; none for a datastore and for the build itself.
     pub release: Option<String>,
 }
 

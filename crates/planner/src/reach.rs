@@ -8,7 +8,6 @@
 //! network. The HTTP port of a web service is [`Service::port`](moat_model::Service); whoever finds another one puts it there.
 
 use moat_model::net::RESERVED_PORTS;
-use moat_model::state::Workload;
 use moat_model::{DenyReason, DesiredState, Egress, Endpoint, Peer, Proto, RuleId, Service, ServiceKind, Verdict};
 use serde::Serialize;
 
@@ -33,10 +32,7 @@ pub fn verdict(state: &DesiredState, from: &Peer, to: &Peer, port: Option<Endpoi
 
 /// Whether a service has build and pre-deploy sandboxes.
 pub fn has_builds(service: &Service) -> bool {
-    match service.workload {
-        Workload::Native(_) => true,
-        Workload::KeyValue(_) => false,
-    }
+    service.workload.needs_release()
 }
 
 /// The services whose names `asker` is answered: those it may reach and that have an address.
@@ -95,7 +91,7 @@ pub(crate) fn judge(from: End<'_>, to: End<'_>, port: Option<Endpoint>) -> Verdi
 fn from_outside(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
     match to.kind {
         ServiceKind::Web => {}
-        ServiceKind::Pserv | ServiceKind::KeyValue => return deny(DenyReason::NotPublic),
+        ServiceKind::Pserv | ServiceKind::KeyValue | ServiceKind::Postgres => return deny(DenyReason::NotPublic),
         ServiceKind::Worker | ServiceKind::Cron => return deny(DenyReason::ReceivesNothing),
     }
     let Some(http) = to.port else { return deny(DenyReason::NotHttpPort) };

@@ -4,8 +4,10 @@
 //! other and to themselves; then the services. Nothing stops at the first problem.
 
 mod assemble;
+mod databases;
 mod defaults;
 mod fingerprint;
+mod images;
 mod lint;
 mod plans;
 mod references;

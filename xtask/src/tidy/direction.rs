@@ -20,11 +20,12 @@ const CRATES: &[Crate] = &[
     Crate { name: "moat-blueprint", pure: true, may: &["moat-model"], may_in_tests: &[] },
     Crate { name: "moat-planner", pure: true, may: &["moat-model", "moat-blueprint"], may_in_tests: &[] },
     Crate { name: "moat-engine", pure: false, may: &["moat-model", "moat-planner"], may_in_tests: &["moat-testkit"] },
+    Crate { name: "moat-image", pure: false, may: &[], may_in_tests: &[] },
     Crate { name: "moat-net-linux", pure: false, may: &["moat-model"], may_in_tests: &["moat-blueprint", "moat-planner", "moat-testkit"] },
     Crate {
         name: "moat-engine-linux",
         pure: false,
-        may: &["moat-model", "moat-planner", "moat-engine", "moat-net-linux"],
+        may: &["moat-model", "moat-planner", "moat-engine", "moat-image", "moat-net-linux"],
         may_in_tests: &["moat-blueprint", "moat-testkit"],
     },
     Crate {
@@ -73,6 +74,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rtnetlink", &["moat-net-linux", "moat-engine-linux", "moat-probe"]),
     ("oci-spec", &["moat-engine-linux"]),
     ("hickory-*", &["moat-dns", "moat-probe"]),
+    ("ureq", &["moat-image"]),
     ("hyper*", &["moat-ingress", "moat-daemon", "moat-cli"]),
     ("rusqlite", &["moat-store"]),
     ("sqlx", &["moat-store"]),

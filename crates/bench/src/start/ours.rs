@@ -49,7 +49,14 @@ impl Ours {
             None => std::env::current_exe().doing("find this program")?,
         };
         let run_dir = home.join("run");
-        let config = Config { state_dir: home.join("state"), run_dir: run_dir.clone(), oci_runtime: None, pass_env: Vec::new(), own_exe };
+        let config = Config {
+            state_dir: home.join("state"),
+            run_dir: run_dir.clone(),
+            oci_runtime: None,
+            pass_env: Vec::new(),
+            mirrors: Vec::new(),
+            own_exe,
+        };
         let engine = runtime.block_on(async { LinuxEngine::open(config) }).words()?;
         let workload = NativeWorkload {
             runtime: NativeRuntime::Python,

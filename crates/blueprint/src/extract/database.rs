@@ -1,16 +1,15 @@
 //! Databases.
 
 use super::object::Obj;
-use super::{Context, small};
-use crate::codes::{E0206, E0209};
-use crate::judge::head;
-use crate::report::{Path, quoted};
+use super::{Context, rules, small};
+use crate::codes::{E0206, E0210};
+use crate::report::Path;
 use crate::spec::{DatabaseSpec, EnvironmentIndex};
 use crate::tables::{CONNECTION_POOL, DATABASE_OPTION, HIGH_AVAILABILITY, POSTGRES_PLAN, POSTGRES_VERSION, REGION, REPLICA};
 
 const MAX_REPLICAS: usize = 5;
 
-/// Reads a database; it is refused as a whole, so that its fields need no diagnostics of their own.
+/// Reads a database and says which of its fields do nothing here.
 pub(super) fn database(obj: Obj<'_, '_>, path: &Path<'_>, environment: EnvironmentIndex, cx: &mut Context<'_>) -> Option<DatabaseSpec> {
     let replicas: Vec<_> = obj.list("readReplicas", &REPLICA).filter_map(|(_, replica)| replica.filled("name")).collect();
     if replicas.len() > MAX_REPLICAS {
@@ -19,14 +18,7 @@ pub(super) fn database(obj: Obj<'_, '_>, path: &Path<'_>, environment: Environme
         cx.report.say(E0206, obj.get("readReplicas")?.span, &path.key("readReplicas"), message, help);
     }
     let name = obj.filled("name")?;
-    cx.report.say(
-        E0209,
-        head(obj.node),
-        path,
-        format!("the database {} is not run yet: Moat runs no PostgreSQL", quoted(&name)),
-        "until then, name a server of your own by `sync: false` variables".to_owned(),
-    );
-    Some(DatabaseSpec {
+    let spec = DatabaseSpec {
         pointer: path.pointer(),
         span: obj.span(),
         environment,
@@ -51,5 +43,27 @@ pub(super) fn database(obj: Obj<'_, '_>, path: &Path<'_>, environment: Environme
             .list("databaseOptions", &DATABASE_OPTION)
             .filter_map(|(_, option)| Some((option.filled("key")?, option.text("value")?)))
             .collect(),
-    })
+    };
+    unhonoured(&spec, obj, path, cx);
+    Some(spec)
+}
+
+/// Says what one server on one machine does not do, at each field that asks for it.
+fn unhonoured(spec: &DatabaseSpec, obj: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) {
+    if spec.region.is_some() {
+        rules::region(obj, path, cx);
+    }
+    let opens = spec.ip_allow_list.as_ref().is_some_and(|list| !list.is_empty());
+    let rows = [
+        (opens, "ipAllowList", "a database is reached from the private network only", Some("write `ipAllowList: []`")),
+        (!spec.read_replicas.is_empty(), "readReplicas", "a reference to a replica leads to the database itself", None),
+        (spec.high_availability, "highAvailability", "one machine has no standby", None),
+        (spec.connection_pool, "connectionPool", "no pooler runs: `connectionPoolString` leads to the database itself", None),
+        (spec.storage_autoscaling, "storageAutoscalingEnabled", "a database may fill the disk that the state folder is on", None),
+    ];
+    for (written, field, why, help) in rows {
+        if written && let Some((span, place)) = obj.place(field, path) {
+            cx.report.say(E0210, span, &place, format!("`{field}` has no effect here: {why}"), help.map(str::to_owned));
+        }
+    }
 }

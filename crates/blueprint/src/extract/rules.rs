@@ -97,18 +97,12 @@ impl Rules<'_, '_, '_, '_, '_> {
             }
             (TypeSpec::Kind(_), Some(RuntimeSpec::Docker)) => {
                 let message = format!("{name} is not run yet: Moat builds no Dockerfiles");
-                self.at("runtime", E0209, message, Some("a native runtime (`python`, `node`, …) runs"));
+                self.at("runtime", E0209, message, Some("a native runtime (`python`, `node`, …) or a published image (`image`) runs"));
                 true
             }
             (TypeSpec::Kind(_), Some(RuntimeSpec::Image)) => {
-                let message = format!("{name} is not run yet: Moat runs no published images");
-                self.at("runtime", E0209, message, Some("a native runtime (`python`, `node`, …) runs"));
-                if self.obj.get("image").is_none() {
-                    let span = head(self.obj.node);
-                    let help = "write `image: {url: …}`".to_owned();
-                    self.cx.report.say(E0227, span, self.path, format!("{name} names no `image`"), help);
-                }
-                true
+                self.image(spec);
+                false
             }
             (TypeSpec::Kind(kind), Some(RuntimeSpec::Static)) => {
                 let message = format!("a static site is a web service, this is a {}", kind.phrase());
@@ -134,6 +128,20 @@ impl Rules<'_, '_, '_, '_, '_> {
             let message = format!("`{field}` has no effect here: the runtime is not `docker` or `image`");
             self.at(field, E0211, message, Some("remove it, or write `runtime: docker`"));
         }
+    }
+
+    /// A published image: what is for sources does nothing.
+    fn image(&mut self, spec: &ServiceSpec) {
+        if self.obj.get("image").is_none() {
+            let message = format!("{} names no `image`", quoted(&spec.name));
+            self.cx.report.say(E0227, head(self.obj.node), self.path, message, "write `image: {url: …}`".to_owned());
+        }
+        for field in ["buildCommand", "rootDir", "repo", "branch", "buildFilter", "dockerfilePath", "dockerContext", "registryCredential"] {
+            let message = format!("`{field}` has no effect here: a published image is not built");
+            self.at(field, E0211, message, Some("remove it"));
+        }
+        let help = "the command is `dockerCommand`";
+        self.at("startCommand", E0211, "`startCommand` has no effect here: the runtime is `image`", Some(help));
     }
 
     fn contradictions(&mut self, spec: &ServiceSpec) {
@@ -195,7 +203,7 @@ impl Rules<'_, '_, '_, '_, '_> {
 
     /// Where the source comes from and what causes a deploy.
     fn source(&mut self, spec: &ServiceSpec) {
-        if let Some(repo) = &spec.repo {
+        if let Some(repo) = spec.repo.as_ref().filter(|_| spec.runtime.as_ref().is_none_or(|r| r.value != RuntimeSpec::Image)) {
             let own = self.cx.remotes.iter().any(|remote| same_repository(remote, repo));
             if !own {
                 let message = "`repo` is not fetched yet: Moat runs the source in the blueprint's own folder";
@@ -228,13 +236,21 @@ impl Rules<'_, '_, '_, '_, '_> {
 
     /// Said once per file: regions are networks of one machine.
     fn region(&mut self, spec: &ServiceSpec) {
-        if spec.region.is_some() && !self.cx.region_said {
-            self.cx.region_said = true;
-            let message = "every region is this machine: services of one region share a private network, others are apart";
-            let Some((span, path)) = self.obj.place("region", self.path) else { return };
-            self.cx.report.say(E0210, span, &path, message, None);
+        if spec.region.is_some() {
+            region(self.obj, self.path, self.cx);
         }
     }
+}
+
+/// Says once in a file that regions share this machine.
+pub(super) fn region(obj: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) {
+    if cx.region_said {
+        return;
+    }
+    cx.region_said = true;
+    let message = "every region is this machine: services of one region share a private network, others are apart";
+    let Some((span, path)) = obj.place("region", path) else { return };
+    cx.report.say(E0210, span, &path, message, None);
 }
 
 /// Whether two URLs name one repository: `git@host:owner/name.git` is `https://host/owner/name`.

@@ -47,15 +47,7 @@ pub async fn run(args: ExecArgs) -> Result<ExitCode, CommandError> {
         })
     })?;
     let id = InstanceId::new(instance.id.clone()).map_err(|error| CommandError::bug(error.to_string()))?;
-    let paths = Paths::from_env();
-    let engine = LinuxEngine::open(Config {
-        state_dir: paths.state,
-        run_dir: paths.run,
-        oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(Into::into),
-        pass_env: Vec::new(),
-        own_exe: own_exe()?,
-    })
-    .map_err(engine_error)?;
+    let engine = open_engine()?;
     let tty = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let own = |fd: std::io::Result<OwnedFd>| fd.map_err(|error| CommandError::engine(format!("can't share the terminal: {error}")));
     let stdio = [
@@ -71,7 +63,22 @@ pub async fn run(args: ExecArgs) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(255)))
 }
 
-fn engine_error(error: moat_engine::EngineError) -> CommandError {
+/// The engine of this machine, beside the daemon's: for what needs no order of things.
+pub fn open_engine() -> Result<LinuxEngine, CommandError> {
+    let paths = Paths::from_env();
+    LinuxEngine::open(Config {
+        state_dir: paths.state,
+        run_dir: paths.run,
+        oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(Into::into),
+        mirrors: Vec::new(),
+        pass_env: Vec::new(),
+        own_exe: own_exe()?,
+    })
+    .map_err(engine_error)
+}
+
+/// An engine's error in the words of the command line.
+pub fn engine_error(error: moat_engine::EngineError) -> CommandError {
     let out = CommandError::engine(error.to_string());
     match error.hint {
         Some(hint) => out.hint(hint),

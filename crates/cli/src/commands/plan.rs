@@ -67,23 +67,26 @@ fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> (Plan, DesiredSta
 fn print(ui: &Ui, plan: &Plan, state: &DesiredState, missing: &[String]) {
     let mut rows = Vec::new();
     for service in state.services.values() {
-        let Workload::Native(native) = &service.workload else { continue };
-        if let Some(command) = &native.build_command {
-            rows.push(vec![
-                cell(Tone::Plain, "build"),
-                cell(Tone::Strong, service.slug.as_str()),
-                cell(Tone::Dim, format!("{} · {}", native.runtime.word(), one_line(command))),
-            ]);
+        let mut row =
+            |what, text: String| rows.push(vec![cell(Tone::Plain, what), cell(Tone::Strong, service.slug.as_str()), cell(Tone::Dim, text)]);
+        let command = match &service.workload {
+            Workload::Native(native) => {
+                if let Some(command) = &native.build_command {
+                    row("build", format!("{} · {}", native.runtime.word(), one_line(command)));
+                }
+                one_line(&native.start_command)
+            }
+            Workload::Image(image) => {
+                row("pull", image.image.clone());
+                image.command.as_deref().map_or_else(|| "the image's command".to_owned(), one_line)
+            }
+            Workload::KeyValue(_) | Workload::Postgres(_) => continue,
+        };
+        if let Some(command) = service.workload.pre_deploy_command() {
+            row("pre-deploy", one_line(command));
         }
-        if let Some(command) = &native.pre_deploy_command {
-            rows.push(vec![cell(Tone::Plain, "pre-deploy"), cell(Tone::Strong, service.slug.as_str()), cell(Tone::Dim, one_line(command))]);
-        }
-        if let Some(schedule) = &native.schedule {
-            rows.push(vec![
-                cell(Tone::Plain, "schedule"),
-                cell(Tone::Strong, service.slug.as_str()),
-                cell(Tone::Dim, format!("{schedule} (UTC) · {}", one_line(&native.start_command))),
-            ]);
+        if let Some(schedule) = service.workload.schedule() {
+            row("schedule", format!("{schedule} (UTC) · {command}"));
         }
     }
     for step in &plan.steps {

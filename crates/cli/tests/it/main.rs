@@ -4,5 +4,6 @@
 mod faults;
 mod host;
 mod offline;
+mod postgres;
 mod run;
 mod sabotage;

@@ -4,7 +4,7 @@ use super::{Core, Msg};
 use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
-use moat_engine_linux::{BuildRequest, Release};
+use moat_engine_linux::{BuildRequest, PullRequest, Release};
 use moat_model::state::Workload;
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
@@ -32,9 +32,21 @@ impl Core {
             since: Instant::now(),
         };
         match &service.workload {
-            Workload::KeyValue(_) => {
+            Workload::KeyValue(_) | Workload::Postgres(_) => {
                 self.deploys.insert(slug.clone(), deploy);
                 self.start_serving(&slug);
+            }
+            Workload::Image(image) => {
+                let request = PullRequest { image: image.image.clone(), credential: image.credential.clone() };
+                self.deploys.insert(slug.clone(), deploy);
+                self.set_phase(&slug, ServicePhase::Building, Some(format!("pulling `{}`", image.image)));
+                let (engine, tx) = (self.engine.clone(), self.tx.clone());
+                tokio::spawn(async move {
+                    let (progress, who) = (tx.clone(), slug.clone());
+                    let tell = move |text| drop(progress.send(Msg::Pulling(who.clone(), text)));
+                    let result = engine.pull_image(request, tell).await;
+                    let _ = tx.send(Msg::Prepared(slug, result));
+                });
             }
             Workload::Native(_) => {
                 let Some(request) = BuildRequest::of(service) else { return };
@@ -56,6 +68,13 @@ impl Core {
             && let Some(id) = deploy.sandbox().cloned()
         {
             self.stop_instance(&id, 1);
+        }
+    }
+
+    /// How far the pull of a deploy's image is.
+    pub(super) fn pulling(&mut self, slug: &Slug, text: String) {
+        if self.deploys.get(slug).is_some_and(|deploy| deploy.phase == DeployPhase::Preparing) {
+            self.set_phase(slug, ServicePhase::Building, Some(text));
         }
     }
 
@@ -177,11 +196,7 @@ impl Core {
         let (service, release) = (deploy.service.clone(), deploy.release.clone());
         let new = Deployed { service: service.clone(), release: release.clone(), hook_ran: false, good: false };
         let unchanged = deploy.previous.as_ref().is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
-        let command = match &service.workload {
-            Workload::Native(native) => native.pre_deploy_command.clone(),
-            Workload::KeyValue(_) => None,
-        };
-        match command {
+        match service.workload.pre_deploy_command() {
             Some(command) if !unchanged => {
                 if let Some(waits_for) = self.datastores_not_ready(&service) {
                     self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
@@ -194,7 +209,7 @@ impl Core {
                 if let Some(deploy) = self.deploys.get_mut(slug) {
                     deploy.go(DeployPhase::PreDeploy(id));
                 }
-                self.set_phase(slug, ServicePhase::PreDeploy, Some(first_line(&command)));
+                self.set_phase(slug, ServicePhase::PreDeploy, Some(first_line(command)));
             }
             _ => self.start_serving(slug),
         }
@@ -250,11 +265,10 @@ impl Core {
         let mut hook = None;
         if let Some(deployed) = self.durable.deployed.get_mut(slug) {
             deployed.good = true;
-            if let Workload::Native(native) = &deployed.service.workload
-                && !deployed.hook_ran
-            {
+            if deployed.service.workload.needs_release() && !deployed.hook_ran {
                 deployed.hook_ran = true;
-                hook = native.initial_deploy_hook.clone().map(|command| (deployed.service.clone(), deployed.release.clone(), command));
+                let command = deployed.service.workload.initial_deploy_hook().map(str::to_owned);
+                hook = command.map(|command| (deployed.service.clone(), deployed.release.clone(), command));
             }
         }
         self.save();
@@ -276,6 +290,9 @@ impl Core {
         let keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
         if let Err(error) = self.engine.collect_garbage(&keep).await {
             tracing::warn!(%error, "old releases can't be removed");
+        }
+        if let Err(error) = self.engine.prune_images(&keep, false).await {
+            tracing::warn!(%error, "old images can't be removed");
         }
     }
 

@@ -39,6 +39,8 @@ const IDLE_FOR: Duration = Duration::from_secs(5);
 pub enum Msg {
     /// Somebody asks; events go to the channel.
     Request(Box<Request>, mpsc::UnboundedSender<Event>),
+    /// How far the pull of a service's image is, in words.
+    Pulling(Slug, String),
     /// A release was prepared (or could not be).
     Prepared(Slug, Result<Release, EngineError>),
     /// A build's release was sealed.
@@ -275,6 +277,7 @@ impl Core {
     async fn handle(&mut self, msg: Msg) {
         match msg {
             Msg::Request(request, reply) => self.request(*request, reply).await,
+            Msg::Pulling(slug, text) => self.pulling(&slug, text),
             Msg::Prepared(slug, result) => self.prepared(&slug, result),
             Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
             Msg::Started(id, result) => self.started(&id, result),

@@ -40,6 +40,7 @@ impl Core {
             Request::Verify { random_ports } => self.verify(random_ports, reply).await,
             Request::Plan(up) => self.plan(&up, &reply),
             Request::Trace { from, to } => self.trace(&from, &to, &reply),
+            Request::PruneImages => self.prune_images(&reply).await,
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);
@@ -345,6 +346,19 @@ impl Core {
         }
         // Asking what would happen changes nothing.
         self.durable.memory = memory;
+    }
+
+    /// Removes the images that nothing runs and no deploy is about to run.
+    async fn prune_images(&self, reply: &Reply) {
+        let deployed = self.durable.deployed.values().filter_map(|deployed| deployed.release.clone());
+        let coming = self.deploys.values().filter_map(|deploy| deploy.release.clone());
+        match self.engine.prune_images(&deployed.chain(coming).collect(), true).await {
+            Ok((images, bytes)) => {
+                let _ = reply.send(Event::Pruned { images, bytes });
+                end(reply, None);
+            }
+            Err(error) => end(reply, Some(Failure::engine(&error))),
+        }
     }
 
     async fn verify(&self, random_ports: u32, reply: Reply) {

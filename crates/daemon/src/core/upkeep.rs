@@ -2,7 +2,6 @@
 
 use super::{Core, Msg};
 use crate::protocol::DeniedFlow;
-use moat_model::state::Workload;
 use moat_model::{Endpoint, Peer, Proto, Purpose, ServiceKind, Slug, Verdict};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -149,10 +148,7 @@ impl Core {
             .deployed
             .iter()
             .filter(|(slug, d)| d.service.kind == ServiceKind::Cron && d.good && self.desired.services.contains_key(*slug))
-            .filter_map(|(slug, d)| match &d.service.workload {
-                Workload::Native(native) => native.schedule.clone().map(|schedule| (slug.clone(), schedule)),
-                Workload::KeyValue(_) => None,
-            })
+            .filter_map(|(slug, d)| Some((slug.clone(), d.service.workload.schedule()?.to_owned())))
             .collect();
         for (slug, schedule) in schedules {
             match self.cron_next.get(&slug) {

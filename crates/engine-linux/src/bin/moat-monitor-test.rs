@@ -26,6 +26,7 @@ fn start(args: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
         run_dir: (&args[1]).into(),
         oci_runtime: None,
         pass_env: Vec::new(),
+        mirrors: Vec::new(),
         own_exe: std::env::current_exe()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

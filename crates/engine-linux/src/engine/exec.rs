@@ -69,7 +69,9 @@ impl LinuxEngine {
 
 fn process(mut process: Process, argv: Vec<String>, env: &BTreeMap<String, Secret>, tty: bool) -> Process {
     process.terminal = tty;
-    process.args = [INIT, VERB, RUN_FLAG, "--"].map(str::to_owned).into_iter().chain(argv).collect();
+    let ours = process.args.first().is_some_and(|first| first == INIT);
+    let before = if ours { &[INIT, VERB, RUN_FLAG, "--"][..] } else { &[] };
+    process.args = before.iter().map(|&arg| arg.to_owned()).chain(argv).collect();
     process.env.retain(|entry| entry.split_once('=').is_none_or(|(key, _)| !env.contains_key(key)));
     process.env.extend(env.iter().map(|(key, value)| format!("{key}={}", value.expose())));
     process

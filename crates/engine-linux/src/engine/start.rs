@@ -4,9 +4,13 @@
 
 use super::folder::{self, FACTS, Facts};
 use super::{Inner, LinuxEngine, network_error};
-use crate::lower::sandbox::{self, Input, Places, UID};
+use crate::certificate;
+use crate::images;
+use crate::lower::postgres;
+use crate::lower::sandbox::{self, IDS, Input, Places, UID};
 use crate::monitor::files::{self, Job};
 use crate::monitor::{GO, READY, RUNNING, VERB};
+use crate::ranges;
 use crate::toolchain::{self, Toolchain};
 use moat_engine::{EngineError, StepOutcome};
 use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, Persistence, Workload};
@@ -14,9 +18,9 @@ use moat_model::{InstanceId, Purpose, Slug};
 use moat_planner::plan::InstanceSpec;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::PoisonError;
@@ -105,10 +109,14 @@ impl LinuxEngine {
 fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     let doing = format!("start `{}`", spec.id);
     let fail = |path: &Path, error: io::Error| EngineError::new(&doing, format!("`{}`: {error}", path.display())).caused_by(error);
-    let toolchain = toolchain_of(inner, &spec.workload)?;
     let first_id = inner.ranges.first(inner.paths.state(), &spec.service)?;
-    let user = first_id + UID;
+    let image = match &spec.workload {
+        Workload::Image(_) => Some(images::facts(inner, spec)?),
+        Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_) => None,
+    };
+    let user = first_id + image.as_ref().map_or(UID, |image| image.uid);
     let places = places(inner, spec)?;
+    let toolchain = toolchain_of(inner, &spec.workload, places.data.as_deref())?;
     let exclusive = places.disk.clone().or_else(|| places.data.clone());
     if let Some(folder) = &exclusive {
         alone(inner, &spec.id, folder)?;
@@ -119,6 +127,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         places: &places,
         first_id,
         toolchain: &toolchain,
+        image: image.as_ref(),
         pass_env: &inner.pass_env,
     })
     .map_err(|why| EngineError::new(&doing, why))?;
@@ -134,7 +143,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         make(&places.scratch.join("project"), 0o700, 0)?;
     }
     if let Some(folder) = &exclusive {
-        make(folder, 0o755, user)?;
+        data_folder(folder, first_id, user).map_err(|error| fail(folder, error))?;
     }
     let dir = inner.paths.instance(spec.id.as_str());
     make(&dir, 0o700, 0)?;
@@ -150,6 +159,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         netns_dir: inner.paths.netns(),
         root: places.root.clone(),
         grace_seconds: GRACE,
+        stop_signal: image.as_ref().map(|image| image.stop_signal),
     };
     for folder in [files::BUNDLE, files::ROOTFS] {
         make(&dir.join(folder), 0o700, 0)?;
@@ -161,12 +171,36 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     write(files::BUNDLE, files::write_json(&dir.join(files::BUNDLE).join("config.json"), &sandbox.oci))
 }
 
-fn toolchain_of(inner: &Inner, workload: &Workload) -> Result<Toolchain, EngineError> {
+fn toolchain_of(inner: &Inner, workload: &Workload, data: Option<&Path>) -> Result<Toolchain, EngineError> {
     match workload {
         // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
         Workload::Native(native) => inner.toolchain(native.runtime, native.version.as_deref()),
         Workload::KeyValue(_) => toolchain::keyvalue_server(),
+        Workload::Image(_) => Ok(Toolchain::default()),
+        Workload::Postgres(server) => {
+            let written = data.map_or(Ok(None), data_version).map_err(|error| {
+                EngineError::new("read the version of the database's data", error.to_string())
+                    .hint("bring the folder back from a backup, or move it away to begin anew")
+                    .caused_by(error)
+            })?;
+            toolchain::postgres::server(server.major, written)
+        }
     }
+}
+
+/// The major version that wrote a database's data; none where no server was made yet. The folder is the service's own, so
+/// what is there is not trusted: no link is followed, nothing waited for, nothing but a number taken.
+fn data_version(data: &Path) -> io::Result<Option<u16>> {
+    let cluster = data.join(postgres::CLUSTER);
+    match fs::symlink_metadata(&cluster) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut text = String::new();
+    let open = fs::File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(cluster.join("PG_VERSION"))?;
+    open.take(16).read_to_string(&mut text)?;
+    let major = text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "`PG_VERSION` holds no version"))?;
+    Ok(Some(major))
 }
 
 fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
@@ -174,18 +208,20 @@ fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
     let project = match (&spec.workload, &spec.release) {
         (Workload::Native(native), Some(release)) => Some(crate::release::project_of(inner, release, spec.purpose, &native.root_dir)?),
         (Workload::Native(_), None) => return Err(EngineError::new(format!("start `{}`", spec.id), "the instance names no release")),
-        (Workload::KeyValue(_), _) => None,
+        (Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_), _) => None,
     };
     let serves = spec.purpose == Purpose::Serve;
-    let disk = match &spec.workload {
-        Workload::Native(native) if serves => native.disk.as_ref().map(|disk| paths.disk(&spec.service, &disk.name)),
-        Workload::Native(_) | Workload::KeyValue(_) => None,
-    };
+    let disk = spec.workload.disk().filter(|_| serves).map(|disk| paths.disk(&spec.service, &disk.name));
     let data = match &spec.workload {
         Workload::KeyValue(KeyValueWorkload { persistence: Persistence::JournalSnapshot | Persistence::Snapshot, .. }) => {
             Some(paths.data(&spec.service))
         }
-        Workload::KeyValue(_) | Workload::Native(_) => None,
+        Workload::Postgres(_) => Some(paths.data(&spec.service)),
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => None,
+    };
+    let identity = match &spec.workload {
+        Workload::Postgres(_) => Some(certificate::of(&paths.certificate(&spec.service), &spec.slug)?),
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => None,
     };
     Ok(Places {
         root: paths.root_point()?,
@@ -194,11 +230,12 @@ fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
         cache: paths.cache(&spec.slug),
         disk,
         data,
+        identity,
         cgroup: paths.cgroup(spec.id.as_str()),
     })
 }
 
-/// Refuses a second writer of a disk or of a Key Value's data.
+/// Refuses a second writer of a disk or of a datastore's data.
 fn alone(inner: &Inner, id: &InstanceId, exclusive: &Path) -> Result<(), EngineError> {
     for other in folder::ids(inner)? {
         let Some(look) = folder::look(inner, &other)? else { continue };
@@ -211,6 +248,34 @@ fn alone(inner: &Inner, id: &InstanceId, exclusive: &Path) -> Result<(), EngineE
         }
     }
     Ok(())
+}
+
+/// Makes a disk or a datastore's folder, the user's own. What is in one that was made before belongs to whichever users of
+/// the service made it, and stays so; only where it comes from another range of ids, every owner moves to this one.
+fn data_folder(path: &Path, first_id: u32, user: u32) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let owner = fs::symlink_metadata(path)?.uid();
+    if owner == 0 {
+        lchown(path, Some(user), Some(user))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+    } else if !(first_id..first_id + IDS).contains(&owner) {
+        move_to_range(path, first_id)
+    } else {
+        Ok(())
+    }
+}
+
+fn move_to_range(path: &Path, first_id: u32) -> io::Result<()> {
+    let about = fs::symlink_metadata(path)?;
+    if about.is_dir() {
+        for entry in fs::read_dir(path)? {
+            move_to_range(&entry?.path(), first_id)?;
+        }
+    }
+    let [uid, gid] = [about.uid(), about.gid()].map(|id| Some(first_id + ranges::offset(id)));
+    lchown(path, uid, gid)?;
+    // Giving a file away takes its set-user-id bits.
+    if about.is_file() { fs::set_permissions(path, about.permissions()) } else { Ok(()) }
 }
 
 /// Makes a folder with its parents (0700); where it was made for another range of ids, what is in it changes hands.

@@ -2,7 +2,10 @@
 //!
 //! Invariant: no I/O; everything that depends on the machine comes in as [`sandbox::Machine`] or as a path.
 
+mod etc;
+pub mod image;
 pub mod keyvalue;
 pub mod oci;
+pub mod postgres;
 pub mod sandbox;
 pub mod seccomp;

@@ -42,7 +42,7 @@ pub struct Process {
     pub env: Vec<String>,
     /// Working folder.
     pub cwd: String,
-    /// Capability sets, all empty.
+    /// Capability sets: empty, but for what an image's root may do to the service's own things.
     pub capabilities: Capabilities,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
@@ -57,11 +57,14 @@ pub struct User {
     pub uid: u32,
     /// Group inside.
     pub gid: u32,
+    /// Supplementary groups inside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub additional_gids: Vec<u32>,
     /// Mask of new files.
     pub umask: u32,
 }
 
-/// `process.capabilities`: none, in each of the five sets.
+/// `process.capabilities`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {

@@ -3,14 +3,13 @@
 //! Invariant: the root file system is a fresh tmpfs that holds nothing but what [`lower`] lists.
 
 use super::oci::{Capabilities, Cpu, IdMapping, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User};
-use super::{keyvalue, seccomp};
+use super::{etc, image, keyvalue, postgres, seccomp};
 use crate::toolchain::Toolchain;
 use moat_model::state::{Disk, NativeWorkload, Workload};
 use moat_model::{NativeRuntime, Purpose, Secret};
 use moat_planner::plan::InstanceSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Where a service's files are, source and build result.
@@ -108,6 +107,16 @@ pub enum MountOp {
         /// Where.
         target: PathBuf,
     },
+    /// The root itself, made of an image's layers instead of memory; the first of all where it is there. Paths of what
+    /// comes after it are then looked up as inside, symbolic links too, and what is in the way of a file makes room.
+    Layers {
+        /// Folders of the host that are never written, the topmost first.
+        layers: Vec<PathBuf>,
+        /// Folder of the host that holds `upper` and `work`.
+        scratch: PathBuf,
+        /// The id of the host that owns what id 0 owns in the layers.
+        first_id: u32,
+    },
     /// Memory.
     Tmpfs {
         /// Where.
@@ -156,8 +165,10 @@ pub struct Places {
     pub cache: PathBuf,
     /// The service's disks, by name.
     pub disk: Option<PathBuf>,
-    /// A Key Value's data.
+    /// A datastore's data.
     pub data: Option<PathBuf>,
+    /// A database's key and certificate for TLS, in PEM.
+    pub identity: Option<Secret>,
     /// Control group, from the root of each hierarchy.
     pub cgroup: String,
 }
@@ -173,8 +184,10 @@ pub struct Input<'a> {
     pub places: &'a Places,
     /// First id of the host in the service's range.
     pub first_id: u32,
-    /// The toolchain, or the Key Value server.
+    /// The toolchain, or the datastore's server.
     pub toolchain: &'a Toolchain,
+    /// What the image of an [`ImageWorkload`](moat_model::state::ImageWorkload) says.
+    pub image: Option<&'a image::Facts>,
     /// More variables for builds.
     pub pass_env: &'a BTreeMap<String, Secret>,
 }
@@ -190,8 +203,30 @@ pub struct Sandbox {
 
 /// Makes the sandbox of an instance. The only failure is a purpose that has no command.
 pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
-    let args = command(input)?;
     let instance = input.instance;
+    let (process, own) = match (&instance.workload, input.image) {
+        (Workload::Image(workload), Some(facts)) => (
+            Program {
+                user: image::user(facts),
+                args: image::args(input, workload, facts)?,
+                env: image::environment(input, facts),
+                cwd: facts.working_dir.clone(),
+                capabilities: image::capabilities(),
+            },
+            image::mounts(input, facts),
+        ),
+        (Workload::Image(_), None) => return Err("its image is not there"),
+        (Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_), _) => (
+            Program {
+                user: User { uid: UID, gid: UID, additional_gids: Vec::new(), umask: 0o022 },
+                args: command(input)?,
+                env: environment(input),
+                cwd: cwd(&instance.workload),
+                capabilities: Capabilities::default(),
+            },
+            mounts(input),
+        ),
+    };
     let limits = instance.limits;
     let mapping = vec![IdMapping { container_id: 0, host_id: input.first_id, size: IDS }];
     let soft = input.machine.open_files.min(65_536);
@@ -201,11 +236,11 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
         oci_version: "1.0.2".to_owned(),
         process: Process {
             terminal: false,
-            user: User { uid: UID, gid: UID, umask: 0o022 },
-            args,
-            env: environment(input).into_iter().map(|(key, value)| format!("{key}={}", value.expose())).collect(),
-            cwd: cwd(&instance.workload),
-            capabilities: Capabilities::default(),
+            user: process.user,
+            args: process.args,
+            env: process.env.into_iter().map(|(key, value)| format!("{key}={}", value.expose())).collect(),
+            cwd: process.cwd,
+            capabilities: process.capabilities,
             rlimits: vec![
                 Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: input.machine.open_files, soft },
                 Rlimit { kind: "RLIMIT_CORE".to_owned(), hard: 0, soft: 0 },
@@ -214,7 +249,7 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
         },
         root: Root { path: input.places.root.clone(), readonly: false },
         hostname: instance.slug.as_str().to_owned(),
-        mounts: runtime_mounts(),
+        mounts: runtime_mounts(shared_memory(instance)),
         linux: Linux {
             uid_mappings: mapping.clone(),
             gid_mappings: mapping,
@@ -226,7 +261,7 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
             resources: Resources {
                 memory: Memory { limit: memory, swap: input.machine.swap_accounting.then_some(memory) },
                 cpu: Cpu { shares: (u64::from(limits.cpu_millis) * 1024 / 1000).max(2), quota: Some(ceiling), period: Some(100_000) },
-                // PID 1 is ours and does not count against the service.
+                // PID 1 is ours, but for an image's, and does not count against the service.
                 pids: Pids { limit: i64::from(limits.pids) + 1 },
             },
             seccomp: seccomp::filter(input.machine.arch),
@@ -247,14 +282,31 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
             readonly_paths: strings(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]),
         },
     };
-    Ok(Sandbox { mounts: mounts(input), oci })
+    Ok(Sandbox { mounts: own, oci })
+}
+
+/// What differs between an image's program and every other.
+struct Program {
+    user: User,
+    args: Vec<String>,
+    env: BTreeMap<String, Secret>,
+    cwd: String,
+    capabilities: Capabilities,
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|&text| text.to_owned()).collect()
 }
 
-fn runtime_mounts() -> Vec<Mount> {
+/// Bytes of `/dev/shm`. A database shares memory between the processes of one query there, as much as its plan has.
+fn shared_memory(instance: &InstanceSpec) -> u64 {
+    match instance.workload {
+        Workload::Postgres(_) => instance.limits.memory_bytes,
+        Workload::Native(_) | Workload::Image(_) | Workload::KeyValue(_) => 64 << 20,
+    }
+}
+
+fn runtime_mounts(shared_memory: u64) -> Vec<Mount> {
     let mount = |destination: &str, kind: &str, options: &[&str]| Mount {
         destination: destination.to_owned(),
         kind: kind.to_owned(),
@@ -265,7 +317,7 @@ fn runtime_mounts() -> Vec<Mount> {
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
-        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={}k", shared_memory >> 10)]),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ]
@@ -275,15 +327,23 @@ fn cwd(workload: &Workload) -> String {
     match workload {
         Workload::Native(native) => Path::new(SOURCE).join(&native.root_dir).to_string_lossy().trim_end_matches('/').to_owned(),
         Workload::KeyValue(_) => keyvalue::DATA.to_owned(),
+        Workload::Postgres(_) => postgres::DATA.to_owned(),
+        Workload::Image(_) => "/".to_owned(),
     }
 }
 
 /// The program and its arguments, PID 1 of ours before them.
 fn command(input: &Input<'_>) -> Result<Vec<String>, &'static str> {
-    let mut args = strings(&[INIT, crate::monitor::VERB, crate::monitor::INIT_FLAG, "--"]);
+    let mut args = strings(&[INIT, crate::monitor::VERB, crate::monitor::INIT_FLAG]);
+    if matches!(input.instance.workload, Workload::Postgres(_)) {
+        args.push(format!("{}{}", crate::monitor::STOP_SIGNAL, postgres::STOP_SIGNAL));
+    }
+    args.push("--".to_owned());
     match &input.instance.workload {
         Workload::Native(native) => args.extend(shell(input, native)?),
         Workload::KeyValue(_) => args.extend([input.toolchain.program.to_string_lossy().into_owned(), keyvalue::CONFIG.to_owned()]),
+        Workload::Postgres(_) => args.extend(strings(&["/bin/sh", postgres::START])),
+        Workload::Image(_) => return Err("an image's program is its own first process"),
     }
     Ok(args)
 }
@@ -330,6 +390,11 @@ fn environment(input: &Input<'_>) -> BTreeMap<String, Secret> {
             path.push(format!("{}/node_modules/.bin", cwd(&input.instance.workload)));
         }
     }
+    if let Workload::Postgres(server) = &input.instance.workload {
+        for (key, value) in postgres::environment(server) {
+            set(key, value);
+        }
+    }
     if !input.toolchain.names.is_empty() {
         path.push(NAMES.to_owned());
     }
@@ -372,7 +437,7 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
     }
     ops.push(MountOp::Sysfs { target: "/sys".into() });
     ops.extend(machine.etc.iter().map(|path| read_only(path, path)));
-    ops.extend(own_etc(input));
+    ops.extend(etc::own(input));
     ops.push(read_only(&machine.own_exe, Path::new(INIT)));
     ops.extend(input.toolchain.trees.iter().map(|tree| read_only(tree, tree)));
     ops.extend(
@@ -407,6 +472,18 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
         let content = Secret::new(keyvalue::config(server, instance.limits.memory_bytes));
         ops.push(MountOp::File { path: keyvalue::CONFIG.into(), mode: 0o644, owner: 0, content });
     }
+    if let Workload::Postgres(server) = &instance.workload {
+        ops.extend(places.data.iter().map(|data| MountOp::Writable { source: data.clone(), target: postgres::DATA.into() }));
+        ops.push(dir(postgres::SOCKETS, 0o755, user));
+        ops.extend(
+            postgres::files(server, instance.limits.memory_bytes, &input.toolchain.program, places.identity.as_ref()).into_iter().map(
+                |(path, content, secret)| {
+                    let (mode, owner) = if secret { (0o400, user) } else { (0o444, 0) };
+                    MountOp::File { path: path.into(), mode, owner, content }
+                },
+            ),
+        );
+    }
     if !instance.secret_files.is_empty() {
         ops.push(dir(SECRETS, 0o755, 0));
     }
@@ -414,34 +491,4 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
         ops.push(MountOp::File { path: Path::new(SECRETS).join(name), mode: 0o400, owner: user, content: content.clone() });
     }
     ops
-}
-
-/// The files of `/etc` that are made for this sandbox.
-fn own_etc(input: &Input<'_>) -> Vec<MountOp> {
-    let instance = input.instance;
-    let mut hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
-    // What has no name on the private network still resolves its own host name, as many programs expect; what has one asks the DNS.
-    let receives = matches!(instance.workload, Workload::KeyValue(_))
-        || instance.purpose == Purpose::Serve
-            && instance.env.get("RENDER_SERVICE_TYPE").is_none_or(|kind| matches!(kind.expose(), "web" | "pserv"));
-    if !receives {
-        for address in [instance.address.v4.to_string(), instance.address.v6.to_string()] {
-            // Writing to a text does not fail.
-            let _ = writeln!(hosts, "{address} {}", instance.slug);
-        }
-    }
-    let file = |path: &str, content: String| MountOp::File { path: path.into(), mode: 0o644, owner: 0, content: Secret::new(content) };
-    vec![
-        file("/etc/hostname", format!("{}\n", instance.slug)),
-        file("/etc/hosts", hosts),
-        file("/etc/resolv.conf", format!("nameserver {}\noptions ndots:1 timeout:2 attempts:2\n", moat_model::net::GATEWAY_V4)),
-        file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n".to_owned()),
-        file(
-            "/etc/passwd",
-            format!(
-                "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nrender:x:{UID}:{UID}:render:{HOME}:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
-            ),
-        ),
-        file("/etc/group", format!("root:x:0:\nrender:x:{UID}:\nnogroup:x:65534:\n")),
-    ]
 }

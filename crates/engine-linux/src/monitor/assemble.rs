@@ -3,6 +3,7 @@
 //! Invariant: no path inside is followed through a symbolic link while it is made, so what a service's source or build
 //! left there can't lead a mount or a file out of the sandbox.
 
+use super::layers;
 use crate::lower::sandbox::MountOp;
 use crate::{sys, tree};
 use nix::errno::Errno;
@@ -25,15 +26,25 @@ const NONE: Option<&str> = None;
 /// Makes everything below `rootfs` (an empty folder), then moves it to `root`, whose parents every user can pass.
 pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp]) -> Result<(), String> {
     let fail = |what: &str, path: &Path, error: &dyn std::fmt::Display| format!("{what} `{}`: {error}", path.display());
-    mount(Some("moat"), rootfs, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(ROOT_SIZE))
-        .map_err(|error| fail("mounting", rootfs, &error))?;
+    let (layered, ops) = match ops.split_first() {
+        Some((MountOp::Layers { layers, scratch, first_id }, rest)) => {
+            layers::mount_root(layers, scratch, *first_id, rootfs).map_err(|error| format!("mounting the image's layers: {error}"))?;
+            (true, rest)
+        }
+        _ => {
+            mount(Some("moat"), rootfs, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(ROOT_SIZE))
+                .map_err(|error| fail("mounting", rootfs, &error))?;
+            (false, ops)
+        }
+    };
     let top = open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|error| fail("opening", rootfs, &error))?;
-    let inside = RootFs { top };
+    let inside = RootFs { top, layered };
     for op in ops {
         inside.apply(op).map_err(|error| match op {
             MountOp::ReadOnly { source, .. } | MountOp::Writable { source, .. } => fail("showing", source, &error),
             MountOp::Overlay { lower, .. } => fail("showing", lower, &error),
+            MountOp::Layers { scratch, .. } => fail("mounting", scratch, &error),
             MountOp::Dir { path, .. } | MountOp::File { path, .. } | MountOp::Symlink { path, .. } => fail("making", path, &error),
             MountOp::Tmpfs { target, .. } | MountOp::Sysfs { target } => fail("mounting", target, &error),
         })?;
@@ -43,6 +54,8 @@ pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp]) -> Result<(), Strin
 
 struct RootFs {
     top: OwnedFd,
+    /// It is an image's: paths are looked up as inside, where links lead as they do there and never out.
+    layered: bool,
 }
 
 impl RootFs {
@@ -56,6 +69,9 @@ impl RootFs {
             }
             MountOp::File { path, mode, owner, content } => {
                 let (parent, name) = self.parent(path)?;
+                if self.layered {
+                    make_room(&parent, name)?;
+                }
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let mut file = File::from(openat(&parent, name, flags, Mode::from_bits_truncate(0o600))?);
                 file.write_all(content.expose().as_bytes())?;
@@ -77,6 +93,8 @@ impl RootFs {
                 Ok(mount(NONE, &handle_path(&handle), NONE, flags, NONE)?)
             }
             MountOp::Overlay { lower, scratch, target } => self.overlay(lower, scratch, target),
+            // Only the first one makes a root.
+            MountOp::Layers { .. } => Err(Errno::EINVAL.into()),
             MountOp::Tmpfs { target, size, mode } => {
                 let options = format!("mode={mode:o},size={size}");
                 Ok(mount(
@@ -133,6 +151,9 @@ impl RootFs {
 
     /// Opens the folder, making what is missing of it, root's and 0755.
     fn folder(&self, path: &Path) -> io::Result<OwnedFd> {
+        if self.layered {
+            return self.folder_in_root(path);
+        }
         let mut here = self.top.try_clone()?;
         for component in path.components() {
             let name = match component {
@@ -146,6 +167,30 @@ impl RootFs {
                 Err(error) => return Err(error.into()),
             }
             here = openat(&here, name, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+        }
+        Ok(here)
+    }
+
+    /// The same where links are followed, within the root.
+    fn folder_in_root(&self, path: &Path) -> io::Result<OwnedFd> {
+        let mut so_far = PathBuf::from("/");
+        let mut here = self.top.try_clone()?;
+        for component in path.components() {
+            let name = match component {
+                Component::RootDir | Component::CurDir => continue,
+                Component::Normal(name) => name,
+                Component::ParentDir | Component::Prefix(_) => return Err(Errno::EINVAL.into()),
+            };
+            so_far.push(name);
+            here = match sys::open_in_root(self.top.as_fd(), &so_far, false) {
+                Ok(found) => found,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    // A link that leads nowhere is in the way, and said to be.
+                    mkdirat(&here, name, Mode::from_bits_truncate(0o755))?;
+                    sys::open_in_root(self.top.as_fd(), &so_far, true)?
+                }
+                Err(error) => return Err(error),
+            };
         }
         Ok(here)
     }
@@ -173,6 +218,14 @@ impl RootFs {
     fn existing(&self, path: &Path) -> io::Result<OwnedFd> {
         let (parent, name) = self.parent(path)?;
         Ok(openat(&parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+}
+
+/// Removes the file or link that is there.
+fn make_room(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    match nix::unistd::unlinkat(parent, name, nix::unistd::UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

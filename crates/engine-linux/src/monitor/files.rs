@@ -49,6 +49,10 @@ pub struct Job {
     pub root: PathBuf,
     /// Seconds between SIGTERM and SIGKILL when nobody says.
     pub grace_seconds: u32,
+    /// The signal that asks the program to end, where that is PID 1 itself; else PID 1 is ours and is told by its standard
+    /// input.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
 }
 
 /// A process, told apart from a later one with the same number by its start time.

@@ -1,4 +1,4 @@
-//! PID 1 of a sandbox: starts the program, reaps orphans, passes SIGTERM on, and ends when the program or the monitor does.
+//! PID 1 of a sandbox: starts the program, reaps orphans, passes the stop signal on, and ends when the program or the monitor does.
 //!
 //! Standard input is a socket whose other end only the monitor holds. Messages from the monitor: `T` (stop). To it:
 //! `E CODE SIGNAL\n` with the program's end. End of file means that the monitor is dead; PID 1 leaves, and the kernel kills
@@ -22,8 +22,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-pub fn main(program: &[OsString]) -> ExitCode {
-    match supervise(program) {
+/// Runs the program; `stop` asks it to end.
+pub fn main(program: &[OsString], stop: Signal) -> ExitCode {
+    match supervise(program, stop) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             super::complain(&format!("the first process of the sandbox: {error}"));
@@ -32,7 +33,7 @@ pub fn main(program: &[OsString]) -> ExitCode {
     }
 }
 
-fn supervise(program: &[OsString]) -> std::io::Result<u8> {
+fn supervise(program: &[OsString], stop: Signal) -> std::io::Result<u8> {
     let Some((name, args)) = program.split_first() else { return Err(Errno::EINVAL.into()) };
     // Others of the same user must not read or steer this process.
     nix::sys::prctl::set_dumpable(false)?;
@@ -71,7 +72,7 @@ fn supervise(program: &[OsString]) -> std::io::Result<u8> {
             if monitor.read(&mut message)? == 0 {
                 return Ok(137);
             }
-            told = Some(terminate(main));
+            told = Some(terminate(main, stop));
         }
         if woken {
             while let Ok(Some(_)) = wakeups.read_signal() {}
@@ -117,23 +118,23 @@ fn report(monitor: &mut File, code: i32, signal: i32) {
     let _ = writeln!(monitor, "E {code} {signal}");
 }
 
-/// Sends SIGTERM to the program; where that is a shell without a trap (`sh -c 'a && b'`), which would die at once and leave
+/// Sends the stop signal to the program; where that is a shell without a trap (`sh -c 'a && b'`), which would die at once and leave
 /// its command without a word, to the shell's children too. Returns who was told.
-fn terminate(main: Pid) -> BTreeSet<i32> {
+fn terminate(main: Pid, stop: Signal) -> BTreeSet<i32> {
     let mut told = BTreeSet::new();
     let mut next = vec![main.as_raw()];
     while let Some(pid) = next.pop() {
         if !told.insert(pid) {
             continue;
         }
-        if is_shell(pid) && !handles_term(pid) {
+        if is_shell(pid) && !handles(pid, stop) {
             let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
             next.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<i32>().ok()));
         }
     }
     for &pid in &told {
         // Gone is as good as told.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(pid), stop);
     }
     told
 }
@@ -145,14 +146,14 @@ fn is_shell(pid: i32) -> bool {
         .is_some_and(|name| matches!(name, "bash" | "dash" | "sh" | "ash" | "busybox" | "zsh" | "ksh"))
 }
 
-/// Whether the process catches or ignores SIGTERM (the masks of proc_pid_status(5)).
-fn handles_term(pid: i32) -> bool {
+/// Whether the process catches or ignores a signal (the masks of proc_pid_status(5)).
+fn handles(pid: i32, signal: Signal) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mask = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0)
     };
-    (mask("SigCgt:") | mask("SigIgn:")) & (1 << (Signal::SIGTERM as u32 - 1)) != 0
+    (mask("SigCgt:") | mask("SigIgn:")) & (1 << (signal as u32 - 1)) != 0
 }
 
 /// Shows each secret file in the working folder as well, as a link: done here, by the unprivileged user, so that a link in

@@ -189,7 +189,9 @@ fn become_runtime(dir: &Path, job: &Job, mut gate: File, [lifeline, out, err]: [
         fs::remove_file(&list).map_err(|error| text(&error))?;
         gate.read_exact(&mut [0]).map_err(|error| text(&error))?;
         SigSet::empty().thread_set_mask().map_err(|error| text(&error))?;
-        dup2_stdin(lifeline).and_then(|()| dup2_stdout(out)).and_then(|()| dup2_stderr(err)).map_err(|error| text(&error))
+        let null = File::open("/dev/null").map_err(|error| text(&error))?;
+        let input = if job.stop_signal.is_some() { null.as_fd() } else { lifeline.as_fd() };
+        dup2_stdin(input).and_then(|()| dup2_stdout(out)).and_then(|()| dup2_stderr(err)).map_err(|error| text(&error))
     };
     if let Err(error) = prepared() {
         return error;
@@ -261,7 +263,10 @@ impl Running {
                     let grace = files::read_json(&dir.join(files::GRACE)).ok().flatten().unwrap_or(job.grace_seconds);
                     kill_at = Some(Instant::now() + Duration::from_secs(u64::from(grace)));
                     // A dead first process is about to be reaped.
-                    let _ = self.lifeline.write_all(b"T");
+                    match job.stop_signal.map(Signal::try_from) {
+                        Some(signal) => drop(kill(program, signal.unwrap_or(Signal::SIGTERM))),
+                        None => drop(self.lifeline.write_all(b"T")),
+                    }
                 }
             }
             if kill_at.is_some_and(|at| Instant::now() >= at) {

@@ -5,7 +5,7 @@
 //! | arguments | role |
 //! |---|---|
 //! | `DIR` | the monitor of the instance folder `DIR` ([`life`]) |
-//! | `--init -- PROGRAM…` | PID 1 inside the sandbox ([`init`]) |
+//! | `--init [--stop-signal=SIGINT] -- PROGRAM…` | PID 1 inside the sandbox ([`init`]) |
 //! | `--run -- PROGRAM…` | inside, for `exec`: becomes the program, or says why not with 127 or 126 |
 //! | `--enter PID -- PROGRAM…` | on the host: enters that process' network and mount namespaces and becomes the program |
 //!
@@ -14,12 +14,14 @@
 mod assemble;
 pub mod files;
 mod init;
+mod layers;
 mod life;
 mod pump;
 
 pub(crate) use life::{GO, READY, RUNNING};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -28,6 +30,8 @@ use std::process::{Command, ExitCode};
 pub const VERB: &str = "__monitor";
 /// See the table above.
 pub const INIT_FLAG: &str = "--init";
+/// What comes before the signal that asks the program to end, where that is not SIGTERM.
+pub const STOP_SIGNAL: &str = "--stop-signal=";
 /// See the table above.
 pub const RUN_FLAG: &str = "--run";
 /// See the table above.
@@ -40,7 +44,14 @@ const USAGE: u8 = 2;
 pub fn main(args: &[OsString]) -> ExitCode {
     let rest = |from: usize| args.get(from..).filter(|rest| rest.first().is_some_and(|dash| dash == "--")).map(|rest| &rest[1..]);
     match args.first().and_then(|arg| arg.to_str()) {
-        Some(INIT_FLAG) => rest(1).map_or(ExitCode::from(USAGE), init::main),
+        Some(INIT_FLAG) => {
+            let named = args.get(1).and_then(|arg| arg.to_str()?.strip_prefix(STOP_SIGNAL));
+            let signal = named.map_or(Some(Signal::SIGTERM), |name| name.parse().ok());
+            match (signal, rest(1 + usize::from(named.is_some()))) {
+                (Some(signal), Some(program)) => init::main(program, signal),
+                _ => ExitCode::from(USAGE),
+            }
+        }
         Some(RUN_FLAG) => rest(1).map_or(ExitCode::from(USAGE), become_program),
         Some(ENTER_FLAG) => match (args.get(1), rest(2)) {
             (Some(pid), Some(program)) => enter(pid, program),

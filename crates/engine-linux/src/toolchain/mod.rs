@@ -4,6 +4,7 @@
 //! Invariant: a tree that is shown holds a toolchain, never a home folder or a top-level folder.
 
 mod find;
+pub mod postgres;
 pub mod version;
 
 use moat_engine::EngineError;

@@ -4,7 +4,7 @@ use moat_engine::{Engine, EngineError};
 use moat_engine_linux::{BuildRequest, Config, LinuxEngine};
 use moat_model::net::{NetworkId, Ula};
 use moat_model::policy::SourceEntry;
-use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, NativeWorkload, Persistence, Workload};
+use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, NativeWorkload, Persistence, PostgresWorkload, Workload};
 use moat_model::{Egress, InstanceId, Limits, LinkName, NativeRuntime, Purpose, Secret, ServiceId, Slug, ZoneId};
 use moat_planner::Step;
 use moat_planner::plan::InstanceSpec;
@@ -71,6 +71,7 @@ fn config(state: &Path, run: &Path) -> Config {
         run_dir: run.to_owned(),
         oci_runtime: None,
         pass_env: vec!["PIP_INDEX_URL".to_owned()],
+        mirrors: Vec::new(),
         own_exe: PathBuf::from(env!("CARGO_BIN_EXE_moat-monitor-test")),
     }
 }
@@ -118,6 +119,18 @@ impl Bed {
 
     pub fn key_value(persistence: Persistence) -> InstanceSpec {
         spec("cache", Workload::KeyValue(KeyValueWorkload { maxmemory_policy: "noeviction".to_owned(), persistence }))
+    }
+
+    pub fn postgres(major: Option<u16>) -> InstanceSpec {
+        let server = PostgresWorkload {
+            major,
+            database: "Shop-1".to_owned(),
+            user: "owner".to_owned(),
+            password: Secret::new("a-very-secret-word"),
+        };
+        let mut spec = spec("orders", Workload::Postgres(server));
+        spec.env.clear();
+        spec
     }
 
     /// Copies the source and seals it as it is.

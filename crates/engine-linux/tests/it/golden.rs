@@ -1,6 +1,6 @@
 //! The lowering of one instance, whole: what the monitor mounts and what the runtime is told.
 
-use crate::bed::spec;
+use crate::bed::{Bed, spec};
 use moat_engine_linux::lower::sandbox::{Input, Machine, Places, lower};
 use moat_engine_linux::toolchain::Toolchain;
 use moat_model::net::{NetworkId, Ula};
@@ -30,6 +30,7 @@ fn places() -> Places {
         cache: "/s/cache/app".into(),
         disk: Some("/s/disks/srv-app/d".into()),
         data: Some("/s/data/red-x".into()),
+        identity: Some(Secret::new("KEY AND CERTIFICATE")),
         cgroup: "/moat-t/i".to_owned(),
     }
 }
@@ -65,7 +66,15 @@ fn check(name: &str, instance: &InstanceSpec) {
         env: BTreeMap::new(),
     };
     let pass_env = BTreeMap::from([("PIP_INDEX_URL".to_owned(), Secret::new("https://index"))]);
-    let input = Input { instance, machine: &machine(), places: &places(), first_id: 1_000_000, toolchain: &toolchain, pass_env: &pass_env };
+    let input = Input {
+        instance,
+        machine: &machine(),
+        places: &places(),
+        first_id: 1_000_000,
+        toolchain: &toolchain,
+        image: None,
+        pass_env: &pass_env,
+    };
     let mut sandbox = serde_json::to_value(lower(&input).unwrap()).unwrap();
     // The table of calls has tests of its own.
     sandbox["oci"]["linux"]["seccomp"]["syscalls"] = "…".into();
@@ -87,6 +96,9 @@ fn an_instance_lowers_to_this() {
     key_value.workload =
         Workload::KeyValue(KeyValueWorkload { maxmemory_policy: "allkeys-lru".to_owned(), persistence: Persistence::Snapshot });
     check("keyvalue.json", &key_value);
+    let postgres =
+        InstanceSpec { workload: Bed::postgres(Some(15)).workload, env: BTreeMap::new(), secret_files: BTreeMap::new(), ..native() };
+    check("postgres.json", &postgres);
 }
 
 #[test]
@@ -94,8 +106,15 @@ fn a_purpose_without_a_command_is_refused_and_one_with_its_own_runs_it() {
     let machine = machine();
     let args = |spec: &InstanceSpec| {
         let (places, toolchain, pass_env) = (places(), Toolchain::default(), BTreeMap::new());
-        let input =
-            Input { instance: spec, machine: &machine, places: &places, first_id: 1_000_000, toolchain: &toolchain, pass_env: &pass_env };
+        let input = Input {
+            instance: spec,
+            machine: &machine,
+            places: &places,
+            first_id: 1_000_000,
+            toolchain: &toolchain,
+            image: None,
+            pass_env: &pass_env,
+        };
         lower(&input).map(|sandbox| sandbox.oci.process.args[4..].to_vec())
     };
     for (purpose, command, expect) in [

@@ -12,3 +12,4 @@ mod golden;
 mod inside;
 mod life;
 mod network;
+mod postgres;

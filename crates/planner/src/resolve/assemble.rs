@@ -1,19 +1,21 @@
 //! Services of which everything is known.
 
 use super::Sight;
+use super::databases::Database;
 use super::defaults::{DefaultValue, When, default_port, version_key};
 use super::fingerprint;
+use super::images;
 use super::plans::{self, DEFAULT_PLAN, PlanProblem};
 use super::values::Values;
 use super::workspace::{Entry, Workspace};
 use crate::codes::{Code, Report};
-use crate::memory::Memory;
+use crate::memory::{Memory, Space};
 use crate::names::{closest, one_of, quoted};
 use crate::zones::{isolated_zone, open_zone};
-use moat_blueprint::spec::{EnvironmentSpec, RuntimeSpec, ServiceSpec};
+use moat_blueprint::spec::{EnvironmentIndex, EnvironmentSpec, RuntimeSpec, ServiceSpec, Text};
 use moat_model::net::RESERVED_PORTS;
-use moat_model::state::{Disk, EnvironmentRef, KeyValueWorkload, NativeWorkload, Persistence, Workload};
-use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug};
+use moat_model::state::{Disk, EnvironmentRef, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Workload};
+use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -22,8 +24,10 @@ pub(crate) const DEFAULT_REGION: &str = "oregon";
 /// The most instances of one service.
 const MOST_INSTANCES: u32 = 100;
 const GIB: u64 = 1 << 30;
+/// Seconds that a database has to write down what it holds in memory before it is killed; after a kill it replays its log instead.
+const DATABASE_GRACE: u32 = 60;
 
-/// Makes the service of every entry that this Moat runs.
+/// Makes the service of every entry that this Moat runs, and of every database.
 pub(crate) fn assemble(
     workspace: &Workspace<'_>,
     values: &Values<'_>,
@@ -40,6 +44,9 @@ pub(crate) fn assemble(
         {
             state.services.insert(service.slug.clone(), service);
         }
+    }
+    for database in &workspace.databases {
+        state.services.extend(assembly.database(database).map(|service| (service.slug.clone(), service)));
     }
     state
 }
@@ -71,29 +78,40 @@ struct Assembly<'a, 'w> {
     report: &'w mut Report,
 }
 
+/// A service or database, as far as both have a place on the network.
+struct Member<'s> {
+    input: usize,
+    space: Space,
+    name: &'s Text,
+    pointer: &'s str,
+    span: Span,
+    region: Option<&'s Text>,
+    environment: EnvironmentIndex,
+}
+
+/// Where on the network something is.
+struct Location {
+    region: String,
+    network: NetworkId,
+    environment: Option<EnvironmentRef>,
+    zone: ZoneId,
+}
+
 impl Assembly<'_, '_> {
     fn service(&mut self, index: usize, entry: &Entry<'_>, kind: ServiceKind) -> Option<Service> {
         let spec = entry.spec;
         let input = &self.workspace.inputs[entry.input];
-        let region = spec.region.as_ref().map_or(DEFAULT_REGION, |r| r.value.as_str()).to_owned();
-        let Some(network) = self.memory.network(&region) else {
-            let help = format!("at most {} regions are told apart", moat_model::net::MAX_NETWORKS);
-            self.report.say(
-                entry.input,
-                Code::E0312,
-                spec.region.as_ref().map_or(spec.span, |r| r.span),
-                entry.pointer("region"),
-                format!("there is no network left for region {}", quoted(&region)),
-                help,
-            );
-            return None;
+        let member = Member {
+            input: entry.input,
+            space: Space::Services,
+            name: &spec.name,
+            pointer: &spec.pointer,
+            span: spec.span,
+            region: spec.region.as_ref(),
+            environment: spec.environment,
         };
-        let environment = self.environment(input.blueprint.environments.get(spec.environment.unwrap_or(usize::MAX)));
-        let zone = match &environment {
-            Some(e) if e.isolated => isolated_zone(self.memory.environment(&e.project, &e.name), network),
-            Some(_) | None => open_zone(network),
-        };
-        let vip = if kind.receives() { Some(self.service_address(entry, network)?) } else { None };
+        let Location { region, network, environment, zone } = self.location(&member)?;
+        let vip = if kind.receives() { Some(self.service_address(&member, network)?) } else { None };
         let limits = self.limits(entry, kind);
         let port = self.port(index, entry, kind);
         let (env, build_env, written_keys) = self.environments(index);
@@ -134,11 +152,86 @@ impl Assembly<'_, '_> {
             fingerprint: String::new(),
             build_fingerprint: String::new(),
         };
-        if self.workspace.sight == Sight::Workspace {
-            service.fingerprint = fingerprint::of_instance(&service);
-            service.build_fingerprint = fingerprint::of_build(&service);
-        }
+        self.fingerprint(&mut service);
         Some(service)
+    }
+
+    /// The service that a database is: a datastore without variables.
+    fn database(&mut self, database: &Database<'_>) -> Option<Service> {
+        let spec = database.spec;
+        let kind = ServiceKind::Postgres;
+        let member = Member {
+            input: database.input,
+            space: Space::Databases,
+            name: &spec.name,
+            pointer: &spec.pointer,
+            span: spec.span,
+            region: spec.region.as_ref(),
+            environment: spec.environment,
+        };
+        let Location { region, network, environment, zone } = self.location(&member)?;
+        let vip = self.service_address(&member, network)?;
+        // Reading takes no other words.
+        let plan = spec.plan.as_ref().map_or(plans::DEFAULT_POSTGRES_PLAN, |plan| plan.value.as_str());
+        let limits = plans::limits(plan, kind).or_else(|_| plans::limits(plans::DEFAULT_POSTGRES_PLAN, kind)).ok()?;
+        let mut service = Service {
+            id: database.id.clone(),
+            name: spec.name.value.clone(),
+            slug: database.slug.clone(),
+            kind,
+            blueprint: self.workspace.inputs[database.input].path.to_owned(),
+            region,
+            network,
+            environment,
+            zone,
+            vip: Some(vip),
+            port: default_port(Some(kind)),
+            allow_from: None,
+            egress: Egress::None,
+            instances: 1,
+            limits,
+            workload: Workload::Postgres(database.server.clone()),
+            env: BTreeMap::new(),
+            build_env: BTreeMap::new(),
+            written_keys: BTreeSet::new(),
+            secret_files: BTreeMap::new(),
+            health_check_path: None,
+            max_shutdown_delay_seconds: DATABASE_GRACE,
+            fingerprint: String::new(),
+            build_fingerprint: String::new(),
+        };
+        self.fingerprint(&mut service);
+        Some(service)
+    }
+
+    fn fingerprint(&self, service: &mut Service) {
+        if self.workspace.sight == Sight::Workspace {
+            service.fingerprint = fingerprint::of_instance(service);
+            service.build_fingerprint = fingerprint::of_build(service);
+        }
+    }
+
+    fn location(&mut self, member: &Member<'_>) -> Option<Location> {
+        let region = member.region.map_or(DEFAULT_REGION, |r| r.value.as_str()).to_owned();
+        let Some(network) = self.memory.network(&region) else {
+            let help = format!("at most {} regions are told apart", moat_model::net::MAX_NETWORKS);
+            self.report.say(
+                member.input,
+                Code::E0312,
+                member.region.map_or(member.span, |r| r.span),
+                format!("{}/region", member.pointer),
+                format!("there is no network left for region {}", quoted(&region)),
+                help,
+            );
+            return None;
+        };
+        let input = &self.workspace.inputs[member.input];
+        let environment = self.environment(input.blueprint.environments.get(member.environment.unwrap_or(usize::MAX)));
+        let zone = match &environment {
+            Some(e) if e.isolated => isolated_zone(self.memory.environment(&e.project, &e.name), network),
+            Some(_) | None => open_zone(network),
+        };
+        Some(Location { region, network, environment, zone })
     }
 
     fn environment(&self, spec: Option<&EnvironmentSpec>) -> Option<EnvironmentRef> {
@@ -148,20 +241,20 @@ impl Assembly<'_, '_> {
     }
 
     /// The remembered service address, or a new one when there is none in this network.
-    fn service_address(&mut self, entry: &Entry<'_>, network: NetworkId) -> Option<AddressPair> {
+    fn service_address(&mut self, member: &Member<'_>, network: NetworkId) -> Option<AddressPair> {
         let ula = self.memory.ula(self.random);
-        let path = self.workspace.inputs[entry.input].path;
-        let remembered = self.memory.service(path, &entry.spec.name).vip;
+        let path = self.workspace.inputs[member.input].path;
+        let remembered = self.memory.entry(path, member.space, member.name).vip;
         if let Some((_, offset)) = remembered.filter(|(index, _)| *index == network.index()) {
             return Some(network.service(ula, offset));
         }
         let Some(offset) = self.memory.ranges.entry(network.index()).or_default().services.take() else {
             let help = "`moat down` of services that are not needed makes room".to_owned();
             self.report.say(
-                entry.input,
+                member.input,
                 Code::E0312,
-                entry.spec.name.span,
-                entry.pointer("name"),
+                member.name.span,
+                format!("{}/name", member.pointer),
                 "no service address is left in this network",
                 help,
             );
@@ -172,7 +265,7 @@ impl Assembly<'_, '_> {
         {
             ranges.services.give_back(old);
         }
-        self.memory.service(path, &entry.spec.name).vip = Some((network.index(), offset));
+        self.memory.entry(path, member.space, member.name).vip = Some((network.index(), offset));
         Some(network.service(ula, offset))
     }
 
@@ -264,24 +357,54 @@ impl Assembly<'_, '_> {
             let policy = text(&spec.maxmemory_policy).unwrap_or_else(|| "allkeys-lru".to_owned());
             return Some(Workload::KeyValue(KeyValueWorkload { maxmemory_policy: policy, persistence }));
         }
-        let Some(RuntimeSpec::Native(runtime)) = spec.runtime.as_ref().map(|r| r.value) else { return None };
+        let pre_deploy_command = text(&spec.pre_deploy_command).filter(|_| kind != ServiceKind::Cron);
+        let initial_deploy_hook = text(&spec.initial_deploy_hook).filter(|_| kind != ServiceKind::Cron);
+        let schedule = text(&spec.schedule).filter(|_| kind == ServiceKind::Cron);
+        let disk = spec.disk.as_ref().filter(|_| kind != ServiceKind::Cron).map(|disk| Disk {
+            name: disk.name.value.clone(),
+            mount_path: PathBuf::from(&disk.mount_path.value),
+            size_bytes: u64::from(disk.size_gb) * GIB,
+        });
+        let runtime = match spec.runtime.as_ref().map(|r| r.value)? {
+            RuntimeSpec::Native(runtime) => runtime,
+            RuntimeSpec::Image => {
+                return Some(Workload::Image(ImageWorkload {
+                    image: self.image(entry)?,
+                    credential: self.values.credential(entry).cloned(),
+                    command: text(&spec.docker_command),
+                    pre_deploy_command,
+                    initial_deploy_hook,
+                    schedule,
+                    disk,
+                }));
+            }
+            RuntimeSpec::Docker | RuntimeSpec::Static => return None,
+        };
         Some(Workload::Native(NativeWorkload {
             runtime,
             version: version_key(runtime).and_then(|key| env.get(key)).map(|v| v.expose().trim().to_owned()).filter(|v| !v.is_empty()),
             source: self.workspace.inputs[entry.input].source.to_owned(),
             root_dir: root_dir(spec),
             build_command: text(&spec.build_command),
-            pre_deploy_command: text(&spec.pre_deploy_command).filter(|_| kind != ServiceKind::Cron),
-            initial_deploy_hook: text(&spec.initial_deploy_hook).filter(|_| kind != ServiceKind::Cron),
+            pre_deploy_command,
+            initial_deploy_hook,
             // Reading said so when it is missing.
             start_command: text(&spec.start_command).unwrap_or_default(),
-            schedule: text(&spec.schedule).filter(|_| kind == ServiceKind::Cron),
-            disk: spec.disk.as_ref().filter(|_| kind != ServiceKind::Cron).map(|disk| Disk {
-                name: disk.name.value.clone(),
-                mount_path: PathBuf::from(&disk.mount_path.value),
-                size_bytes: u64::from(disk.size_gb) * GIB,
-            }),
+            schedule,
+            disk,
         }))
+    }
+
+    /// The image's reference, when it can be one.
+    fn image(&mut self, entry: &Entry<'_>) -> Option<String> {
+        let url = &entry.spec.image.as_ref()?.url;
+        if let Err(problem) = images::check(&url.value) {
+            let help = "write `[REGISTRY/]NAME[:TAG][@sha256:DIGEST]`, such as `docker.io/library/redis:7.2`".to_owned();
+            let message = format!("{} is not an image reference: {problem}", quoted(url));
+            self.report.say(entry.input, Code::U0302, url.span, entry.pointer("image/url"), message, help);
+            return None;
+        }
+        Some(url.value.trim().to_owned())
     }
 
     fn secret_files(&mut self, entry: &Entry<'_>) -> BTreeMap<String, Secret> {
@@ -340,7 +463,7 @@ fn root_dir(spec: &ServiceSpec) -> PathBuf {
 fn instances(spec: &ServiceSpec, kind: ServiceKind) -> u32 {
     match kind {
         ServiceKind::Cron => 0,
-        ServiceKind::KeyValue => 1,
+        ServiceKind::KeyValue | ServiceKind::Postgres => 1,
         ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker if spec.disk.is_some() => 1,
         ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker => {
             let written = spec.scaling.as_ref().map(|s| s.value.min).or(spec.num_instances.as_ref().map(|n| n.value));

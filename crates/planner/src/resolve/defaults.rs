@@ -35,15 +35,16 @@ pub(crate) fn default_port(kind: Option<ServiceKind>) -> Option<u16> {
     match kind? {
         ServiceKind::Web | ServiceKind::Pserv => Some(DEFAULT_HTTP_PORT),
         ServiceKind::KeyValue => Some(6379),
+        ServiceKind::Postgres => Some(5432),
         ServiceKind::Worker | ServiceKind::Cron => None,
     }
 }
 
-/// The defaults of a service. A Key Value has none.
+/// The defaults of a service. A datastore has none.
 pub(crate) fn of(entry: &Entry<'_>, git: &GitFacts, settings: &Settings) -> Vec<Default> {
     let mut list = Vec::with_capacity(32);
     let service_type = match entry.spec.kind.value {
-        TypeSpec::Kind(ServiceKind::KeyValue) => return list,
+        TypeSpec::Kind(ServiceKind::KeyValue | ServiceKind::Postgres) => return list,
         TypeSpec::Kind(kind) => kind.word(),
         TypeSpec::StaticSite => "static",
         TypeSpec::Workflow => "workflow",

@@ -21,6 +21,12 @@ pub(crate) fn of_instance(service: &Service) -> String {
             print.maybe(w.schedule.as_deref());
             print.disk(w.disk.as_ref());
         }
+        Workload::Image(w) => {
+            print.text(&w.image);
+            print.maybe(w.command.as_deref());
+            print.maybe(w.schedule.as_deref());
+            print.disk(w.disk.as_ref());
+        }
         Workload::KeyValue(w) => {
             print.text(&w.maxmemory_policy);
             print.number(match w.persistence {
@@ -28,6 +34,12 @@ pub(crate) fn of_instance(service: &Service) -> String {
                 Persistence::Snapshot => 1,
                 Persistence::Off => 2,
             });
+        }
+        Workload::Postgres(w) => {
+            print.number(w.major.map_or(0, u64::from));
+            print.text(&w.database);
+            print.text(&w.user);
+            print.text(w.password.expose());
         }
     }
     print.secrets(&service.env);
@@ -48,7 +60,8 @@ pub(crate) fn of_build(service: &Service) -> String {
             print.text(&w.root_dir.to_string_lossy());
             print.maybe(w.build_command.as_deref());
         }
-        Workload::KeyValue(_) => {}
+        Workload::Image(w) => print.text(&w.image),
+        Workload::KeyValue(_) | Workload::Postgres(_) => {}
     }
     print.secrets(&service.build_env);
     print.secrets(&service.secret_files);

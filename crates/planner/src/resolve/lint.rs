@@ -6,7 +6,7 @@ use super::workspace::{Entry, Workspace};
 use crate::codes::{Code, Report};
 use crate::names::quoted;
 use crate::reach::verdict;
-use moat_blueprint::spec::{EnvSource, ServiceProperty};
+use moat_blueprint::spec::{DatabaseProperty, EnvSource, EnvVarSpec, RuntimeSpec, ServiceProperty, Text};
 use moat_model::{DesiredState, Peer, ServiceKind, Verdict};
 
 /// Looks at every service.
@@ -36,7 +36,8 @@ impl Linter<'_, '_> {
 
     fn build(&mut self) {
         let spec = self.entry.spec;
-        if self.entry.runs() && self.entry.kind() != Some(ServiceKind::KeyValue) && spec.build_command.is_none() {
+        let native = matches!(spec.runtime.as_ref().map(|r| r.value), Some(RuntimeSpec::Native(_)));
+        if self.entry.runs() && native && self.entry.kind() != Some(ServiceKind::KeyValue) && spec.build_command.is_none() {
             let message = format!("{} has no `buildCommand`: its source runs as it is", quoted(&spec.name));
             self.say(Code::N0305, spec.name.span, "buildCommand", message, None);
         }
@@ -119,6 +120,9 @@ impl Linter<'_, '_> {
     /// References to an address that the private network keeps out of reach.
     fn references(&mut self) {
         for var in &self.entry.spec.env_vars {
+            if let EnvSource::Database { name, property, .. } = &var.source {
+                self.database_reference(var, name, property.value);
+            }
             let EnvSource::Service { name, what, .. } = &var.source else { continue };
             let address = match &what.value {
                 ServiceProperty::Host | ServiceProperty::HostPort | ServiceProperty::ConnectionString => true,
@@ -134,6 +138,17 @@ impl Linter<'_, '_> {
                 let message = format!("{} can't reach {}: {because}", quoted(&self.entry.spec.name), quoted(name));
                 self.report.say(self.entry.input, Code::W0303, name.span, format!("{}/fromService/name", var.pointer), message, None);
             }
+        }
+    }
+    fn database_reference(&mut self, var: &EnvVarSpec, name: &Text, property: DatabaseProperty) {
+        let address = match property {
+            DatabaseProperty::ConnectionString | DatabaseProperty::ConnectionPoolString | DatabaseProperty::Host => true,
+            DatabaseProperty::Port | DatabaseProperty::User | DatabaseProperty::Password | DatabaseProperty::Database => false,
+        };
+        let Some(target) = self.workspace.database(self.entry.input, name).filter(|_| address) else { return };
+        if let Some(because) = self.denied(&Peer::Service(self.entry.slug.clone()), &Peer::Service(target.slug.clone())) {
+            let message = format!("{} can't reach {}: {because}", quoted(&self.entry.spec.name), quoted(name));
+            self.report.say(self.entry.input, Code::W0303, name.span, format!("{}/fromDatabase/name", var.pointer), message, None);
         }
     }
 }

@@ -15,6 +15,21 @@ const PLANS: [(&str, u64, u32); 7] = [
     ("pro ultra", 32768, 8000),
 ];
 
+/// Plans of databases by name: memory in MiB and thousandths of a CPU. The last four are the old ones.
+const POSTGRES_PLANS: [(&str, u64, u32); 8] = [
+    ("free", 256, 100),
+    ("basic-256mb", 256, 100),
+    ("basic-1gb", 1024, 500),
+    ("basic-4gb", 4096, 2000),
+    ("starter", 256, 100),
+    ("standard", 1024, 1000),
+    ("pro", 4096, 2000),
+    ("pro plus", 8192, 4000),
+];
+
+/// The plan of a database that names none.
+pub(crate) const DEFAULT_POSTGRES_PLAN: &str = "basic-256mb";
+
 /// The plan of a service that names none.
 pub(crate) const DEFAULT_PLAN: &str = "starter";
 
@@ -31,19 +46,36 @@ pub(crate) enum PlanProblem {
 pub(crate) fn limits(plan: &str, kind: ServiceKind) -> Result<Limits, PlanProblem> {
     // Cron jobs have no free plan; reading said what they get instead.
     let plan = if plan == "free" && kind == ServiceKind::Cron { DEFAULT_PLAN } else { plan };
+    if kind == ServiceKind::Postgres {
+        let (memory_bytes, cpu_millis) = postgres(plan).ok_or(PlanProblem::Unknown)?;
+        return Ok(Limits { memory_bytes, cpu_millis, pids: pids(memory_bytes) });
+    }
     let named = PLANS.iter().find(|(name, ..)| *name == plan).map(|(_, memory, cpu)| (memory * MIB, *cpu));
     let (memory_bytes, cpu_millis) = named.or_else(|| sized(plan)).or_else(|| memory_only(plan, kind)).ok_or(PlanProblem::Unknown)?;
     let allowed = match kind {
-        ServiceKind::Web | ServiceKind::KeyValue => true,
+        ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres => true,
         ServiceKind::Pserv | ServiceKind::Worker => plan != "free",
         ServiceKind::Cron => !matches!(plan, "pro max" | "pro ultra"),
     };
     if !allowed {
         return Err(PlanProblem::NotForKind);
     }
-    // A thread per MiB is more than programs of that size start, and few enough to keep a runaway one from the others.
-    let pids = u32::try_from(memory_bytes / MIB).unwrap_or(u32::MAX).clamp(512, 8192);
-    Ok(Limits { memory_bytes, cpu_millis, pids })
+    Ok(Limits { memory_bytes, cpu_millis, pids: pids(memory_bytes) })
+}
+
+/// A thread per MiB is more than programs of that size start, and few enough to keep a runaway one from the others.
+fn pids(memory_bytes: u64) -> u32 {
+    u32::try_from(memory_bytes / MIB).unwrap_or(u32::MAX).clamp(512, 8192)
+}
+
+/// A database's plan: by name, or by memory (`pro-8gb`, `accelerated-64gb`) with a CPU for each 4 GiB, or 8 GiB of the latter.
+fn postgres(plan: &str) -> Option<(u64, u32)> {
+    if let Some((_, memory, cpu)) = POSTGRES_PLANS.iter().find(|(name, ..)| *name == plan) {
+        return Some((memory * MIB, *cpu));
+    }
+    let (memory, per_cpu) = plan.strip_prefix("pro-").map(|m| (m, 4)).or_else(|| Some((plan.strip_prefix("accelerated-")?, 8)))?;
+    let gib: u32 = memory.strip_suffix("gb")?.parse().ok().filter(|gib| (1..=65_536).contains(gib))?;
+    Some((u64::from(gib) << 30, gib * 1000 / per_cpu))
 }
 
 /// The names of the plans that a kind can have.
@@ -114,9 +146,30 @@ mod tests {
     }
 
     #[test]
+    fn plans_of_databases_give_what_they_say() {
+        for (plan, mib, millis) in [
+            ("free", 256, 100),
+            ("basic-256mb", 256, 100),
+            ("basic-1gb", 1024, 500),
+            ("starter", 256, 100),
+            ("pro plus", 8192, 4000),
+            ("pro-4gb", 4096, 1000),
+            ("pro-512gb", 524_288, 128_000),
+            ("accelerated-16gb", 16_384, 2000),
+            ("accelerated-1024gb", 1_048_576, 128_000),
+        ] {
+            let limits = limits(plan, ServiceKind::Postgres).unwrap();
+            assert_eq!((limits.memory_bytes / MIB, limits.cpu_millis), (mib, millis), "{plan}");
+        }
+        for plan in ["pro ultra", "pro-gb", "pro-0gb", "accelerated--1gb", "0.5c-1g", "basic-2gb", ""] {
+            assert_eq!(limits(plan, ServiceKind::Postgres), Err(PlanProblem::Unknown), "{plan}");
+        }
+    }
+
+    #[test]
     fn some_kinds_have_no_free_plan() {
         for kind in ServiceKind::ALL {
-            let free = matches!(kind, ServiceKind::Web | ServiceKind::KeyValue);
+            let free = matches!(kind, ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres);
             assert_eq!(names(kind).any(|name| name == "free"), free, "{kind}");
         }
         assert_eq!(limits("free", ServiceKind::Pserv), Err(PlanProblem::NotForKind));

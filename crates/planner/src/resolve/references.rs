@@ -6,7 +6,7 @@ use super::values::{Source, Values};
 use super::workspace::{Entry, Workspace};
 use crate::codes::{Code, Report};
 use crate::names::{closest, is_typo, one_of, quoted};
-use moat_blueprint::spec::{EnvVarSpec, ServiceProperty, Text};
+use moat_blueprint::spec::{DatabaseProperty, EnvVarSpec, ServiceProperty, Text};
 use moat_model::{ServiceKind, Spanned};
 
 /// A `fromService` of a service.
@@ -92,7 +92,7 @@ fn property_help(target: &Entry<'_>) -> String {
         Some(ServiceKind::Web | ServiceKind::Pserv) => {
             "it has `host`, `port`, `hostport`, or one of its variables by `envVarKey`".to_owned()
         }
-        Some(ServiceKind::KeyValue) => "it has `connectionString`, `host`, `port` and `hostport`".to_owned(),
+        Some(ServiceKind::KeyValue | ServiceKind::Postgres) => "it has `connectionString`, `host`, `port` and `hostport`".to_owned(),
         Some(ServiceKind::Worker) => {
             "a background worker receives nothing: make it a private service (`type: pserv`), or hand it jobs through a Key Value"
                 .to_owned()
@@ -170,7 +170,7 @@ fn variable(
 
 fn unknown(workspace: &Workspace<'_>, from: &Entry<'_>, reference: &Reference<'_>, report: &mut Report) {
     let pointer = format!("{}/fromService/name", reference.var.pointer);
-    if workspace.is_database(reference.name) {
+    if workspace.database(from.input, reference.name).is_some() {
         let message = format!("{} is a database, not a service", quoted(reference.name));
         let help = format!("write `fromDatabase: {{ name: {}, property: connectionString }}`", reference.name.value);
         report.say(from.input, Code::E0302, reference.name.span, pointer, message, help);
@@ -188,18 +188,18 @@ fn unknown(workspace: &Workspace<'_>, from: &Entry<'_>, reference: &Reference<'_
     );
 }
 
-/// Says what is so of a `fromDatabase`.
-pub(crate) fn database(workspace: &Workspace<'_>, from: &Entry<'_>, var: &EnvVarSpec, name: &Text, report: &mut Report) {
+/// Finds what a `fromDatabase` stands for.
+pub(crate) fn database(
+    workspace: &Workspace<'_>,
+    from: &Entry<'_>,
+    var: &EnvVarSpec,
+    name: &Text,
+    property: DatabaseProperty,
+    report: &mut Report,
+) -> Source<'static> {
     let pointer = format!("{}/fromDatabase/name", var.pointer);
-    if workspace.is_database(name) {
-        report.say(
-            from.input,
-            Code::U0301,
-            name.span,
-            pointer,
-            format!("{} is a database, and this version of Moat runs none", quoted(name)),
-            "give the variable a `value`, or `sync: false`, to use a database of your own".to_owned(),
-        );
+    if let Some(database) = workspace.database(from.input, name) {
+        return Source::Text(database.property(property).into());
     } else if let Some(index) = workspace.service(from.input, name) {
         let target = &workspace.entries[index];
         let property = if target.kind() == Some(ServiceKind::KeyValue) { "connectionString" } else { "hostport" };
@@ -217,6 +217,7 @@ pub(crate) fn database(workspace: &Workspace<'_>, from: &Entry<'_>, var: &EnvVar
             absent_help(near, "database"),
         );
     }
+    Source::Nothing
 }
 
 /// In one file, a name that is there but for a slip is an error; any other may be elsewhere.

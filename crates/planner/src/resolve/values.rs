@@ -5,7 +5,7 @@
 
 mod gather;
 
-use super::workspace::Workspace;
+use super::workspace::{Entry, Workspace};
 use super::{Missing, Settings, defaults};
 use crate::codes::{Code, Report};
 use crate::memory::Memory;
@@ -75,6 +75,8 @@ pub(crate) struct Values<'a> {
     others: Vec<BTreeMap<String, Slot>>,
     groups: BTreeMap<(usize, &'a str), BTreeMap<String, usize>>,
     missing: Vec<Missing>,
+    /// Credentials of registries by file and name.
+    credentials: BTreeMap<usize, BTreeMap<String, Secret>>,
 }
 
 impl<'a> Values<'a> {
@@ -146,6 +148,11 @@ impl<'a> Values<'a> {
                 write_down(remembered, key, self.value(slot));
             }
         }
+        for (input, credentials) in &self.credentials {
+            if let Some(file) = memory.files.get_mut(self.workspace.inputs[*input].path) {
+                file.credentials.extend(credentials.clone());
+            }
+        }
         for ((input, name), nodes) in &self.groups {
             let Some(file) = memory.files.get_mut(self.workspace.inputs[*input].path) else { continue };
             let remembered = file.groups.entry((*name).to_owned()).or_default();
@@ -153,6 +160,11 @@ impl<'a> Values<'a> {
                 write_down(remembered, key, self.nodes[*node].text());
             }
         }
+    }
+
+    /// The credential of the registry of a service's image.
+    pub(crate) fn credential(&self, entry: &Entry<'_>) -> Option<&Secret> {
+        self.credentials.get(&entry.input)?.get(&entry.credential()?.value)
     }
 
     /// All variables of a service but the defaults.

@@ -1,14 +1,15 @@
-//! Every service of every file: which there are, what each is called and by which id it goes.
+//! Every service and database of every file: which there are, what each is called and by which id it goes.
 
+use super::databases::Database;
 use super::{Input, Sight};
 use crate::alloc::{id_prefix, letters, service_id};
 use crate::codes::{Code, Report};
-use crate::memory::Memory;
+use crate::memory::{Memory, ServiceMemory, Space};
 use crate::names::quoted;
-use moat_blueprint::spec::{EnvGroupSpec, RuntimeSpec, ServiceSpec, TypeSpec};
+use moat_blueprint::spec::{DatabaseSpec, EnvGroupSpec, RuntimeSpec, ServiceSpec, Text, TypeSpec};
 use moat_model::{ServiceId, ServiceKind, Slug};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 /// Labels that stand for something else: peers of the command line, and the loopback name.
@@ -36,9 +37,16 @@ impl Entry<'_> {
     /// Whether this Moat runs it.
     pub(crate) fn runs(&self) -> bool {
         match (self.kind(), self.spec.runtime.as_ref().map(|r| r.value)) {
-            (Some(ServiceKind::KeyValue), _) | (Some(_), Some(RuntimeSpec::Native(_))) => true,
-            (Some(_), Some(RuntimeSpec::Docker | RuntimeSpec::Image | RuntimeSpec::Static) | None) | (None, _) => false,
+            (Some(ServiceKind::KeyValue | ServiceKind::Postgres), _) | (Some(_), Some(RuntimeSpec::Native(_))) => true,
+            // Reading said so when it names none.
+            (Some(_), Some(RuntimeSpec::Image)) => self.spec.image.is_some(),
+            (Some(_), Some(RuntimeSpec::Docker | RuntimeSpec::Static) | None) | (None, _) => false,
         }
+    }
+
+    /// The name of the credential of its image's registry.
+    pub(crate) fn credential(&self) -> Option<&Text> {
+        self.spec.image.as_ref()?.credential.as_ref().filter(|_| self.runs())
     }
 
     /// The words for people.
@@ -88,7 +96,9 @@ pub(crate) struct Workspace<'a> {
     pub(crate) entries: Vec<Entry<'a>>,
     services: HashMap<&'a str, Vec<usize>>,
     groups: HashMap<&'a str, Vec<(usize, &'a EnvGroupSpec)>>,
-    databases: HashSet<&'a str>,
+    /// Databases, in order.
+    pub(crate) databases: Vec<Database<'a>>,
+    database_names: BTreeMap<&'a str, Vec<usize>>,
 }
 
 impl<'a> Workspace<'a> {
@@ -99,8 +109,15 @@ impl<'a> Workspace<'a> {
         random: &mut dyn FnMut() -> [u8; 32],
         report: &mut Report,
     ) -> Self {
-        let mut workspace =
-            Self { inputs, sight, entries: Vec::new(), services: HashMap::new(), groups: HashMap::new(), databases: HashSet::new() };
+        let mut workspace = Self {
+            inputs,
+            sight,
+            entries: Vec::new(),
+            services: HashMap::new(),
+            groups: HashMap::new(),
+            databases: Vec::new(),
+            database_names: BTreeMap::new(),
+        };
         let specs = workspace.index();
         workspace.name(specs, memory, random, report);
         workspace
@@ -115,14 +132,6 @@ impl<'a> Workspace<'a> {
             for group in &input.blueprint.env_groups {
                 self.groups.entry(&group.name.value).or_default().push((index, group));
             }
-            self.databases.extend(
-                input
-                    .blueprint
-                    .databases
-                    .iter()
-                    .flat_map(|d| std::iter::once(&d.name).chain(&d.read_replicas))
-                    .map(|name| name.value.as_str()),
-            );
         }
         specs
     }
@@ -137,34 +146,35 @@ impl<'a> Workspace<'a> {
         let mut labels = Labels::remembered(self.inputs, memory);
         for (input, spec) in specs {
             let path = self.inputs[input].path;
-            // A name without a letter or digit; reading said so.
-            let Some(wanted) = Slug::slugify(&spec.name) else { continue };
+            let kind = kind_of(spec);
             let remembered = memory.service(path, &spec.name);
-            let slug =
-                remembered.slug.take().filter(|slug| labels.claim_own(slug)).unwrap_or_else(|| labels.claim(&wanted, path, &spec.name));
-            let id = remembered
-                .id
-                .take()
-                .filter(|id| id.as_str().starts_with(id_prefix(kind_of(spec))))
-                .or_else(|| service_id(kind_of(spec), random));
-            let Some(id) = id else { continue };
-            if slug != wanted {
-                let help = format!("`{wanted}` stands for something else already; this name is kept");
-                report.say(
-                    input,
-                    Code::N0306,
-                    spec.name.span,
-                    format!("{}/name", spec.pointer),
-                    format!("the host name of {} is `{slug}`", quoted(&spec.name)),
-                    help,
-                );
-            }
-            remembered.slug = Some(slug.clone());
-            remembered.id = Some(id.clone());
+            let owner = Owner { input, path, name: &spec.name, pointer: &spec.pointer, kind };
+            let Some((slug, id)) = named(&owner, &mut labels, remembered, random, report) else { continue };
             self.services.entry(&spec.name.value).or_default().push(self.entries.len());
             self.entries.push(Entry { input, spec, slug, id });
         }
+        // After the services, which are called by their names more often: a database's host name comes by a reference.
+        for (input, spec) in self.database_specs() {
+            let path = self.inputs[input].path;
+            let remembered = memory.entry(path, Space::Databases, &spec.name);
+            let owner = Owner { input, path, name: &spec.name, pointer: &spec.pointer, kind: Some(ServiceKind::Postgres) };
+            let Some((slug, id)) = named(&owner, &mut labels, remembered, random, report) else { continue };
+            for name in std::iter::once(&spec.name).chain(&spec.read_replicas) {
+                self.database_names.entry(&name.value).or_default().push(self.databases.len());
+            }
+            self.databases.push(Database::new(input, spec, slug, id, &mut remembered.values, random, report));
+        }
         labels.take_from_absent(self.inputs, memory);
+    }
+
+    /// The databases of every file; the second of a name is left out.
+    fn database_specs(&self) -> Vec<(usize, &'a DatabaseSpec)> {
+        let mut specs = Vec::new();
+        for (index, input) in self.inputs.iter().enumerate() {
+            let mut seen: HashSet<&str> = HashSet::new();
+            specs.extend(input.blueprint.databases.iter().filter(|spec| seen.insert(&spec.name.value)).map(|spec| (index, spec)));
+        }
+        specs
     }
 
     /// The service of this name, in the same file first.
@@ -179,8 +189,11 @@ impl<'a> Workspace<'a> {
         all.iter().copied().find(|(i, _)| *i == input).or_else(|| all.first().copied())
     }
 
-    pub(crate) fn is_database(&self, name: &str) -> bool {
-        self.databases.contains(name)
+    /// The database of this name or with a replica of this name, in the same file first.
+    pub(crate) fn database(&self, input: usize, name: &str) -> Option<&Database<'a>> {
+        let all = self.database_names.get(name)?;
+        let index = all.iter().copied().find(|i| self.databases[*i].input == input).or_else(|| all.first().copied())?;
+        self.databases.get(index)
     }
 
     pub(crate) fn service_names(&self) -> impl Iterator<Item = &'a str> {
@@ -188,12 +201,49 @@ impl<'a> Workspace<'a> {
     }
 
     pub(crate) fn database_names(&self) -> impl Iterator<Item = &'a str> {
-        self.databases.iter().copied()
+        self.database_names.keys().copied()
     }
 
     pub(crate) fn group_names(&self) -> impl Iterator<Item = &'a str> {
         self.groups.keys().copied()
     }
+}
+
+/// Who gets a label and an id.
+struct Owner<'s> {
+    input: usize,
+    path: &'s Path,
+    name: &'s Text,
+    pointer: &'s str,
+    kind: Option<ServiceKind>,
+}
+
+/// The label and the id that are remembered, or new ones. None for a name without a letter or digit; reading said so.
+fn named(
+    owner: &Owner<'_>,
+    labels: &mut Labels,
+    remembered: &mut ServiceMemory,
+    random: &mut dyn FnMut() -> [u8; 32],
+    report: &mut Report,
+) -> Option<(Slug, ServiceId)> {
+    let wanted = Slug::slugify(owner.name)?;
+    let slug = remembered.slug.take().filter(|slug| labels.claim_own(slug));
+    let slug = slug.unwrap_or_else(|| labels.claim(&wanted, owner.path, owner.name));
+    let id = remembered.id.take().filter(|id| id.as_str().starts_with(id_prefix(owner.kind))).or_else(|| service_id(owner.kind, random))?;
+    if slug != wanted {
+        let help = format!("`{wanted}` stands for something else already; this name is kept");
+        report.say(
+            owner.input,
+            Code::N0306,
+            owner.name.span,
+            format!("{}/name", owner.pointer),
+            format!("the host name of {} is `{slug}`", quoted(owner.name)),
+            help,
+        );
+    }
+    remembered.slug = Some(slug.clone());
+    remembered.id = Some(id.clone());
+    Some((slug, id))
 }
 
 /// Which labels are taken.
@@ -213,7 +263,7 @@ impl Labels {
             Self { present: BTreeSet::new(), confirmed: BTreeSet::new(), absent: BTreeSet::new(), taken_over: BTreeSet::new() };
         for (path, file) in &memory.files {
             let list = if is_in_sight(inputs, path) { &mut labels.present } else { &mut labels.absent };
-            list.extend(file.services.values().filter_map(|s| s.slug.clone()));
+            list.extend(file.all().filter_map(|s| s.slug.clone()));
         }
         labels
     }
@@ -260,7 +310,7 @@ impl Labels {
             return;
         }
         for (_, file) in memory.files.iter_mut().filter(|(path, _)| !is_in_sight(inputs, path)) {
-            for service in file.services.values_mut() {
+            for service in file.all_mut() {
                 service.slug.take_if(|slug| self.taken_over.contains(slug));
             }
         }

@@ -30,7 +30,7 @@ const TARGETS: &str = "
   - {type: keyvalue, name: queue, ipAllowList: []}
   - {type: web, name: pages, runtime: static, buildCommand: b, staticPublishPath: d}
 databases:
-  - {name: orders}
+  - {name: orders, readReplicas: [{name: orders-copy}]}
 ";
 
 /// What is said of one variable of a web service beside the targets.
@@ -58,6 +58,9 @@ fn references() {
         ("{key: A, fromService: {type: web, name: pages, envVarKey: RENDER_EXTERNAL_URL}}", None),
         ("{key: A, fromService: {type: web, name: me, envVarKey: RENDER_EXTERNAL_URL}}", None),
         ("{key: PORT, fromService: {type: web, name: me, envVarKey: PORT}}", None),
+        ("{key: A, fromDatabase: {name: orders, property: connectionString}}", None),
+        ("{key: A, fromDatabase: {name: orders, property: connectionPoolString}}", None),
+        ("{key: A, fromDatabase: {name: orders-copy, property: password}}", None),
         // Targets that are not there.
         ("{key: A, fromService: {type: pserv, name: catalgo, property: host}}", Some(format!("E0301 {at}/name: there is no service `catalgo` here | did you mean `catalog`?"))),
         (
@@ -72,10 +75,6 @@ fn references() {
         (
             "{key: A, fromDatabase: {name: queue, property: connectionString}}",
             Some("E0302 services/0/envVars/0/fromDatabase/name: `queue` is a Key Value, not a database | write `fromService: { type: keyvalue, name: queue, property: connectionString }`".to_owned()),
-        ),
-        (
-            "{key: A, fromDatabase: {name: orders, property: connectionString}}",
-            Some("U0301 services/0/envVars/0/fromDatabase/name: `orders` is a database, and this version of Moat runs none | give the variable a `value`, or `sync: false`, to use a database of your own".to_owned()),
         ),
         ("{key: A, fromDatabase: {name: ordres, property: host}}", Some("E0301 services/0/envVars/0/fromDatabase/name: there is no database `ordres` here | did you mean `orders`?".to_owned())),
         ("{fromGroup: elsewhere}", Some("N0302 services/0/envVars/0/fromGroup: there is no environment group `elsewhere` here | add it under `envVarGroups`, or give each of its variables with `--set 'elsewhere.KEY=VALUE'`".to_owned())),
@@ -215,8 +214,12 @@ services:
       - {key: C, fromService: {type: pserv, name: vault, property: host}}
       - {key: D, fromService: {type: pserv, name: inside, envVarKey: RENDER_DISCOVERY_SERVICE}}
       - {key: E, fromService: {type: pserv, name: inside, envVarKey: RENDER_SERVICE_NAME}}
+      - {key: F, fromDatabase: {name: ledger, property: connectionString}}
+      - {key: G, fromDatabase: {name: ledger, property: password}}
   - {type: keyvalue, name: far, region: ohio, ipAllowList: []}
   - {type: pserv, name: vault, runtime: python, buildCommand: b, startCommand: s, x-moat: {allowFrom: []}}
+databases:
+  - {name: ledger, region: ohio}
 ";
     let said: Vec<String> = said(text).iter().map(|s| s.split(" | ").next().unwrap().to_owned()).collect();
     assert_eq!(
@@ -226,13 +229,14 @@ services:
             "W0303 services/0/envVars/1/fromService/name: `shop` can't reach `far`: shop is in network oregon, far in ohio, and nothing crosses networks",
             "W0303 services/0/envVars/2/fromService/name: `shop` can't reach `vault`: `x-moat.allowFrom` of vault names nobody",
             "W0303 services/0/envVars/3/fromService/name: `shop` can't reach `inside`: environment p/prod is closed against everything outside it",
+            "W0303 services/0/envVars/5/fromDatabase/name: `shop` can't reach `ledger`: shop is in network oregon, ledger in ohio, and nothing crosses networks",
         ]
     );
 }
 
 #[test]
 fn the_examples_have_nothing_wrong() {
-    for example in ["hello", "shop"] {
+    for example in ["hello", "shop", "guestbook"] {
         let path = format!("{}/../../examples/{example}/render.yaml", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(path).unwrap();
         assert_eq!(said(&text), [""; 0], "{example}");

@@ -7,6 +7,8 @@ mod check;
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
+mod databases;
+#[cfg(test)]
 mod diff;
 #[cfg(test)]
 mod explain;

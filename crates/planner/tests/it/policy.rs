@@ -92,6 +92,11 @@ projects:
           - {type: pserv, name: secret, runtime: python, buildCommand: b, startCommand: s}
           - {type: worker, name: inside, runtime: python, buildCommand: b, startCommand: s}
           - {type: keyvalue, name: hidden, ipAllowList: []}
+        databases:
+          - {name: ledger}
+databases:
+  - {name: orders}
+  - {name: far-orders, region: ohio}
 ";
 
 #[test]

@@ -30,7 +30,7 @@ struct Wild {
 
 fn wild() -> impl Strategy<Value = Wild> {
     (
-        0..5_usize,
+        0..6_usize,
         0..2_usize,
         0..4_usize,
         proptest::option::weighted(0.3, proptest::collection::vec(0..10_usize, 0..4)),
@@ -57,8 +57,12 @@ fn wilds() -> impl Strategy<Value = (Vec<Wild>, [bool; 3])> {
 
 /// The text of a random blueprint: names `s0`, `s1`, …; references may lead anywhere and nowhere.
 fn text((services, isolated): &(Vec<Wild>, [bool; 3])) -> String {
-    let mut lists: [Vec<String>; 4] = Default::default();
+    let (mut lists, mut databases): ([Vec<String>; 4], [Vec<String>; 4]) = Default::default();
     for (i, wild) in services.iter().enumerate() {
+        if wild.kind == 5 {
+            databases[wild.environment].push(format!("{{name: s{i}, region: {}}}", ["oregon", "ohio"][wild.region]));
+            continue;
+        }
         let kind = ["web", "pserv", "worker", "cron", "keyvalue"][wild.kind];
         let mut line = format!("{{type: {kind}, name: s{i}, region: {}", ["oregon", "ohio"][wild.region]);
         if kind == "keyvalue" {
@@ -81,6 +85,7 @@ fn text((services, isolated): &(Vec<Wild>, [bool; 3])) -> String {
                     "property: slug",
                 ][*property];
                 write!(line, "{{key: K{n}, fromService: {{type: web, name: s{target}, {what}}}}}, ").unwrap();
+                write!(line, "{{key: D{n}, fromDatabase: {{name: s{target}, property: connectionString}}}}, ").unwrap();
             }
             line += "]";
             match kind {
@@ -101,16 +106,16 @@ fn text((services, isolated): &(Vec<Wild>, [bool; 3])) -> String {
             out
         })
     };
-    let mut out = format!("services:\n{}projects:\n  - name: p\n    environments:\n", list(&lists[0], "  "));
-    if lists[0].is_empty() {
-        out = out.replacen("services:\n", "", 1);
-    }
+    let named = |word: &str, items: &[String], indent: &str| match items {
+        [] => String::new(),
+        items => format!("{indent}{word}:\n{}", list(items, &format!("{indent}  "))),
+    };
+    let mut out = named("services", &lists[0], "") + &named("databases", &databases[0], "");
+    out += "projects:\n  - name: p\n    environments:\n";
     for (n, items) in lists[1..].iter().enumerate() {
         let word = if isolated[n] { "enabled" } else { "disabled" };
         write!(out, "      - name: e{n}\n        networking: {{isolation: {word}}}\n").unwrap();
-        if !items.is_empty() {
-            write!(out, "        services:\n{}", list(items, "          ")).unwrap();
-        }
+        out += &(named("services", items, "        ") + &named("databases", &databases[n + 1], "        "));
     }
     out
 }

@@ -36,6 +36,8 @@ services:
   - {type: worker, name: mailer, runtime: python, buildCommand: b, startCommand: s}
   - {type: cron, name: digest, runtime: python, buildCommand: b, startCommand: s, schedule: '* * * * *'}
   - {type: keyvalue, name: queue, ipAllowList: []}
+databases:
+  - {name: orders}
 ";
 
 #[test]
@@ -66,6 +68,21 @@ fn each_kind_to_each_kind() {
         queue -> queue: deny sends-nothing
         queue -> internet: deny sends-nothing
         queue -> host: deny sends-nothing
+        shop -> orders: allow same-network
+        shop -> orders:5432: allow same-network
+        catalog -> orders: allow same-network
+        mailer -> orders: allow same-network
+        digest -> orders: allow same-network
+        build:shop -> orders: allow build-to-datastore
+        build:shop -> orders:5432: allow build-to-datastore
+        queue -> orders: deny sends-nothing
+        orders -> shop: deny sends-nothing
+        orders -> orders: deny sends-nothing
+        orders -> internet: deny sends-nothing
+        orders -> host: deny sends-nothing
+        internet -> orders: deny not-public
+        ingress -> orders: deny not-public
+        host -> orders: deny host-is-outside
         ",
     );
 }
@@ -314,8 +331,9 @@ services:
 fn names_are_seen_by_those_who_may_reach() {
     let state = state(KINDS);
     let names = |asker: &str| visible(&state, &peer(asker)).map(|s| s.slug.as_str()).collect::<Vec<_>>();
-    assert_eq!(names("mailer"), ["admin", "catalog", "queue", "shop"]);
-    assert_eq!(names("build:shop"), ["queue"]);
+    assert_eq!(names("mailer"), ["admin", "catalog", "orders", "queue", "shop"]);
+    assert_eq!(names("build:shop"), ["orders", "queue"]);
+    assert_eq!(names("orders"), [""; 0]);
     assert_eq!(names("queue"), [""; 0]);
     assert_eq!(names("nobody"), [""; 0]);
     assert_eq!(names("host"), [""; 0]);
@@ -325,9 +343,9 @@ fn names_are_seen_by_those_who_may_reach() {
 fn the_matrix_has_every_cell() {
     let state = state(KINDS);
     let matrix = reach(&state);
-    // The internet, the host, the ingress, six services, five builds.
-    assert_eq!(matrix.peers().len(), 3 + 6 + 5);
-    assert_eq!(matrix.rows().count(), 14 * 14);
+    // The internet, the host, the ingress, six services, a database, five builds.
+    assert_eq!(matrix.peers().len(), 3 + 7 + 5);
+    assert_eq!(matrix.rows().count(), 15 * 15);
     for (a, from) in matrix.peers().iter().enumerate() {
         for (b, to) in matrix.peers().iter().enumerate() {
             assert_eq!(matrix.cell(from, to), verdict(&state, from, to, None));
@@ -335,9 +353,9 @@ fn the_matrix_has_every_cell() {
         }
     }
     assert_eq!(word(matrix.cell(&Peer::Internet, &peer("nobody"))), "deny unknown-peer");
-    assert_eq!(word(matrix.at(14, 0)), "deny unknown-peer");
+    assert_eq!(word(matrix.at(15, 0)), "deny unknown-peer");
     let json = matrix.to_json();
-    assert_eq!(json["cells"].as_array().unwrap().len(), 14 * 14);
+    assert_eq!(json["cells"].as_array().unwrap().len(), 15 * 15);
     let cell = json["cells"].as_array().unwrap().iter().find(|c| c["from"] == "mailer" && c["to"] == "digest").unwrap();
     assert_eq!(cell["deny"], "receives-nothing");
 }

@@ -192,6 +192,7 @@ fn service(name: &str, offset: u16, kind: &Shape) -> Service {
         port: match kind.kind {
             ServiceKind::Web | ServiceKind::Pserv => Some(10000),
             ServiceKind::KeyValue => Some(6379),
+            ServiceKind::Postgres => Some(5432),
             ServiceKind::Worker | ServiceKind::Cron => None,
         },
         allow_from: kind.allow_from.map(|names| names.iter().map(|name| slug(name)).collect()),

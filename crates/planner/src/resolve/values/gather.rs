@@ -38,6 +38,7 @@ impl<'a> Values<'a> {
             others: Vec::with_capacity(workspace.entries.len()),
             groups: BTreeMap::new(),
             missing: Vec::new(),
+            credentials: BTreeMap::new(),
         };
         let mut gathering = Gathering { workspace, memory, random, report, used: BTreeSet::new(), references: Vec::new() };
         for (input, file) in workspace.inputs.iter().enumerate() {
@@ -47,6 +48,7 @@ impl<'a> Values<'a> {
         }
         for (index, entry) in workspace.entries.iter().enumerate() {
             values.gather_service(index, entry, &mut gathering);
+            values.gather_credential(entry, &mut gathering);
         }
         gathering.unused_given();
         let Gathering { references, report, .. } = gathering;
@@ -116,9 +118,8 @@ impl<'a> Values<'a> {
                     }
                     answer.as_ref().map_or(Source::Nothing, text)
                 }
-                EnvSource::Database { name, .. } => {
-                    references::database(gathering.workspace, entry, var, name, gathering.report);
-                    Source::Nothing
+                EnvSource::Database { name, property, .. } => {
+                    references::database(gathering.workspace, entry, var, name, property.value, gathering.report)
                 }
                 EnvSource::Service { name, kind, what, .. } => {
                     gathering.references.push(Reference { entry: index, node, var, name, kind: kind.as_ref(), what });
@@ -142,6 +143,28 @@ impl<'a> Values<'a> {
         }
         self.slots.push(slots);
         self.others.push(others);
+    }
+
+    /// The credential that a service's image names: given as `registry.NAME`, or remembered.
+    fn gather_credential(&mut self, entry: &Entry<'_>, gathering: &mut Gathering<'_, '_>) {
+        let Some(name) = entry.credential() else { return };
+        let key = format!("registry.{}", name.value);
+        let given = gathering.workspace.inputs[entry.input].given.get(&key).cloned();
+        if given.is_some() {
+            gathering.used.insert((entry.input, key.clone()));
+        }
+        let path = gathering.workspace.inputs[entry.input].path;
+        let remembered = || gathering.memory.files.get(path)?.credentials.get(&name.value).cloned();
+        if let Some(credential) = given.or_else(remembered) {
+            self.credentials.entry(entry.input).or_default().insert(name.value.clone(), credential);
+        } else if gathering.workspace.sight == Sight::Workspace {
+            let label = Some("user:password of the image's registry".to_owned());
+            let asked = self.missing.iter().any(|m| m.owner == "registry" && m.key == name.value && m.file == path);
+            if !asked {
+                let (file, owner, key) = (path.to_owned(), "registry".to_owned(), name.value.clone());
+                self.missing.push(Missing { file, owner, key, label, span: name.span });
+            }
+        }
     }
 
     fn missing(&mut self, entry: &Entry<'_>, var: &EnvVarSpec, key: &Text, gathering: &Gathering<'_, '_>) {

@@ -1,0 +1,179 @@
+//! Published images: pulled into the store of the state folder, and looked into when an instance starts.
+//!
+//! A release of an image service is the id of its image, the digest of its configuration: whatever a tag is moved to later, a
+//! release stays what it is.
+
+use crate::engine::{Inner, LinuxEngine, folder};
+use crate::lower::image::Facts;
+use crate::release::Release;
+use moat_engine::EngineError;
+use moat_image::{Credentials, ImageError, ImageId, Listed, LoadOptions, Progress, PullOptions, Reference, Store};
+use moat_model::Secret;
+use moat_planner::plan::InstanceSpec;
+use nix::sys::signal::Signal;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How often a pull says how far it is.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// Which image to pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullRequest {
+    /// As written.
+    pub image: String,
+    /// `user:password` of its registry.
+    pub credential: Option<Secret>,
+}
+
+impl LinuxEngine {
+    /// Brings an image into the store, and says meanwhile how far it is, in words. What a pull that was cut off has brought
+    /// is not brought again.
+    pub async fn pull_image(&self, request: PullRequest, tell: impl Fn(String) + Send + 'static) -> Result<Release, EngineError> {
+        self.blocking(move |inner| {
+            let doing = format!("pull `{}`", request.image);
+            let reference: Reference =
+                request.image.parse().map_err(|error: moat_image::ReferenceError| EngineError::new(&doing, error.to_string()))?;
+            let credentials =
+                request.credential.as_ref().map(|text| credentials(text)).transpose().map_err(|why| EngineError::new(&doing, why))?;
+            let options = PullOptions { credentials, mirrors: inner.config.mirrors.clone(), ..PullOptions::default() };
+            let mut teller = Teller::new(tell);
+            let store = store(inner).map_err(|error| image_error(&doing, error))?;
+            let id = match store.pull(&reference, &options, &mut |progress| teller.take(&progress)) {
+                Ok(id) => id,
+                Err(error) => {
+                    // An image that was loaded is in no registry, and one that was pulled before runs without its registry.
+                    let known = store.resolve(&reference).map_err(|error| image_error(&doing, error))?;
+                    let error = image_error(&doing, error);
+                    let Some(id) = known else { return Err(error) };
+                    (teller.tell)(format!("{error}; using the image that is here"));
+                    id
+                }
+            };
+            Ok(Release { name: id.to_string(), cached: true })
+        })
+        .await
+    }
+
+    /// Takes the images of a `docker save` archive or an OCI layout (a folder or an archive) into the store: their names.
+    pub async fn load_images(&self, path: PathBuf) -> Result<Vec<(Option<String>, String)>, EngineError> {
+        self.blocking(move |inner| {
+            let loaded = store(inner).and_then(|store| store.load(&path, &LoadOptions::default(), &mut |_| {}));
+            let named = |(name, id): (Option<Reference>, ImageId)| (name.map(|name| name.to_string()), id.to_string());
+            loaded
+                .map(|list| list.into_iter().map(named).collect())
+                .map_err(|error| image_error(format!("load `{}`", path.display()), error))
+        })
+        .await
+    }
+
+    /// Every image of the store.
+    pub async fn images(&self) -> Result<Vec<Listed>, EngineError> {
+        self.blocking(|inner| store(inner).and_then(|store| store.list()).map_err(|error| image_error("list the images", error))).await
+    }
+
+    /// Removes every image but those in `keep` and those that a live instance runs, and, unless told so, those that have a
+    /// name; how many, and the bytes of their files.
+    pub async fn prune_images(&self, keep: &BTreeSet<String>, named_too: bool) -> Result<(usize, u64), EngineError> {
+        let keep = keep.clone();
+        self.blocking(move |inner| {
+            let mut ids: BTreeSet<ImageId> = keep.iter().filter_map(|name| name.parse().ok()).collect();
+            for id in folder::ids(inner)? {
+                let release = folder::look(inner, &id)?.and_then(|look| look.facts).and_then(|facts| facts.release);
+                ids.extend(release.and_then(|name| name.parse::<ImageId>().ok()));
+            }
+            let collected = store(inner).and_then(|store| {
+                if !named_too {
+                    ids.extend(store.list()?.into_iter().filter(|image| !image.names.is_empty()).map(|image| image.id));
+                }
+                store.collect(&ids)
+            });
+            collected.map(|it| (it.images.len(), it.bytes)).map_err(|error| image_error("remove old images", error))
+        })
+        .await
+    }
+}
+
+fn store(inner: &Inner) -> Result<Store, ImageError> {
+    Store::open(&inner.paths.images())
+}
+
+fn image_error(doing: impl Into<String>, error: ImageError) -> EngineError {
+    let hint = error.hint();
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(source) = cause {
+        message = format!("{message}: {source}");
+        cause = source.source();
+    }
+    let made = EngineError::new(doing.into(), message).caused_by(error);
+    match hint {
+        Some(hint) => made.hint(hint),
+        None => made,
+    }
+}
+
+fn credentials(text: &Secret) -> Result<Credentials, &'static str> {
+    let (user, password) = text.expose().split_once(':').ok_or("its registry's credential is not `user:password`")?;
+    Ok(Credentials::basic(user, password))
+}
+
+/// What the image of an instance says.
+pub fn facts(inner: &Inner, spec: &InstanceSpec) -> Result<Facts, EngineError> {
+    let doing = format!("start `{}`", spec.id);
+    let release = spec.release.as_deref().ok_or_else(|| EngineError::new(&doing, "the instance names no release"))?;
+    let id: ImageId = release.parse().map_err(|error: moat_image::DigestError| EngineError::new(&doing, error.to_string()))?;
+    let image = store(inner).and_then(|store| store.image(&id)).map_err(|error| image_error(&doing, error))?;
+    let user = image.user(&image.config.user).map_err(|error| image_error(&doing, error))?;
+    Ok(Facts {
+        layers: image.layers,
+        entrypoint: image.config.entrypoint,
+        command: image.config.cmd,
+        env: image.config.env,
+        working_dir: image.config.working_dir,
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups,
+        home: user.home,
+        stop_signal: image.config.stop_signal.unwrap_or(Signal::SIGTERM as i32),
+    })
+}
+
+/// Turns the steps of a pull into a few lines.
+struct Teller<F> {
+    tell: F,
+    last: Option<Instant>,
+    downloads: BTreeMap<moat_image::Digest, (u64, u64)>,
+    unpacking: BTreeMap<moat_image::Digest, (u64, u64)>,
+}
+
+impl<F: Fn(String)> Teller<F> {
+    fn new(tell: F) -> Self {
+        Self { tell, last: None, downloads: BTreeMap::new(), unpacking: BTreeMap::new() }
+    }
+
+    fn take(&mut self, progress: &Progress) {
+        match progress {
+            Progress::Resolved { layers, .. } => {
+                self.downloads = layers.iter().filter(|layer| !layer.present).map(|layer| (layer.layer, (0, layer.size))).collect();
+            }
+            Progress::Downloading { layer, done, total } => drop(self.downloads.insert(*layer, (*done, *total))),
+            Progress::Unpacking { layer, done, total } => drop(self.unpacking.insert(*layer, (*done, *total))),
+            Progress::Retrying { reason, .. } => return (self.tell)(format!("going on with the download: {reason}")),
+            _ => {}
+        }
+        if self.last.is_some_and(|last| last.elapsed() < TELL_EVERY) || self.downloads.is_empty() {
+            return;
+        }
+        self.last = Some(Instant::now());
+        let sum = |parts: &BTreeMap<_, (u64, u64)>| parts.values().fold((0, 0), |(done, total), part| (done + part.0, total + part.1));
+        let ((done, total), (unpacked, _)) = (sum(&self.downloads), sum(&self.unpacking));
+        let megabytes = |bytes: u64| format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10);
+        (self.tell)(if done < total {
+            format!("pulling: {} of {} MB", megabytes(done), megabytes(total))
+        } else {
+            format!("unpacking: {} of {} MB", megabytes(unpacked), megabytes(total))
+        });
+    }
+}

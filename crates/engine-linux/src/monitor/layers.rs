@@ -1,0 +1,103 @@
+//! The root file system of an image: its layers, shared and never written, below a folder of the instance's own.
+//!
+//! Files of the layers belong to ids 0 to 65535, as in the image; each layer is shown through a mount on which these are the
+//! ids of the service's own range. Invariant: a layer is only ever reached through a mount of overlayfs' lower side, so no
+//! service writes what another one reads.
+
+use crate::lower::sandbox::IDS;
+use crate::sys;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, pipe2};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+/// Mounts the layers, the topmost first, on `target`; writes go to `scratch`.
+pub fn mount_root(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Path) -> io::Result<()> {
+    let users = users(first_id)?;
+    let [upper, work, shown] = ["upper", "work", "layers"].map(|name| scratch.join(name));
+    for folder in [&upper, &work, &shown] {
+        fs::create_dir_all(folder)?;
+    }
+    fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))?;
+    chown(&upper, Some(first_id), Some(first_id))?;
+    // Short names in a place of their own: the options of a mount have one page.
+    mount(Some("moat"), &shown, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=1m"))?;
+    let mut lower = Vec::with_capacity(layers.len());
+    for (index, layer) in layers.iter().enumerate() {
+        let point = shown.join(index.to_string());
+        fs::create_dir(&point)?;
+        let tree = sys::idmapped(layer, users.as_fd()).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => io::Error::other(format!(
+                "`{}`: {error}: images need Linux 5.19 and a file system below the state folder that can be shown with other ids, such as ext4, xfs or btrfs",
+                layer.display()
+            )),
+            _ => error,
+        })?;
+        sys::move_mount(tree.as_fd(), &point)?;
+        lower.push(index.to_string());
+    }
+    if lower.is_empty() {
+        fs::create_dir(shown.join("empty"))?;
+        lower.push("empty".to_owned());
+    }
+    let before = std::env::current_dir()?;
+    std::env::set_current_dir(&shown)?;
+    let done = overlay(&lower.join(":"), &upper, &work, target);
+    std::env::set_current_dir(before)?;
+    done?;
+    // The overlay holds what it needs of them.
+    Ok(umount2(&shown, MntFlags::MNT_DETACH)?)
+}
+
+fn overlay(lower: &str, upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
+    let escaped = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
+    let options = format!("lowerdir={lower},upperdir={},workdir={}", escaped(upper), escaped(work));
+    // Set-user-id programs of the image give ids of the service's range at most, and `no_new_privileges` forbids even that.
+    mount(Some("overlay"), target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str())).map_err(|error| match error {
+        Errno::EINVAL => io::Error::other("the kernel can't show layers with other ids below an overlay: images need Linux 5.19"),
+        error => error.into(),
+    })
+}
+
+/// A user namespace whose ids 0 to 65535 are those from `first_id` on.
+fn users(first_id: u32) -> io::Result<File> {
+    let (read, write) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    match sys::fork_single_threaded()? {
+        ForkResult::Child => {
+            drop(read);
+            let done = unshare(CloneFlags::CLONE_NEWUSER);
+            let word = if done.is_ok() { b"y" } else { b"n" };
+            let _ = nix::unistd::write(&write, word);
+            // Until it is killed, or its parent is.
+            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        ForkResult::Parent { child } => {
+            drop(write);
+            let mut word = [0];
+            let made = (|| {
+                File::from(read).read_exact(&mut word)?;
+                if word != *b"y" {
+                    return Err(io::Error::other("a user namespace can't be made"));
+                }
+                let folder = PathBuf::from(format!("/proc/{child}"));
+                for file in ["uid_map", "gid_map"] {
+                    fs::write(folder.join(file), format!("0 {first_id} {IDS}\n"))?;
+                }
+                File::open(folder.join("ns/user"))
+            })();
+            let _ = kill(child, Signal::SIGKILL);
+            let _ = waitpid(child, None);
+            made
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Removes what nobody needs: names, then images, then layers, blobs, and what dead processes left behind.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::FlockOperation;
+
+use super::{ImageId, Store, entries, names, sync_folder};
+use crate::digest::Digest;
+use crate::error::{Doing as _, ImageError};
+
+/// What [`Store::collect`] removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Images.
+    pub images: Vec<ImageId>,
+    /// Unpacked layers.
+    pub layers: usize,
+    /// Bytes of the files of these layers, and of downloads.
+    pub bytes: u64,
+    /// Downloads that nobody continued.
+    pub downloads: usize,
+}
+
+/// A download that stopped is continued by the next pull; after this time nobody is expected any more.
+const DOWNLOAD_AGE: Duration = Duration::from_hours(7 * 24);
+
+impl Store {
+    /// Removes every image but those to keep, their names, and the layers that no other image has.
+    ///
+    /// What a running pull or load uses, of this or another process, stays. The store is locked only while things are moved away, not while
+    /// they are deleted.
+    pub fn collect(&self, keep: &BTreeSet<ImageId>) -> Result<Collected, ImageError> {
+        let mut collected = Collected::default();
+        // A lease of its own, so that what it moves away is nobody else's to delete.
+        let lease = self.lease()?;
+        let mut away: Vec<PathBuf> = Vec::new();
+        {
+            let _lock = self.lock()?;
+            let (living, leased) = self.leased()?;
+            let mut layers = leased.clone();
+            let mut blobs = leased.clone();
+            for name in self.names()? {
+                if !keep.contains(&name.image) && !leased.contains(&name.image.0) {
+                    remove(&self.root.join("names").join(names::file_name(&name.reference)))?;
+                }
+            }
+            for id in self.image_ids()? {
+                let Some(record) = self.record(&id)? else { continue };
+                if keep.contains(&id) || leased.contains(&id.0) {
+                    blobs.insert(id.0);
+                    layers.extend(record.layers);
+                } else {
+                    remove(&self.root.join("images").join(format!("{}.json", id.0.hex())))?;
+                    collected.images.push(id);
+                }
+            }
+            sync_folder(&self.root.join("names"))?;
+            sync_folder(&self.root.join("images"))?;
+            let folders = self.root.join("folders");
+            for hex in hexes(&folders)? {
+                if !blobs.contains(&hex) {
+                    away.push(move_away(&lease, &folders.join(hex.hex()))?);
+                }
+            }
+            for digest in hexes(&self.root.join("blobs/sha256"))? {
+                if !blobs.contains(&digest) {
+                    remove(&self.blob_path(&digest))?;
+                }
+            }
+            for diff_id in hexes(&self.root.join("layers"))? {
+                if !layers.contains(&diff_id) {
+                    collected.layers += 1;
+                    collected.bytes += self.unpacked(&diff_id).map(|unpacked| unpacked.bytes).unwrap_or_default();
+                    away.push(move_away(&lease, &self.layer_path(&diff_id))?);
+                }
+            }
+            for entry in entries(&self.root.join("layers"))? {
+                let lone = entry.strip_suffix(".json").and_then(|hex| Digest::from_hex(hex).ok());
+                if lone.is_some_and(|diff_id| !layers.contains(&diff_id)) {
+                    remove(&self.root.join("layers").join(entry))?;
+                }
+            }
+            self.collect_downloads(&mut collected)?;
+            for entry in entries(&self.root.join("tmp"))? {
+                if entry.split_once('.').is_none_or(|(id, _)| !living.contains(id)) {
+                    away.push(self.root.join("tmp").join(entry));
+                }
+            }
+        }
+        for path in away {
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.doing("remove", &path)?;
+        }
+        Ok(collected)
+    }
+
+    fn collect_downloads(&self, collected: &mut Collected) -> Result<(), ImageError> {
+        let folder = self.root.join("downloads");
+        for entry in entries(&folder)? {
+            let path = folder.join(&entry);
+            let Ok(file) = File::open(&path) else { continue };
+            let data = file.metadata().doing("look at", &path)?;
+            let old = data.modified().is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > DOWNLOAD_AGE));
+            if old && rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                remove(&path)?;
+                collected.downloads += 1;
+                collected.bytes += data.len();
+            }
+        }
+        Ok(())
+    }
+}
+
+fn move_away(lease: &super::Lease, path: &Path) -> Result<PathBuf, ImageError> {
+    let to = lease.temporary();
+    fs::rename(path, &to).doing("move away", path)?;
+    Ok(to)
+}
+
+fn hexes(folder: &Path) -> Result<Vec<Digest>, ImageError> {
+    Ok(entries(folder)?.iter().filter_map(|name| Digest::from_hex(name).ok()).collect())
+}
+
+pub(super) fn remove(path: &Path) -> Result<(), ImageError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing("remove", path),
+        _ => Ok(()),
+    }
+}
