@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::Path;
 
 /// A registry on the machine's own loopback.
-fn registry(host: &Host, images: &[(&str, &Path)]) -> Registry {
+pub fn registry(host: &Host, images: &[(&str, &Path)]) -> Registry {
     let net = File::open(format!("/proc/{}/ns/net", host.holder_pid())).unwrap();
     let folder = host.path("registry");
     // A thread of its own enters the machine; what it starts stays there.

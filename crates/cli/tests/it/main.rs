@@ -8,3 +8,4 @@ mod offline;
 mod postgres;
 mod run;
 mod sabotage;
+mod systems;

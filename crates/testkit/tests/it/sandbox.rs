@@ -34,7 +34,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Unpacks an image and runs what its configuration says. This thread leaves its network namespace for a new, empty one.
+    /// Unpacks an image and runs what its configuration says. This thread leaves its network namespace for a new one, which has loopback
+    /// and one address more, 192.0.2.1.
     pub fn start(layout: &Path, env: &[(&str, &str)]) -> Self {
         let blob = |descriptor: &Value| layout.join("blobs").join(descriptor["digest"].as_str().unwrap().replace(':', "/"));
         let read = |file: PathBuf| -> Value { serde_json::from_slice(&fs::read(file).unwrap()).unwrap() };
@@ -53,7 +54,9 @@ impl Sandbox {
         fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost\n").unwrap();
 
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        for change in [&["link", "set", "lo", "up"][..], &["address", "add", "192.0.2.1/32", "dev", "lo"]] {
+            assert!(Command::new("ip").args(change).status().unwrap().success());
+        }
         let words =
             |key: &str| config[key].as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>();
         let env: Vec<(String, String)> = words("Env")
@@ -85,10 +88,19 @@ impl Sandbox {
 
     /// Sends to a port until the answer has some bytes in it; waits while nothing listens there, as long as the server runs.
     pub fn ask(&self, port: u16, send: &[u8], expected: &[u8]) {
-        let until = Instant::now() + Duration::from_secs(60);
+        self.until(expected, || exchange(port, send, expected).unwrap_or_default());
+    }
+
+    /// Runs a command inside until its output has some text in it, as long as the server runs.
+    pub fn inside_until(&self, command: &[&str], expected: &str) {
+        self.until(expected.as_bytes(), || self.inside(command).into_bytes());
+    }
+
+    fn until(&self, expected: &[u8], ask: impl Fn() -> Vec<u8>) {
+        let until = Instant::now() + Duration::from_mins(1);
         let mut last = Vec::new();
         while Instant::now() < until {
-            last = exchange(port, send, expected).unwrap_or_default();
+            last = ask();
             if contains(&last, expected) {
                 return;
             }
@@ -97,10 +109,11 @@ impl Sandbox {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        panic!("port {port} answered {:?}\n{}", String::from_utf8_lossy(&last), self.log());
+        panic!("the answer is {:?}\n{}", String::from_utf8_lossy(&last), self.log());
     }
 
     /// All that a port answers until it closes the connection.
+    #[expect(clippy::unused_self, reason = "there is an answer only while the server runs")]
     pub fn answer(&self, port: u16, send: &[u8]) -> String {
         String::from_utf8_lossy(&exchange(port, send, b"\0never\0").unwrap()).into_owned()
     }
