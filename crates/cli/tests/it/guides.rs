@@ -72,7 +72,8 @@ fn what_a_guide_shows_of_explain_is_what_it_answers() {
             let Some(args) = line.strip_prefix("    $ moat ") else { continue };
             let args: Vec<&str> = args.split_whitespace().collect();
             let mut explain = Command::new(env!("CARGO_BIN_EXE_moat"));
-            let out = explain.args(&args).current_dir(root()).env("NO_COLOR", "1").env("MOAT_RUN_DIR", "/nonexistent/moat").output().unwrap();
+            let out =
+                explain.args(&args).current_dir(root()).env("NO_COLOR", "1").env("MOAT_RUN_DIR", "/nonexistent/moat").output().unwrap();
             let shown = lines.next().unwrap().trim();
             assert_eq!(String::from_utf8_lossy(&out.stdout).lines().next(), Some(shown), "{page}: {line}");
             seen += 1;
