@@ -33,6 +33,8 @@ impl Deployed {
 /// Preparing ─▶ Waiting (datastores) ─▶ Building ─▶ Sealing ─▶ PreDeploy ─▶ Starting ─▶ done
 ///     └── the same source was built ───────────────────────────▲            └▶ failed: previous stays
 /// ```
+///
+/// The pre-deploy command and the start wait for datastores too.
 #[derive(Debug)]
 pub struct Deploy {
     /// The definition wanted.

@@ -45,6 +45,7 @@ pub struct Situation<'a> {
 /// * Instances whose fingerprint matches stay, whoever started them.
 /// * Others are replaced one at a time: a new one starts, and once it is ready an old one stops. Services with a disk and
 ///   datastores stop the old one first, since two must not share the data.
+/// * Datastores start before the services that may use them.
 /// * Serving instances that ended, were lost, or were left half-made by a start that failed (still preparing) are cleared
 ///   away and replaced. Whoever starts instances beside other work passes those under way as running.
 /// * Builds, commands and cron runs are their starter's business; they are stopped only when their service is gone.
@@ -169,6 +170,7 @@ fn changes(
             changes.starts.push(InstanceSpec::of(service, id, Purpose::Serve, address, situation.releases.get(&service.slug).cloned()));
         }
     }
+    changes.starts.sort_by_key(|spec| !spec.workload.is_datastore());
     changes
 }
 

@@ -4,7 +4,9 @@
 mod faults;
 mod guides;
 mod host;
+mod images;
 mod offline;
 mod postgres;
 mod run;
 mod sabotage;
+mod systems;

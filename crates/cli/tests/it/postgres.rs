@@ -20,6 +20,8 @@ class Page(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write((done.stdout + done.stderr).encode())
 
+# As many programs do: no database at the start, no program.
+subprocess.run(["psql", os.environ["DATABASE_URL"], "-c", "select 1"], check=True)
 http.server.ThreadingHTTPServer(("", int(os.environ["PORT"])), Page).serve_forever()
 "#;
 
@@ -145,6 +147,30 @@ fn a_database_is_used_kept_and_closed_to_others() {
     host.moat(&["up", "-d", file]).ok();
     // One more by the pre-deploy command, where that runs again.
     assert!(visit(&host).unwrap() > visits);
+}
+
+#[test]
+fn what_ends_without_its_database_starts_after_it() {
+    let Some(host) = host() else { return };
+    // Nothing is built and no command runs before it: only the start itself is left to wait.
+    let text = r#"
+services:
+  - type: worker
+    name: hasty
+    runtime: python
+    startCommand: psql "$URL" -c 'select 1' || exit 9; echo served; sleep 100000
+    envVars:
+      - {key: URL, fromDatabase: {name: zoo, property: connectionString}}
+databases:
+  - name: zoo
+"#;
+    let file = host.write("b/render.yaml", text);
+    for _ in 0..2 {
+        host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+        assert!(host.moat(&["logs", "hasty"]).ok().out.contains("served"));
+        host.moat(&["down"]).ok();
+        wait_for("the daemon's end", || host.daemon().is_none());
+    }
 }
 
 #[test]

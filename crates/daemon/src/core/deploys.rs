@@ -44,7 +44,13 @@ impl Core {
                 tokio::spawn(async move {
                     let (progress, who) = (tx.clone(), slug.clone());
                     let tell = move |text| drop(progress.send(Msg::Pulling(who.clone(), text)));
-                    let result = engine.pull_image(request, tell).await;
+                    let result = engine.pull_image(request, tell).await.map(|(release, instead_of)| {
+                        if let Some(error) = instead_of {
+                            let text = format!("{}; using the image that is here", engine_words(&error));
+                            let _ = tx.send(Msg::Said(slug.clone(), text));
+                        }
+                        release
+                    });
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -194,14 +200,15 @@ impl Core {
     async fn after_build(&mut self, slug: &Slug) {
         let Some(deploy) = self.deploys.get(slug) else { return };
         let (service, release) = (deploy.service.clone(), deploy.release.clone());
+        // Also before it starts: many programs end when their database does not answer at once.
+        if let Some(waits_for) = self.datastores_not_ready(&service) {
+            self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
+            return;
+        }
         let new = Deployed { service: service.clone(), release: release.clone(), hook_ran: false, good: false };
         let unchanged = deploy.previous.as_ref().is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
         match service.workload.pre_deploy_command() {
             Some(command) if !unchanged => {
-                if let Some(waits_for) = self.datastores_not_ready(&service) {
-                    self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
-                    return;
-                }
                 let id = match self.start_sandbox(&service, Purpose::PreDeploy, release, None).await {
                     Ok(id) => id,
                     Err(why) => return self.fail_deploy(slug, &why, None),

@@ -41,6 +41,8 @@ pub enum Msg {
     Request(Box<Request>, mpsc::UnboundedSender<Event>),
     /// How far the pull of a service's image is, in words.
     Pulling(Slug, String),
+    /// Something about a service that people should know.
+    Said(Slug, String),
     /// A release was prepared (or could not be).
     Prepared(Slug, Result<Release, EngineError>),
     /// A build's release was sealed.
@@ -278,6 +280,7 @@ impl Core {
         match msg {
             Msg::Request(request, reply) => self.request(*request, reply).await,
             Msg::Pulling(slug, text) => self.pulling(&slug, text),
+            Msg::Said(slug, text) => self.notice(Some(&slug), text),
             Msg::Prepared(slug, result) => self.prepared(&slug, result),
             Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
             Msg::Started(id, result) => self.started(&id, result),

@@ -67,7 +67,7 @@ mod tests {
         drop(ours);
         let mut sent = Vec::new();
         theirs.read_to_end(&mut sent).await.unwrap();
-        assert_eq!(sent, b"\0\0\0\x1a\0\x03\0\0user\0u\0database\0d\0\0");
+        assert_eq!(sent, b"\0\0\0\x1b\0\x03\0\0user\0u\0database\0d\0\0");
         said
     }
 
