@@ -51,6 +51,9 @@ pub const TO_RUN: &[Need] = &[
 /// What the tests need besides.
 pub const TO_TEST: &[Need] = &[
     Need { what: "`git`", present: Present::Program(&["git"]), packages: &["git"] },
+    Need { what: "a container registry", present: Present::Program(&["docker-registry"]), packages: &["docker-registry"] },
+    Need { what: "`skopeo`", present: Present::Program(&["skopeo"]), packages: &["skopeo"] },
+    Need { what: "`zstd`", present: Present::Program(&["zstd"]), packages: &["zstd"] },
     Need {
         what: "a PostgreSQL server",
         present: Present::Check(&["sh", "-c", "ls /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb 2>&1 | grep -q ^/"]),
