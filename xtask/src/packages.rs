@@ -79,7 +79,7 @@ code=0
 apt-get install --yes --no-install-recommends "$@" || code=$?
 for package in "$@"; do
     case $package in
-        redis-server|valkey-server|postgresql)
+        docker-registry|redis-server|valkey-server|postgresql)
             if [ -d /run/systemd/system ]; then systemctl --quiet disable "$package.service" || code=$?
             elif [ -e "/etc/init.d/$package" ]; then update-rc.d "$package" disable || code=$?
             fi ;;
