@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "these are tests")]
 
 mod faults;
+mod guides;
 mod host;
 mod images;
 mod offline;
