@@ -38,7 +38,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "net", rounds: 25, apart: true, run: net::run },
     Measurement { name: "change", rounds: 21, apart: true, run: net::change },
     Measurement { name: "start", rounds: 15, apart: true, run: start::run },
-    Measurement { name: "image", rounds: 9, apart: true, run: image::run },
+    Measurement { name: "image", rounds: 7, apart: false, run: image::run },
     Measurement { name: "verify", rounds: 3, apart: true, run: verify::run },
 ];
 

@@ -7,15 +7,15 @@ use crate::docker::Docker;
 use crate::engine::{Site, Words};
 use crate::failure::{Doing, Failure, Outcome};
 use crate::image::{Published, Stage};
-use crate::net::policy;
 use crate::net::scene::Room;
+use crate::net::{peers, policy};
 use crate::process::timed;
 use moat_engine::Engine;
 use moat_model::state::{NativeWorkload, Workload};
 use moat_model::{InstanceId, LinkName};
 use moat_net_linux::ns;
 use std::fs;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -46,7 +46,7 @@ pub struct Lane<'a> {
 
 enum Place<'a> {
     /// Plain processes in namespaces; the server's is the client's own where there is no other.
-    Rooms { client: Room, server: Option<Room>, servers: Vec<Server>, site: Option<&'a Site> },
+    Rooms { client: Room, server: Option<Room>, between: Vec<Room>, servers: Vec<Server>, site: Option<&'a Site> },
     /// Instances: the servers from images, clients as native workers.
     Instances { site: &'a Site, servers: Vec<InstanceId>, release: String, workload: Box<NativeWorkload>, next: u16 },
     /// Containers on the default bridge.
@@ -82,7 +82,20 @@ impl<'a> Lane<'a> {
         Self::rooms("Moat's network, plain processes", client, Some(server), host, Some(site))
     }
 
-    fn rooms(name: &'static str, client: Room, server: Option<Room>, host: Ipv4Addr, site: Option<&'a Site>) -> Outcome<Self> {
+    /// Through two pairs of links and a router that decides nothing.
+    pub fn routed() -> Outcome<Self> {
+        let (path, rooms) = peers::routed()?;
+        let mut rooms = rooms.into_iter();
+        let (Some(client), server) = (rooms.next(), rooms.next()) else { return Err(Failure::new("a namespace is missing")) };
+        let mut lane = Self::rooms("routed veths without policy, plain processes", client, server, path.target.ip(), None)?;
+        if let Place::Rooms { between, .. } = &mut lane.place {
+            between.extend(rooms);
+        }
+        Ok(lane)
+    }
+
+    fn rooms(name: &'static str, client: Room, server: Option<Room>, host: impl Into<IpAddr>, site: Option<&'a Site>) -> Outcome<Self> {
+        let host = host.into();
         let at = server.as_ref().unwrap_or(&client);
         let open = ["--protected-mode", "no"];
         let user = ["-u", "nobody"];
@@ -90,7 +103,11 @@ impl<'a> Lane<'a> {
         for port in PORTS {
             listens(port, || Ok(ns::in_ns(&at.ns, || TcpStream::connect((Ipv4Addr::LOCALHOST, port))).is_ok_and(|made| made.is_ok())))?;
         }
-        Ok(Self { name, hosts: [host.to_string(), host.to_string()], place: Place::Rooms { client, server, servers, site } })
+        Ok(Self {
+            name,
+            hosts: [host.to_string(), host.to_string()],
+            place: Place::Rooms { client, server, between: Vec::new(), servers, site },
+        })
     }
 
     /// Through the private network from an instance to the service addresses of instances.
@@ -166,8 +183,8 @@ impl<'a> Lane<'a> {
     /// Ends the servers.
     pub fn close(self) -> Outcome {
         match self.place {
-            Place::Rooms { client, server, servers, site } => {
-                drop((servers, client, server));
+            Place::Rooms { client, server, between, servers, site } => {
+                drop((servers, client, server, between));
                 let Some(site) = site else { return Ok(()) };
                 ROOMS.into_iter().filter_map(policy::instance).try_for_each(|address| {
                     site.runtime.block_on(site.engine.network().detach(&LinkName::of(address.v4))).doing("detach a namespace").map(drop)
