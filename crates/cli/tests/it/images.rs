@@ -99,6 +99,8 @@ fn published_images_run_private_keep_their_disk_and_are_proved() {
     wait_for("the worker to use both", || counted(&host).is_some_and(|n| n > 1));
     assert!(host.moat(&["logs", "memory"]).ok().out.contains("prepared"));
 
+    wait_for("the disk to be measured", || host.ps().to_string().contains("\"used\""));
+
     // Its ports are found, and nobody gets there from outside or from another environment.
     let ps = host.ps().to_string();
     assert!(ps.contains("11211") && ps.contains("6379"), "{ps}");

@@ -293,6 +293,7 @@ impl Core {
                 }),
                 address: service.vip,
                 next_run: self.cron_next.get(slug).map(ToString::to_string),
+                disk: self.disks.get(slug).copied(),
                 instances,
             }
         });
