@@ -77,6 +77,9 @@ pub struct UpRequest {
     pub git: [String; 3],
     /// Git remotes of the blueprint's folder: a `repo` that is one of them means this folder.
     pub remotes: Vec<String>,
+    /// Stops what the blueprint names no longer, and gives up the values of variables it names no longer.
+    #[serde(default)]
+    pub prune: bool,
 }
 
 /// What is answered.
