@@ -208,7 +208,7 @@ fn links_of_an_image_lead_nowhere_outside() {
     host.write("a/token", "inside only");
     let file = host.write(
         "a/render.yaml",
-        "services:\n  - type: worker\n    name: w\n    runtime: image\n    image: {url: 'ours/links:1'}\n    x-moat: {secretFiles: {token: token}}\n    disk: {name: d, mountPath: /run/data, sizeGB: 1}\n",
+        "services:\n  - type: worker\n    name: w\n    runtime: image\n    image: {url: 'ours/links:1'}\n    maxShutdownDelaySeconds: 1\n    x-moat: {secretFiles: {token: token}}\n    disk: {name: d, mountPath: /run/data, sizeGB: 1}\n",
     );
     host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
     let inside = |script: &str| host.moat(&["exec", "w", "--", "sh", "-c", script]).ok().out;
