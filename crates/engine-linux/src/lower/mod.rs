@@ -3,6 +3,7 @@
 //! Invariant: no I/O; everything that depends on the machine comes in as [`sandbox::Machine`] or as a path.
 
 mod etc;
+pub mod builder;
 pub mod image;
 pub mod keyvalue;
 pub mod oci;

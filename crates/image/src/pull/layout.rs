@@ -40,7 +40,10 @@ pub struct LayoutImage {
 /// written by nobody else; everyone who can reach it may read it.
 pub fn pull_layout(folder: &Path, images: &[LayoutImage], progress: &mut dyn FnMut(Progress)) -> Result<(), ImageError> {
     let blobs = folder.join("blobs/sha256");
-    fs::create_dir_all(&blobs).doing("make", &blobs)?;
+    for folder in [folder, &folder.join("blobs"), &blobs] {
+        fs::create_dir_all(folder).doing("make", folder)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).doing("open up", folder)?;
+    }
     let mut used = BTreeSet::new();
     let mut index = Vec::new();
     for image in images {
