@@ -221,7 +221,8 @@ fn a_base_image_comes_from_a_registry_that_builds_do_not_reach() {
     host.write("base/Dockerfile", "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\nENV FROM_BASE=of-the-base\n");
     let storage = format!("--root {0} --runroot {0}/run --storage-driver vfs", host.path("storage").display());
     host.sh(&format!(
-        "set -e; buildah {storage} bud --isolation chroot -t base base && buildah {storage} push --tls-verify=false base docker://{address}/team/base:1"
+        "set -e; buildah {storage} bud --isolation chroot -t base {} && buildah {storage} push --tls-verify=false base docker://{address}/team/base:1",
+        host.path("base").display()
     ))
     .ok();
     let digest = host.sh(&format!(

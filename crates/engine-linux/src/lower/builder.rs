@@ -74,7 +74,6 @@ pub(super) fn mounts(input: &Input<'_>, recipe: &Recipe) -> Vec<MountOp> {
     let mut ops = vec![
         file("/etc/containers/policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#.to_owned()),
         file("/etc/containers/registries.conf", "unqualified-search-registries = [\"docker.io\"]\nshort-name-mode = \"disabled\"\n".to_owned()),
-        file("/etc/containers/storage.conf", "[storage]\ndriver = \"\"\n".to_owned()),
         file(FILTER, filter),
         file(SCRIPT, script(input, recipe)),
     ];
@@ -88,21 +87,24 @@ fn script(input: &Input<'_>, recipe: &Recipe) -> String {
     let mut text = format!(
         "set -eu\n\
          storage={CACHE}\n\
-         driver=overlay\n\
          if [ \"$(du -sm $storage | cut -f1)\" -gt {STORAGE_LIMIT} ]; then rm -rf $storage/overlay $storage/vfs; fi\n\
-         run() {{ /usr/bin/env buildah --root $storage/$driver --runroot /tmp/containers --storage-driver $driver \"$@\"; }}\n\
-         run info >/tmp/info 2>&1 || driver=vfs\n\
-         run rm --all >/tmp/info 2>&1 || true\n\
+         export CONTAINERS_STORAGE_CONF=/tmp/storage.conf\n\
+         keep() {{ printf '[storage]\\ndriver = \"%s\"\\ngraphroot = \"%s\"\\nrunroot = \"/tmp/containers\"\\n' \"$1\" \"$storage/$1\" >/tmp/storage.conf; }}\n\
+         keep overlay\n\
+         # Not every file system carries an overlay.\n\
+         buildah info >/tmp/info 2>&1 || keep vfs\n\
+         # What a build that was killed has left.\n\
+         buildah rm --all >/tmp/info 2>&1 || true\n\
          rm -rf {output}\n"
     );
     // Writing to a text does not fail.
     for (index, (name, reference)) in recipe.bases.iter().enumerate() {
-        let _ = writeln!(text, "base=$(run pull --quiet oci:{BASES}:{name})");
+        let _ = writeln!(text, "base=$(buildah pull --quiet oci:{BASES}:{name})");
         // Buildah finds an image that is pinned by its digest below any tag.
         let name = reference.split_once('@').map_or_else(|| reference.clone(), |(name, _)| format!("{}:moat-{index}", without_tag(name)));
-        let _ = writeln!(text, "run tag \"$base\" {}", quoted(&name));
+        let _ = writeln!(text, "buildah tag \"$base\" {}", quoted(&name));
     }
-    let _ = write!(text, "run bud --isolation chroot --layers --format docker --security-opt seccomp={FILTER} --tag localhost/moat");
+    let _ = write!(text, "buildah bud --isolation chroot --layers --format docker --security-opt seccomp={FILTER} --tag localhost/moat");
     if recipe.complete {
         text.push_str(" --pull=missing");
     }
@@ -113,7 +115,7 @@ fn script(input: &Input<'_>, recipe: &Recipe) -> String {
         let _ = write!(text, " --secret {}", quoted(&format!("id={name},src={SECRETS}/{name}")));
     }
     let _ = writeln!(text, " --file {} {}", shown(&source.join(&recipe.file)), shown(&source.join(&recipe.context)));
-    let _ = writeln!(text, "run push --quiet localhost/moat oci:{output}:latest");
+    let _ = writeln!(text, "buildah push --quiet localhost/moat oci:{output}:latest");
     text
 }
 
