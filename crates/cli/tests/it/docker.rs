@@ -48,6 +48,7 @@ services:
   - type: web
     name: front
     runtime: docker
+    maxShutdownDelaySeconds: 1
     rootDir: front
     dockerCommand: {command}
     envVars:
@@ -128,8 +129,8 @@ fn a_dockerfile_is_built_runs_and_reaches_only_datastores() {
     assert!(!arguments.contains(SECRET), "a secret is an argument of a process");
     assert!(!format!("{}{}", up.out, up.err).contains(SECRET));
     let page = host.http(8080, "front.localhost", "/");
-    assert_eq!(page, (200, format!("hello from a build by-default  {}", SECRET.len())));
-    assert_eq!(host.http(8080, "front.localhost", "/page.txt"), (200, "a page of the source".to_owned()));
+    assert_eq!(page, (200, format!("hello from a build by-default  {}\n", SECRET.len())));
+    assert_eq!(host.http(8080, "front.localhost", "/page.txt"), (200, "a page of the source\n".to_owned()));
     let whoami = host.moat(&["exec", "front", "--", "id", "-u"]).ok();
     assert_eq!(whoami.out.trim(), "33");
     let (count, text) = logs(&host, "front");
@@ -239,10 +240,10 @@ fn a_base_image_comes_from_a_registry_that_builds_do_not_reach() {
     );
     let file = host.write(
         "app/render.yaml",
-        &format!("services:\n  - type: web\n    name: app\n    runtime: docker\n    envVars: [{{key: REGISTRY, value: '{address}'}}]\n"),
+        &format!("services:\n  - type: web\n    name: app\n    runtime: docker\n    maxShutdownDelaySeconds: 1\n    envVars: [{{key: REGISTRY, value: '{address}'}}]\n"),
     );
     host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
-    assert_eq!(host.http(8080, "app.localhost", "/"), (200, "of-the-base".to_owned()));
+    assert_eq!(host.http(8080, "app.localhost", "/"), (200, "of-the-base\n".to_owned()));
 
     // What the registry does not have is said by its name, and by whom.
     host.write("app/Dockerfile", &format!("FROM {address}/team/no-such-base:1\n"));
