@@ -60,7 +60,7 @@ services:
     name: vault
     runtime: python
     buildCommand: touch of-the-vault
-    startCommand: python3 -m http.server --bind 0.0.0.0 $PORT
+    startCommand: python3 -m http.server $PORT --bind ::0
     envVars: [{{key: OWN, value: of-the-vault}}]
   - {{type: keyvalue, name: store, ipAllowList: []}}
 "
@@ -137,12 +137,13 @@ fn a_dockerfile_is_built_runs_and_reaches_only_datastores() {
     assert_eq!(count, 2, "a build and an instance: {text}");
     assert!(text.contains("RUN mkdir -p /www"), "{text}");
 
-    // The same again builds nothing; another command for the same image neither.
+    // The same again builds nothing, nor after all of it was stopped.
     host.moat(&["up", "-d", file]).ok();
     assert_eq!(logs(&host, "front").0, 2);
-    host.write("shop/render.yaml", &blueprint("httpd -f -h /www -p $PORT -v", ""));
+    host.moat(&["down", file]).ok();
     host.moat(&["up", "-d", file]).ok();
     assert_eq!(logs(&host, "front").0, 3, "only an instance");
+    assert_eq!(host.http(8080, "front.localhost", "/").0, 200);
 
     // A build that tries what it must not, with all that it tries to reach running.
     let ps = host.ps();
