@@ -93,7 +93,8 @@ fn is_own(platform: &str, arch: &str) -> bool {
         other => other,
     };
     let platform = platform.trim_matches('"');
-    platform == format!("linux/{name}") || matches!(platform, "$BUILDPLATFORM" | "${BUILDPLATFORM}" | "$TARGETPLATFORM" | "${TARGETPLATFORM}")
+    platform == format!("linux/{name}")
+        || matches!(platform, "$BUILDPLATFORM" | "${BUILDPLATFORM}" | "$TARGETPLATFORM" | "${TARGETPLATFORM}")
 }
 
 /// The instructions, each in one line: comments, continuations and here-documents are taken out.
@@ -218,7 +219,12 @@ mod tests {
             ("FROM ${NONE:-alpine:3}", "alpine:3", "", true),
             ("FROM $NONE", "", "", false),
             ("ARG NONE\nFROM $NONE", "", "NONE", false),
-            ("FROM golang:1 AS build\nFROM scratch\nCOPY --from=build /a /a\nCOPY --from=0 /b /b\nCOPY --chown=1 --from=busybox /c /c", "golang:1 busybox", "", true),
+            (
+                "FROM golang:1 AS build\nFROM scratch\nCOPY --from=build /a /a\nCOPY --from=0 /b /b\nCOPY --chown=1 --from=busybox /c /c",
+                "golang:1 busybox",
+                "",
+                true,
+            ),
             ("FROM a\nRUN --mount=type=cache,target=/x --mount=type=bind,from=b,target=/b make", "a b", "", true),
             ("FROM a\nCOPY --from=$X / /", "a", "", false),
             ("FROM --platform=linux/amd64 a", "a", "", true),

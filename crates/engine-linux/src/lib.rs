@@ -33,8 +33,8 @@ mod tree;
 pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;
 pub use images::PullRequest;
-pub use recipe::ImageBuildRequest;
 pub use moat_image::{Listed as ListedImage, Mirror};
+pub use recipe::ImageBuildRequest;
 pub use release::{BuildRequest, Release};
 
 use std::path::PathBuf;

@@ -65,11 +65,7 @@ impl LinuxEngine {
     /// Copies the source and pulls what the Dockerfile builds on, unless the very same was built and its image is still here:
     /// then that image's id is the release, and `cached`. Otherwise run an instance with `Purpose::Build` and this release, and
     /// call [`LinuxEngine::seal_image`] once that has exited with 0. Says meanwhile how far it is, in words.
-    pub async fn prepare_image(
-        &self,
-        request: ImageBuildRequest,
-        tell: impl Fn(String) + Send + 'static,
-    ) -> Result<Release, EngineError> {
+    pub async fn prepare_image(&self, request: ImageBuildRequest, tell: impl Fn(String) + Send + 'static) -> Result<Release, EngineError> {
         self.blocking(move |inner| prepare(inner, &request, tell)).await
     }
 
@@ -146,7 +142,8 @@ fn below(base: &Path, path: &Path) -> Option<PathBuf> {
 
 /// Both places where a path may be, the likelier first.
 fn places(dockerfile: &Dockerfile, path: &Path) -> Vec<PathBuf> {
-    let mut places: Vec<PathBuf> = [dockerfile.root_dir.as_path(), Path::new("")].into_iter().filter_map(|base| below(base, path)).collect();
+    let mut places: Vec<PathBuf> =
+        [dockerfile.root_dir.as_path(), Path::new("")].into_iter().filter_map(|base| below(base, path)).collect();
     places.dedup();
     places
 }
@@ -210,7 +207,8 @@ fn pull_bases(
     let folder = inner.paths.bases(&request.service);
     fs::create_dir_all(&folder).map_err(|error| EngineError::new(&doing, format!("`{}`: {error}", folder.display())).caused_by(error))?;
     let mut teller = Teller::new(tell);
-    moat_image::pull_layout(&folder, &wanted, &mut |progress| teller.take(&progress)).map_err(|error| images::image_error(&doing, error))?;
+    moat_image::pull_layout(&folder, &wanted, &mut |progress| teller.take(&progress))
+        .map_err(|error| images::image_error(&doing, error))?;
     Ok(bases)
 }
 
@@ -268,12 +266,9 @@ mod tests {
 
     #[test]
     fn a_credential_is_shown_to_one_registry() {
-        for (images, want) in [
-            ("python:3", Some("docker.io")),
-            ("python:3 ghcr.io/a/b", Some("ghcr.io")),
-            ("ghcr.io/a/b quay.io/a/b", None),
-            ("", None),
-        ] {
+        for (images, want) in
+            [("python:3", Some("docker.io")), ("python:3 ghcr.io/a/b", Some("ghcr.io")), ("ghcr.io/a/b quay.io/a/b", None), ("", None)]
+        {
             let references: Vec<Reference> = images.split_whitespace().map(|image| image.parse().unwrap()).collect();
             assert_eq!(credential_registry(&references).as_deref(), want, "{images}");
         }

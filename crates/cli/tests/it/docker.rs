@@ -17,6 +17,7 @@ ARG TOKEN
 ARG NOT_GIVEN=by-default
 RUN mkdir -p /www /tmp && echo "$GREETING $NOT_GIVEN $UNASKED $(echo -n $TOKEN | wc -c)" > /www/index.html && sleep 1
 COPY --chown=33:33 page.txt /www/
+RUN --mount=type=secret,id=note wc -c < /run/secrets/note > /www/note
 USER 33
 CMD ["false"]
 "#;
@@ -55,6 +56,7 @@ services:
       - {{key: GREETING, value: hello from a build}}
       - {{key: TOKEN, value: {SECRET}}}
       - {{key: UNASKED, value: never-asked-for}}
+    x-moat: {{secretFiles: {{note: ../note.txt}}}}
 {more}
   - type: pserv
     name: vault
@@ -108,6 +110,7 @@ fn a_dockerfile_is_built_runs_and_reaches_only_datastores() {
     busybox(&host, "shop/front");
     host.write("shop/front/page.txt", "a page of the source\n");
     let dockerfile = host.write("shop/front/Dockerfile", DOCKERFILE);
+    host.write("note.txt", "12345");
     let serve = "httpd -f -h /www -p $PORT";
     let file = host.write("shop/render.yaml", &blueprint(serve, ""));
     let file = file.to_str().unwrap();
@@ -131,6 +134,7 @@ fn a_dockerfile_is_built_runs_and_reaches_only_datastores() {
     let page = host.http(8080, "front.localhost", "/");
     assert_eq!(page, (200, format!("hello from a build by-default  {}\n", SECRET.len())));
     assert_eq!(host.http(8080, "front.localhost", "/page.txt"), (200, "a page of the source\n".to_owned()));
+    assert_eq!(host.http(8080, "front.localhost", "/note"), (200, "5\n".to_owned()));
     let whoami = host.moat(&["exec", "front", "--", "id", "-u"]).ok();
     assert_eq!(whoami.out.trim(), "33");
     let (count, text) = logs(&host, "front");
@@ -144,6 +148,14 @@ fn a_dockerfile_is_built_runs_and_reaches_only_datastores() {
     host.moat(&["up", "-d", file]).ok();
     assert_eq!(logs(&host, "front").0, 3, "only an instance");
     assert_eq!(host.http(8080, "front.localhost", "/").0, 200);
+
+    // What is said of builds, and what is so.
+    for (to, word) in [("store:6379", "build-to-datastore"), ("vault:10000", "deny:"), ("host", "deny:")] {
+        let said = host.moat(&["explain", "build:front", to]).ok();
+        assert!(said.out.contains(word), "{to}: {}", said.out);
+    }
+    let verify = host.moat(&["verify"]);
+    assert_eq!(verify.code, 0, "{}\n{}", verify.out, verify.err);
 
     // A build that tries what it must not, with all that it tries to reach running.
     let ps = host.ps();
@@ -214,13 +226,19 @@ fn a_base_image_comes_from_a_registry_that_builds_do_not_reach() {
     let data = host.path("registry");
     let config = host.write(
         "registry.yml",
-        &format!("version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{address}'}}\n", data.display()),
+        &format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{address}'}}\n",
+            data.display()
+        ),
     );
     let child = host.command("docker-registry").arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let _registry = Registry(child);
     wait_for("the registry", || host.sh(&format!("curl -sf http://{address}/v2/")).code == 0);
     busybox(&host, "base");
-    host.write("base/Dockerfile", "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\nENV FROM_BASE=of-the-base\n");
+    host.write(
+        "base/Dockerfile",
+        "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\nENV FROM_BASE=of-the-base\n",
+    );
     let storage = format!("--root {0} --runroot {0}/run --storage-driver vfs", host.path("storage").display());
     host.sh(&format!(
         "set -e; buildah {storage} bud --isolation chroot -t base {} && buildah {storage} push --tls-verify=false base docker://{address}/team/base:1",

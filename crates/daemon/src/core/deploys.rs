@@ -5,7 +5,7 @@ use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
 use moat_engine_linux::{BuildRequest, ImageBuildRequest, PullRequest, Release};
-use moat_model::state::{ImageOrigin, Workload};
+use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -36,27 +36,23 @@ impl Core {
                 self.deploys.insert(slug.clone(), deploy);
                 self.start_serving(&slug);
             }
-            Workload::Image(image) => {
+            Workload::Image(ImageWorkload { origin: ImageOrigin::Published(name), credential, .. }) => {
+                let request = PullRequest { image: name.clone(), credential: credential.clone() };
                 self.deploys.insert(slug.clone(), deploy);
-                let doing = match &image.origin {
-                    ImageOrigin::Published(name) => format!("pulling `{name}`"),
-                    ImageOrigin::Dockerfile(_) => "copying the source".to_owned(),
-                };
-                self.set_phase(&slug, ServicePhase::Building, Some(doing));
-                let (engine, tx) = (self.engine.clone(), self.tx.clone());
-                let (progress, who) = (tx.clone(), slug.clone());
-                let tell = move |text| drop(progress.send(Msg::Pulling(who.clone(), text)));
-                let pull = match &image.origin {
-                    ImageOrigin::Published(name) => Some(PullRequest { image: name.clone(), credential: image.credential.clone() }),
-                    ImageOrigin::Dockerfile(_) => None,
-                };
-                let build = ImageBuildRequest::of(service);
+                self.set_phase(&slug, ServicePhase::Building, Some(format!("pulling `{name}`")));
+                let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
-                    let result = match (pull, build) {
-                        (Some(pull), _) => engine.pull_image(pull, tell).await,
-                        (None, Some(build)) => engine.prepare_image(build, tell).await,
-                        (None, None) => return,
-                    };
+                    let result = engine.pull_image(request, tell).await;
+                    let _ = tx.send(Msg::Prepared(slug, result));
+                });
+            }
+            Workload::Image(_) => {
+                let Some(request) = ImageBuildRequest::of(service) else { return };
+                self.deploys.insert(slug.clone(), deploy);
+                self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
+                let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
+                tokio::spawn(async move {
+                    let result = engine.prepare_image(request, tell).await;
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -81,6 +77,13 @@ impl Core {
         {
             self.stop_instance(&id, 1);
         }
+    }
+
+    /// Hands on how far a pull is.
+    fn pull_teller(&self, slug: &Slug) -> impl Fn(String) + Send + 'static {
+        let (tx, slug) = (self.tx.clone(), slug.clone());
+        // Nobody listens any more only when the daemon ends.
+        move |text| drop(tx.send(Msg::Pulling(slug.clone(), text)))
     }
 
     /// How far the pull of a deploy's image is.

@@ -73,7 +73,10 @@ pub(super) fn mounts(input: &Input<'_>, recipe: &Recipe) -> Vec<MountOp> {
     let filter = serde_json::to_string(&seccomp::filter(input.machine.arch)).unwrap_or_default();
     let mut ops = vec![
         file("/etc/containers/policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#.to_owned()),
-        file("/etc/containers/registries.conf", "unqualified-search-registries = [\"docker.io\"]\nshort-name-mode = \"disabled\"\n".to_owned()),
+        file(
+            "/etc/containers/registries.conf",
+            "unqualified-search-registries = [\"docker.io\"]\nshort-name-mode = \"disabled\"\n".to_owned(),
+        ),
         file(FILTER, filter),
         file(SCRIPT, script(input, recipe)),
     ];

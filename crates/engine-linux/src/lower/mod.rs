@@ -2,8 +2,8 @@
 //!
 //! Invariant: no I/O; everything that depends on the machine comes in as [`sandbox::Machine`] or as a path.
 
-mod etc;
 pub mod builder;
+mod etc;
 pub mod image;
 pub mod keyvalue;
 pub mod oci;

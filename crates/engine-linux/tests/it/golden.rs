@@ -60,8 +60,7 @@ fn native() -> InstanceSpec {
 
 /// A service of a Dockerfile, and how it is built.
 fn dockerfile() -> (InstanceSpec, Recipe) {
-    let dockerfile =
-        Dockerfile { source: "/home/me/app".into(), root_dir: "web".into(), file: "Dockerfile".into(), context: ".".into() };
+    let dockerfile = Dockerfile { source: "/home/me/app".into(), root_dir: "web".into(), file: "Dockerfile".into(), context: ".".into() };
     let mut spec = native();
     spec.workload = Workload::Image(ImageWorkload {
         origin: ImageOrigin::Dockerfile(dockerfile),

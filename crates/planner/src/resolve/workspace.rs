@@ -37,7 +37,9 @@ impl Entry<'_> {
     /// Whether this Moat runs it.
     pub(crate) fn runs(&self) -> bool {
         match (self.kind(), self.spec.runtime.as_ref().map(|r| r.value)) {
-            (Some(ServiceKind::KeyValue | ServiceKind::Postgres), _) | (Some(_), Some(RuntimeSpec::Native(_) | RuntimeSpec::Docker)) => true,
+            (Some(ServiceKind::KeyValue | ServiceKind::Postgres), _) | (Some(_), Some(RuntimeSpec::Native(_) | RuntimeSpec::Docker)) => {
+                true
+            }
             // Reading said so when it names none.
             (Some(_), Some(RuntimeSpec::Image)) => self.spec.image.is_some(),
             (Some(_), Some(RuntimeSpec::Static) | None) | (None, _) => false,

@@ -406,7 +406,11 @@ fn a_dockerfile_is_where_it_is_written() {
         assert_eq!((dockerfile.file.as_path(), dockerfile.context.as_path()), (Path::new(file), Path::new(context)), "{rest}");
         assert_eq!((dockerfile.source.as_path(), dockerfile.root_dir.as_path()), (Path::new("/shop"), Path::new(root_dir)), "{rest}");
         assert_eq!(image.credential.as_ref().map(Secret::expose), rest.contains("mine").then_some("me:word"));
-        assert_eq!((found.fingerprint == base.fingerprint, found.build_fingerprint == base.build_fingerprint), (same_run, same_build), "{rest}");
+        assert_eq!(
+            (found.fingerprint == base.fingerprint, found.build_fingerprint == base.build_fingerprint),
+            (same_run, same_build),
+            "{rest}"
+        );
     }
 }
 
