@@ -51,6 +51,9 @@ pub const TO_RUN: &[Need] = &[
 /// What the tests need besides.
 pub const TO_TEST: &[Need] = &[
     Need { what: "`git`", present: Present::Program(&["git"]), packages: &["git"] },
+    Need { what: "a container registry", present: Present::Program(&["docker-registry"]), packages: &["docker-registry"] },
+    Need { what: "`skopeo`", present: Present::Program(&["skopeo"]), packages: &["skopeo"] },
+    Need { what: "`zstd`", present: Present::Program(&["zstd"]), packages: &["zstd"] },
     Need {
         what: "a PostgreSQL server",
         present: Present::Check(&["sh", "-c", "ls /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb 2>&1 | grep -q ^/"]),
@@ -62,7 +65,6 @@ pub const TO_TEST: &[Need] = &[
         present: Present::Check(&["sh", "-c", "! ldd \"$(command -v busybox)\" >/dev/null 2>&1 && busybox true"]),
         packages: &["busybox-static"],
     },
-    Need { what: "an image registry", present: Present::Program(&["docker-registry"]), packages: &["docker-registry"] },
 ];
 
 /// `apt-get install` in which no maintainer script starts a service, and after which no new service is enabled.
@@ -83,7 +85,7 @@ code=0
 apt-get install --yes --no-install-recommends "$@" || code=$?
 for package in "$@"; do
     case $package in
-        redis-server|valkey-server|postgresql)
+        docker-registry|redis-server|valkey-server|postgresql)
             if [ -d /run/systemd/system ]; then systemctl --quiet disable "$package.service" || code=$?
             elif [ -e "/etc/init.d/$package" ]; then update-rc.d "$package" disable || code=$?
             fi ;;

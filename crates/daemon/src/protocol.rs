@@ -77,6 +77,9 @@ pub struct UpRequest {
     pub git: [String; 3],
     /// Git remotes of the blueprint's folder: a `repo` that is one of them means this folder.
     pub remotes: Vec<String>,
+    /// Stops what the blueprint names no longer, and gives up the values of variables it names no longer.
+    #[serde(default)]
+    pub prune: bool,
 }
 
 /// What is answered.
@@ -298,8 +301,27 @@ pub struct ServiceStatus {
     pub address: Option<AddressPair>,
     /// When a cron job runs next, RFC 3339.
     pub next_run: Option<String>,
+    /// Its disk, once it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskUse>,
     /// Instances.
     pub instances: Vec<InstanceStatus>,
+}
+
+/// How full a disk is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// Taken.
+    pub used: u64,
+    /// What the blueprint gives it.
+    pub size: u64,
+}
+
+impl std::fmt::Display for DiskUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tenths = self.used.saturating_mul(10) >> 30;
+        write!(f, "{}.{} of {} GB", tenths / 10, tenths % 10, self.size >> 30)
+    }
 }
 
 /// One instance of [`ServiceStatus`].

@@ -37,6 +37,8 @@ pub struct Readiness {
 const UP_AFTER: Duration = Duration::from_millis(1500);
 /// Another port than `PORT` is taken only after the program had this long to bind `PORT` too.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
+/// The same of a private service whose blueprint says its `PORT`: large servers open smaller ports of theirs long before it.
+const WRITTEN_PORT_PATIENCE: Duration = Duration::from_mins(2);
 /// Listening on nothing is no surprise before.
 const STARTING: Duration = Duration::from_secs(8);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -123,7 +125,17 @@ fn judge(service: &Service, listeners: Vec<Listener>, up: Duration, other_port_s
     let usable: Vec<u16> = tcp.iter().copied().filter(|port| !RESERVED_PORTS.contains(port)).collect();
     let (ready, http_port, seen) = match expected {
         Some(port) if usable.contains(&port) => (true, Some(port), None),
-        _ if service.kind == ServiceKind::Pserv && (!usable.is_empty() || !open.is_empty()) => (true, usable.first().copied(), None),
+        Some(port) if service.kind == ServiceKind::Pserv && !open.is_empty() && service.written_keys.contains("PORT") => {
+            let since = *other_port_since.get_or_insert_with(Instant::now);
+            let list: Vec<String> = open.iter().map(|(proto, port)| format!("{port}/{proto}")).collect();
+            let words = format!("listens on {}, not on PORT {port}", list.join(", "));
+            let over = since.elapsed() >= WRITTEN_PORT_PATIENCE;
+            if over {
+                notice = Some(words.clone());
+            }
+            (over, usable.first().copied().filter(|_| over), Some(words))
+        }
+        _ if service.kind == ServiceKind::Pserv && !open.is_empty() => (true, usable.first().copied(), None),
         Some(port) if !usable.is_empty() => {
             let since = *other_port_since.get_or_insert_with(Instant::now);
             let other = usable.first().copied();

@@ -59,12 +59,12 @@ pub fn scan(text: &str, values: &BTreeMap<String, Secret>, arch: &str) -> Scan {
                     let from = option.strip_prefix("--from=").or_else(|| {
                         option.strip_prefix("--mount=").and_then(|mount| mount.split(',').find_map(|part| part.strip_prefix("from=")))
                     });
-                    match from.map(|from| (from, from.contains('$'))) {
-                        None => {}
-                        Some((_, true)) => scan.complete = false,
-                        Some((from, false)) if from.parse::<usize>().is_err() => scan.image(from.to_owned(), &stages),
-                        // A stage by its number.
-                        Some((_, false)) => {}
+                    let Some(from) = from else { continue };
+                    if from.contains('$') {
+                        scan.complete = false;
+                    } else if from.parse::<usize>().is_err() {
+                        // Not a stage by its number.
+                        scan.image(from.to_owned(), &stages);
                     }
                 }
             }

@@ -29,8 +29,12 @@ pub struct PullRequest {
 
 impl LinuxEngine {
     /// Brings an image into the store, and says meanwhile how far it is, in words. What a pull that was cut off has brought
-    /// is not brought again.
-    pub async fn pull_image(&self, request: PullRequest, tell: impl Fn(String) + Send + 'static) -> Result<Release, EngineError> {
+    /// is not brought again. Where it can't be pulled now and is here, that one is taken, and why is given as well.
+    pub async fn pull_image(
+        &self,
+        request: PullRequest,
+        tell: impl Fn(String) + Send + 'static,
+    ) -> Result<(Release, Option<EngineError>), EngineError> {
         self.blocking(move |inner| {
             let doing = format!("pull `{}`", request.image);
             let reference: Reference =
@@ -40,18 +44,17 @@ impl LinuxEngine {
             let options = PullOptions { credentials, mirrors: inner.config.mirrors.clone(), ..PullOptions::default() };
             let mut teller = Teller::new(tell);
             let store = store(inner).map_err(|error| image_error(&doing, error))?;
-            let id = match store.pull(&reference, &options, &mut |progress| teller.take(&progress)) {
-                Ok(id) => id,
+            let (id, instead_of) = match store.pull(&reference, &options, &mut |progress| teller.take(&progress)) {
+                Ok(id) => (id, None),
                 Err(error) => {
                     // An image that was loaded is in no registry, and one that was pulled before runs without its registry.
                     let known = store.resolve(&reference).map_err(|error| image_error(&doing, error))?;
                     let error = image_error(&doing, error);
                     let Some(id) = known else { return Err(error) };
-                    (teller.tell)(format!("{error}; using the image that is here"));
-                    id
+                    (id, Some(error))
                 }
             };
-            Ok(Release { name: id.to_string(), cached: true })
+            Ok((Release { name: id.to_string(), cached: true }, instead_of))
         })
         .await
     }
@@ -166,7 +169,7 @@ impl<F: Fn(String)> Teller<F> {
             Progress::Downloading { layer, done, total } => drop(self.downloads.insert(*layer, (*done, *total))),
             Progress::Unpacking { layer, done, total } => drop(self.unpacking.insert(*layer, (*done, *total))),
             Progress::Retrying { reason, .. } => return (self.tell)(format!("going on with the download: {reason}")),
-            _ => {}
+            Progress::Ready { .. } | _ => {}
         }
         if self.last.is_some_and(|last| last.elapsed() < TELL_EVERY) || self.downloads.is_empty() {
             return;

@@ -183,7 +183,11 @@ pub fn prepare_copy(
         }
         format!("{slug}-{}", &source::hex(&digest.finalize())[..16])
     };
-    let files = source::list(&root).map_err(|error| fail(slug, &root, error))?;
+    let mut files = source::list(&root).map_err(|error| fail(slug, &root, error))?;
+    // Moat's own folders may lie in the source's; they are no source.
+    let own: Vec<PathBuf> =
+        [inner.paths.state(), inner.paths.run()].into_iter().filter_map(|folder| fs::canonicalize(folder).ok()).collect();
+    files.retain(|file| !own.iter().any(|folder| root.join(file).starts_with(folder)));
     let before = name_of(&source::ingest(&root, &files, None).map_err(|error| fail(slug, &root, error))?);
     let releases = inner.paths.releases();
     if releases.join(&before).join(SEALED).exists() {

@@ -75,6 +75,11 @@ impl Host {
         self.folder.path().join(name)
     }
 
+    /// A process that holds the machine's namespaces.
+    pub fn holder_pid(&self) -> u32 {
+        self.holder.id()
+    }
+
     /// Writes a file below the machine's folder.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);

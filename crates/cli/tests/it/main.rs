@@ -3,8 +3,11 @@
 
 mod docker;
 mod faults;
+mod guides;
 mod host;
+mod images;
 mod offline;
 mod postgres;
 mod run;
 mod sabotage;
+mod systems;

@@ -42,7 +42,13 @@ impl Core {
                 self.set_phase(&slug, ServicePhase::Building, Some(format!("pulling `{name}`")));
                 let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
-                    let result = engine.pull_image(request, tell).await;
+                    let result = engine.pull_image(request, tell).await.map(|(release, instead_of)| {
+                        if let Some(error) = instead_of {
+                            let text = format!("{}; using the image that is here", engine_words(&error));
+                            let _ = tx.send(Msg::Said(slug.clone(), text));
+                        }
+                        release
+                    });
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }

@@ -10,10 +10,13 @@ pub(super) fn network(input: &Input<'_>) -> Vec<MountOp> {
     let instance = input.instance;
     let mut hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
     // What has no name on the private network still resolves its own host name, as many programs expect; what has one asks the DNS.
+    // An image's program may be a server that must reach itself by its host name before it is ready (Erlang, Java): that name is its
+    // own address, as it is with container engines.
+    let image = matches!(instance.workload, Workload::Image(_));
     let receives = matches!(instance.workload, Workload::KeyValue(_) | Workload::Postgres(_))
         || instance.purpose == Purpose::Serve
             && instance.env.get("RENDER_SERVICE_TYPE").is_none_or(|kind| matches!(kind.expose(), "web" | "pserv"));
-    if !receives {
+    if image || !receives {
         for address in [instance.address.v4.to_string(), instance.address.v6.to_string()] {
             // Writing to a text does not fail.
             let _ = writeln!(hosts, "{address} {}", instance.slug);

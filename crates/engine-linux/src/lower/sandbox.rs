@@ -360,7 +360,7 @@ fn init(stop_signal: Option<String>) -> impl Iterator<Item = String> {
 /// The program and its arguments, PID 1 of ours before them.
 fn command(input: &Input<'_>) -> Result<Vec<String>, &'static str> {
     let stop = matches!(input.instance.workload, Workload::Postgres(_)).then_some(postgres::STOP_SIGNAL);
-    let mut args: Vec<String> = init(stop.map(|signal| signal.to_string())).collect();
+    let mut args: Vec<String> = init(stop.as_ref().map(ToString::to_string)).collect();
     match &input.instance.workload {
         Workload::Native(native) => args.extend(shell(input, native)?),
         Workload::KeyValue(_) => args.extend([input.toolchain.program.to_string_lossy().into_owned(), keyvalue::CONFIG.to_owned()]),

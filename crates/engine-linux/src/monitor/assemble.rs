@@ -26,16 +26,13 @@ const NONE: Option<&str> = None;
 /// Makes everything below `rootfs` (an empty folder), then moves it to `root`, whose parents every user can pass.
 pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp]) -> Result<(), String> {
     let fail = |what: &str, path: &Path, error: &dyn std::fmt::Display| format!("{what} `{}`: {error}", path.display());
-    let (layered, ops) = match ops.split_first() {
-        Some((MountOp::Layers { layers, scratch, first_id }, rest)) => {
-            layers::mount_root(layers, scratch, *first_id, rootfs).map_err(|error| format!("mounting the image's layers: {error}"))?;
-            (true, rest)
-        }
-        _ => {
-            mount(Some("moat"), rootfs, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(ROOT_SIZE))
-                .map_err(|error| fail("mounting", rootfs, &error))?;
-            (false, ops)
-        }
+    let (layered, ops) = if let Some((MountOp::Layers { layers, scratch, first_id }, rest)) = ops.split_first() {
+        layers::mount_root(layers, scratch, *first_id, rootfs).map_err(|error| format!("mounting the image's layers: {error}"))?;
+        (true, rest)
+    } else {
+        mount(Some("moat"), rootfs, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(ROOT_SIZE))
+            .map_err(|error| fail("mounting", rootfs, &error))?;
+        (false, ops)
     };
     let top = open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|error| fail("opening", rootfs, &error))?;

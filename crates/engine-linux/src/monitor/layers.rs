@@ -60,9 +60,12 @@ fn overlay(lower: &str, upper: &Path, work: &Path, target: &Path) -> io::Result<
     let escaped = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
     let options = format!("lowerdir={lower},upperdir={},workdir={}", escaped(upper), escaped(work));
     // Set-user-id programs of the image give ids of the service's range at most, and `no_new_privileges` forbids even that.
-    mount(Some("overlay"), target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str())).map_err(|error| match error {
-        Errno::EINVAL => io::Error::other("the kernel can't show layers with other ids below an overlay: images need Linux 5.19"),
-        error => error.into(),
+    mount(Some("overlay"), target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str())).map_err(|error| {
+        if error == Errno::EINVAL {
+            io::Error::other("the kernel can't show layers with other ids below an overlay: images need Linux 5.19")
+        } else {
+            error.into()
+        }
     })
 }
 

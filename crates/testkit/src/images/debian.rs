@@ -165,7 +165,10 @@ mod tests {
     #[test]
     fn lines_of_a_simulation() {
         for (line, file) in [
-            ("Inst redis-server (5:7.0.15-1~deb12u10 Debian:12.15/oldstable [amd64])", Some("redis-server_5%3a7.0.15-1~deb12u10_amd64.deb")),
+            (
+                "Inst redis-server (5:7.0.15-1~deb12u10 Debian:12.15/oldstable [amd64])",
+                Some("redis-server_5%3a7.0.15-1~deb12u10_amd64.deb"),
+            ),
             ("Inst tzdata (2026f-0+deb12u1 Debian:12 [all]) []", Some("tzdata_2026f-0+deb12u1_all.deb")),
             ("Inst libc6 (2.36-9 Debian:12 [amd64]) [libgcc-s1:amd64 ]", Some("libc6_2.36-9_amd64.deb")),
             ("Conf libc6 (2.36-9 Debian:12 [amd64])", None),

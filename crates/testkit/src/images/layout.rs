@@ -91,7 +91,8 @@ fn base(cache: &Cache, architecture: &str) -> io::Result<Base> {
         for deb in &debs {
             layer.package(deb)?;
         }
-        for (path, mode) in [("/run", 0o755), ("/run/lock", 0o1777), ("/tmp", 0o1777), ("/root", 0o700), ("/proc", 0o555), ("/sys", 0o555)] {
+        for (path, mode) in [("/run", 0o755), ("/run/lock", 0o1777), ("/tmp", 0o1777), ("/root", 0o700), ("/proc", 0o555), ("/sys", 0o555)]
+        {
             layer.folder(&Folder { path, mode, owner: "root" })?;
         }
         for path in ["/dev", "/usr/lib64"] {
@@ -107,7 +108,9 @@ fn base(cache: &Cache, architecture: &str) -> io::Result<Base> {
             layer.link(path, target)?;
         }
         let masters = masters(&debs)?;
-        for (path, text) in [("passwd", masters.0.as_str()), ("group", &masters.1), ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")] {
+        for (path, text) in
+            [("passwd", masters.0.as_str()), ("group", &masters.1), ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")]
+        {
             layer.text(&format!("/etc/{path}"), 0o644, "root", text)?;
             fs::write(folder.join(path), text)?;
         }
@@ -160,7 +163,12 @@ fn own_layer(cache: &Cache, base: &Base, recipe: &Recipe, folder: &Path) -> io::
         layer.link(path, target)?;
     }
     if !users.is_empty() {
-        layer.text("/etc/passwd", 0o644, "root", &with(&base.passwd, users, |u| format!("{0}:x:{1}:{1}::{2}:/bin/sh\n", u.name, u.id, u.home)))?;
+        layer.text(
+            "/etc/passwd",
+            0o644,
+            "root",
+            &with(&base.passwd, users, |u| format!("{0}:x:{1}:{1}::{2}:/bin/sh\n", u.name, u.id, u.home)),
+        )?;
         layer.text("/etc/group", 0o644, "root", &with(&base.group, users, |u| format!("{}:x:{}:\n", u.name, u.id)))?;
     }
     layer.finish()?.flush()?;

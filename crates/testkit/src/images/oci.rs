@@ -77,11 +77,8 @@ fn blob_of(blobs: &Path, media_type: &str, document: &Value) -> io::Result<Value
 fn configuration(recipe: &Recipe, architecture: &str, layers: &[Blob]) -> Value {
     let own_path = recipe.env.iter().any(|(key, _)| *key == "PATH");
     let path = (!own_path).then(|| "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-    let env: Vec<String> = path
-        .into_iter()
-        .chain(["LANG=C.UTF-8".to_owned()])
-        .chain(recipe.env.iter().map(|(key, value)| format!("{key}={value}")))
-        .collect();
+    let env: Vec<String> =
+        path.into_iter().chain(["LANG=C.UTF-8".to_owned()]).chain(recipe.env.iter().map(|(key, value)| format!("{key}={value}"))).collect();
     let set = |names: &[&str]| Value::Object(names.iter().map(|name| ((*name).to_owned(), json!({}))).collect());
     let mut config = Map::from_iter([("Env".to_owned(), json!(env)), ("Cmd".to_owned(), json!(recipe.cmd))]);
     for (key, value, is_empty) in [

@@ -49,16 +49,19 @@ impl Registry {
 
     fn serve(folder: &Path, login: Option<(&'static str, &'static str)>) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let mut config = format!(
-            "version: 0.1\nlog: {{level: info, accesslog: {{disabled: true}}}}\nstorage:\n  filesystem: {{rootdirectory: {:?}}}\n  delete: {{enabled: true}}\nhttp: {{addr: '127.0.0.1:0'}}\n",
-            folder.join("blobs")
-        );
+        let mut auth = String::new();
         if login.is_some() {
             // The bcrypt of LOGIN's password.
             let users = folder.join("users");
             fs::write(&users, "tester:$2b$04$JXq/YmgC11AOgdnJ2B7NbuP19DBpOjb6rkddfdsbhx78LiGzDxnMm\n")?;
-            config += &format!("auth:\n  htpasswd: {{realm: tests, path: {users:?}}}\n");
+            auth = format!("auth:\n  htpasswd: {{realm: tests, path: '{}'}}\n", users.display());
         }
+        let blobs = folder.join("blobs");
+        let config = format!(
+            "version: 0.1\nlog: {{level: info, accesslog: {{disabled: true}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n\
+             storage:\n  filesystem: {{rootdirectory: '{}'}}\n  delete: {{enabled: true}}\n{auth}",
+            blobs.display()
+        );
         let file = folder.join("config.yml");
         fs::write(&file, config)?;
         let (out, into) = io::pipe()?;

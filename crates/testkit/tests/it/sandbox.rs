@@ -17,9 +17,9 @@ pub fn can_run(what: &str) -> bool {
         println!("skipped: {what}: not root");
         return false;
     }
-    let missing = ["apt-get", "dpkg-deb", "docker-registry", "skopeo", "zstd"].into_iter().find(|tool| {
-        Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
-    });
+    let missing = ["apt-get", "dpkg-deb", "docker-registry", "skopeo", "zstd"]
+        .into_iter()
+        .find(|tool| Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err());
     if let Some(tool) = missing {
         println!("skipped: {what}: no `{tool}`");
     }
@@ -34,7 +34,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Unpacks an image and runs what its configuration says. This thread leaves its network namespace for a new, empty one.
+    /// Unpacks an image and runs what its configuration says. This thread leaves its network namespace for a new one, which has loopback
+    /// and one address more, 192.0.2.1.
     pub fn start(layout: &Path, env: &[(&str, &str)]) -> Self {
         let blob = |descriptor: &Value| layout.join("blobs").join(descriptor["digest"].as_str().unwrap().replace(':', "/"));
         let read = |file: PathBuf| -> Value { serde_json::from_slice(&fs::read(file).unwrap()).unwrap() };
@@ -53,8 +54,11 @@ impl Sandbox {
         fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost\n").unwrap();
 
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let words = |key: &str| config[key].as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        for change in [&["link", "set", "lo", "up"][..], &["address", "add", "192.0.2.1/32", "dev", "lo"]] {
+            assert!(Command::new("ip").args(change).status().unwrap().success());
+        }
+        let words =
+            |key: &str| config[key].as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>();
         let env: Vec<(String, String)> = words("Env")
             .iter()
             .map(|line| line.split_once('=').unwrap())
@@ -64,7 +68,8 @@ impl Sandbox {
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let script = r#"mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && cd / || exit 1
             root=$1 user=$2 folder=$3; shift 3
-            exec chroot --userspec="$user" "$root" /bin/sh -c 'cd "$0" && exec "$@"' "$folder" "$@""#;
+            chroot --userspec="$user" "$root" /bin/sh -c 'cd "$0" && exec "$@"' "$folder" "$@" &
+            wait "$!""#;
         let program = Command::new("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child=KILL", "--", "sh", "-c", script, "sh"])
             .arg(&root)
@@ -84,10 +89,19 @@ impl Sandbox {
 
     /// Sends to a port until the answer has some bytes in it; waits while nothing listens there, as long as the server runs.
     pub fn ask(&self, port: u16, send: &[u8], expected: &[u8]) {
-        let until = Instant::now() + Duration::from_secs(60);
+        self.until(expected, || exchange(port, send, expected).unwrap_or_default());
+    }
+
+    /// Runs a command inside until its output has some text in it, as long as the server runs.
+    pub fn inside_until(&self, command: &[&str], expected: &str) {
+        self.until(expected.as_bytes(), || self.inside(command).into_bytes());
+    }
+
+    fn until(&self, expected: &[u8], ask: impl Fn() -> Vec<u8>) {
+        let until = Instant::now() + Duration::from_mins(1);
         let mut last = Vec::new();
         while Instant::now() < until {
-            last = exchange(port, send, expected).unwrap_or_default();
+            last = ask();
             if contains(&last, expected) {
                 return;
             }
@@ -96,10 +110,11 @@ impl Sandbox {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        panic!("port {port} answered {:?}\n{}", String::from_utf8_lossy(&last), self.log());
+        panic!("the answer is {:?}\n{}", String::from_utf8_lossy(&last), self.log());
     }
 
     /// All that a port answers until it closes the connection.
+    #[expect(clippy::unused_self, reason = "there is an answer only while the server runs")]
     pub fn answer(&self, port: u16, send: &[u8]) -> String {
         String::from_utf8_lossy(&exchange(port, send, b"\0never\0").unwrap()).into_owned()
     }
@@ -108,6 +123,16 @@ impl Sandbox {
     pub fn inside(&self, command: &[&str]) -> String {
         let out = Command::new("chroot").arg(self.root()).args(command).env_clear().envs(self.env.clone()).output().unwrap();
         String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()
+    }
+
+    /// Ends the server as dropping does, and waits until nothing listens any more: nothing of it is left.
+    pub fn ends_with_its_sandbox(&self) {
+        self.program.lock().unwrap().kill().unwrap();
+        let until = Instant::now() + Duration::from_mins(1);
+        while fs::read_to_string("/proc/thread-self/net/tcp").unwrap().lines().any(|line| line.split_whitespace().nth(3) == Some("0A")) {
+            assert!(Instant::now() < until, "the server is still there");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Who owns a file of the root.
@@ -126,7 +151,8 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        // `unshare --kill-child` takes the server with it, and with the first process of its pid namespace all others.
+        // `unshare --kill-child` takes the shell with it, the first process of the pid namespace, and with that go all others. The server
+        // itself could not be that process: its parent's death tells it nothing once it is another user.
         let program = self.program.get_mut().unwrap();
         let _ = program.kill();
         let _ = program.wait();

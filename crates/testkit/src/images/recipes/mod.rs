@@ -30,7 +30,12 @@ pub const RABBITMQ: Recipe = Recipe {
     ],
     files: &[
         entrypoint(include_str!("rabbitmq.sh")),
-        File { path: "/etc/rabbitmq/enabled_plugins", mode: 0o644, owner: "rabbitmq", text: "[rabbitmq_management,rabbitmq_peer_discovery_common].\n" },
+        File {
+            path: "/etc/rabbitmq/enabled_plugins",
+            mode: 0o644,
+            owner: "rabbitmq",
+            text: "[rabbitmq_management,rabbitmq_peer_discovery_common].\n",
+        },
         File {
             path: "/etc/rabbitmq/conf.d/10-defaults.conf",
             mode: 0o644,

@@ -1,0 +1,187 @@
+//! Published images: pulled from a registry, run as private services, reached by whom they should, kept over restarts.
+
+use crate::host::{Host, host, wait_for};
+use moat_testkit::images::{Registry, docker_archive, layout, recipes};
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
+use std::path::Path;
+
+/// A registry on the machine's own loopback.
+pub fn registry(host: &Host, images: &[(&str, &Path)]) -> Registry {
+    let net = File::open(format!("/proc/{}/ns/net", host.holder_pid())).unwrap();
+    let folder = host.path("registry");
+    // A thread of its own enters the machine; what it starts stays there.
+    std::thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            setns(&net, CloneFlags::CLONE_NEWNET).unwrap();
+            let registry = Registry::start(&folder).unwrap();
+            for (name, layout) in images {
+                registry.push(layout, name).unwrap();
+            }
+            registry
+        });
+        work.join().unwrap()
+    })
+}
+
+const ASK: &str = r#"
+import os, socket, time
+
+def ask(where, words):
+    host, port = where.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), 5) as s:
+        s.sendall(words)
+        return s.recv(200).decode().strip()
+
+while True:
+    try:
+        print("count", ask(os.environ["CACHE"], b"INCR n\r\n"), "and", ask(os.environ["MEMORY"], b"version\r\n"), flush=True)
+    except OSError as error:
+        print("fail", error, flush=True)
+    time.sleep(0.5)
+"#;
+
+fn blueprint(redis: &str, memcached: &str) -> String {
+    format!(
+        r#"
+services:
+  - type: pserv
+    name: cache
+    runtime: image
+    image: {{url: "{redis}"}}
+    dockerCommand: redis-server --appendonly yes --appendfsync always --port $PORT
+    envVars: [{{key: PORT, value: "6379"}}]
+    disk: {{name: data, mountPath: /data, sizeGB: 1}}
+  - type: pserv
+    name: memory
+    runtime: image
+    image: {{url: "{memcached}"}}
+    preDeployCommand: test "$(id -un)" = memcache && echo prepared
+    envVars: [{{key: PORT, value: "11211"}}]
+  - type: worker
+    name: asker
+    runtime: python
+    buildCommand: "true"
+    startCommand: python3 ask.py
+    envVars:
+      - {{key: CACHE, fromService: {{type: pserv, name: cache, property: hostport}}}}
+      - {{key: MEMORY, fromService: {{type: pserv, name: memory, property: hostport}}}}
+projects:
+  - name: elsewhere
+    environments:
+      - name: closed
+        networking: {{isolation: enabled}}
+        services:
+          - {{type: worker, name: stranger, runtime: python, buildCommand: "true", startCommand: sleep 100000}}
+"#
+    )
+}
+
+/// The last count that the worker has seen.
+fn counted(host: &Host) -> Option<u64> {
+    let logs = host.moat(&["logs", "asker"]).ok().out;
+    let line = logs.lines().rev().find(|line| line.contains("count :") && line.contains("VERSION"))?.to_owned();
+    line.split("count :").nth(1)?.split_whitespace().next()?.parse().ok()
+}
+
+#[test]
+fn published_images_run_private_keep_their_disk_and_are_proved() {
+    let Some(host) = host() else { return };
+    let (redis, memcached) = (layout(&recipes::REDIS).unwrap(), layout(&recipes::MEMCACHED).unwrap());
+    let registry = registry(&host, &[("library/redis:7", &redis), ("library/memcached:1.6", &memcached)]);
+    let names = [registry.reference("library/redis:7"), registry.reference("library/memcached:1.6")];
+    host.write("shop/ask.py", ASK);
+    let file = host.write("shop/render.yaml", &blueprint(&names[0], &names[1]));
+    let file = file.to_str().unwrap();
+    let before = host.inventory();
+    let up = host.moat(&["up", "-d", file]).ok();
+    assert!(up.out.contains("cache:6379") && up.out.contains("memory:11211"), "{}\n{}", up.out, up.err);
+    wait_for("the worker to use both", || counted(&host).is_some_and(|n| n > 1));
+    assert!(host.moat(&["logs", "memory"]).ok().out.contains("prepared"));
+
+    wait_for("the disk to be measured", || host.ps().to_string().contains("\"used\""));
+
+    // Its ports are found, and nobody gets there from outside or from another environment.
+    let ps = host.ps().to_string();
+    assert!(ps.contains("11211") && ps.contains("6379"), "{ps}");
+    assert_eq!(host.http(8080, "cache.localhost", "/").0, 404);
+    assert!(host.moat(&["explain", "stranger", "cache:6379"]).out.starts_with("deny"));
+    host.moat(&["verify"]).ok();
+
+    // Inside it is root of its own users only, and sees nothing of this machine.
+    let inside =
+        host.moat(&["exec", "cache", "--", "sh", "-c", "id -u; cat /proc/self/uid_map; ls -A /home /opt /mnt; ls -ld /data"]).ok().out;
+    let mut lines = inside.lines();
+    assert_eq!(lines.next(), Some("0"));
+    let map: Vec<u64> = lines.next().unwrap().split_whitespace().map(|n| n.parse().unwrap()).collect();
+    assert!(map[0] == 0 && map[1] >= 1_000_000 && map[2] == 65_536, "{inside}");
+    assert!(inside.contains("redis") && !inside.contains("moat"), "{inside}");
+    for escape in ["mount -t tmpfs x /mnt", "unshare -U true", "mknod /tmp/d c 1 3", "echo 1 > /proc/sys/kernel/panic"] {
+        assert_ne!(host.moat(&["exec", "cache", "--", "sh", "-c", escape]).code, 0, "{escape}");
+    }
+
+    // Killed at any moment, it comes back with what it had acknowledged.
+    let seen = counted(&host).unwrap();
+    let pid =
+        host.ps()["services"].as_array().unwrap().iter().find(|s| s["state"]["service"] == "cache").unwrap()["instances"][0]["pid"].clone();
+    host.kill(u32::try_from(pid.as_u64().unwrap()).unwrap(), "KILL");
+    wait_for("the count to go on", || counted(&host).is_some_and(|n| n > seen));
+
+    // Down leaves nothing; up again needs no registry, and the disk is the same.
+    let seen = counted(&host).unwrap();
+    host.moat(&["down"]).ok();
+    wait_for("the daemon to end", || host.daemon().is_none());
+    assert_eq!(host.inventory(), before);
+    drop(registry);
+    let up = host.moat(&["up", "-d", file]).ok();
+    assert!(up.err.contains("using the image that is here"), "{}\n{}", up.out, up.err);
+    wait_for("the count to go on", || counted(&host).is_some_and(|n| n > seen));
+    host.moat(&["down"]).ok();
+
+    // The images are there until they are pruned.
+    let list = host.moat(&["image", "list", "--output", "json"]).ok().json();
+    assert_eq!(list.as_array().unwrap().len(), 2, "{list}");
+    let shared = |n: usize| list[n]["layers"][0].as_str().unwrap().to_owned();
+    assert_eq!(shared(0), shared(1), "both are made on one base");
+    assert!(host.moat(&["image", "prune"]).ok().out.starts_with("2 images removed"));
+    assert!(host.moat(&["image", "list"]).ok().out.contains("no images"));
+}
+
+#[test]
+fn images_from_an_archive_run_and_what_can_t_be_pulled_says_why() {
+    let Some(host) = host() else { return };
+    let memcached = layout(&recipes::MEMCACHED).unwrap();
+    let archive = host.path("memcached.tar");
+    docker_archive(&memcached, "ours/memcached:1", &archive).unwrap();
+    let loaded = host.moat(&["image", "load", archive.to_str().unwrap()]).ok();
+    assert!(loaded.out.contains("ours/memcached:1"), "{}", loaded.out);
+    let with = |image: &str, more: &str| {
+        let text = format!("services:\n  - type: pserv\n    name: memory\n    runtime: image\n    image: {{url: '{image}'}}\n{more}");
+        host.write("render.yaml", &text).to_str().unwrap().to_owned()
+    };
+    let up = |file: &str| host.moat(&["up", "-d", file]);
+
+    // Nothing answers there, and nothing of that name is here.
+    let said = up(&with("127.0.0.1:1/nothing:here", ""));
+    assert_ne!(said.code, 0);
+    assert!(said.err.contains("127.0.0.1:1") && said.err.contains("nothing:here"), "{}", said.err);
+
+    // The archive's image, with a command it does not have, then with its own.
+    let said = up(&with("ours/memcached:1", "    dockerCommand: nosuchprogram --flag\n"));
+    assert_ne!(said.code, 0);
+    assert!(said.err.contains("nosuchprogram"), "{}", said.err);
+    let file = with("ours/memcached:1", "    dockerCommand: memcached -p ${PORT} -U $PORT\n    envVars: [{key: PORT, value: '11300'}]\n");
+    up(&file).ok();
+    let ps = host.ps().to_string();
+    assert!(ps.contains("11300") && ps.contains("udp"), "a listener of each protocol: {ps}");
+    // PID 1 is the program; it ends by its own signal, quickly.
+    assert_eq!(host.moat(&["exec", "memory", "--", "cat", "/proc/1/comm"]).ok().out.trim(), "memcached");
+    let began = std::time::Instant::now();
+    host.moat(&["down"]).ok();
+    assert!(began.elapsed().as_secs() < 25, "it was killed after its grace");
+
+    // A wrong reference is told before anything happens.
+    let said = up(&with("Ours/Memcached", ""));
+    assert_eq!(said.code, 2);
+    assert!(said.err.contains("U0302") && said.err.contains("did you mean `ours`?"), "{}", said.err);
+}

@@ -1,0 +1,219 @@
+//! The systems that private services are for, from images used as their makers' are: each is written and read by a real
+//! client library in a worker, by its private name; killed, it comes back with what it had acknowledged; nobody else gets in.
+
+use crate::host::{Host, host, wait_for};
+use crate::images::registry;
+use moat_testkit::images::{layout, recipes};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Client libraries, from PyPI.
+const CLIENTS: &str = "pika==1.3.2\npymemcache==4.0.0\nredis==5.2.1\nclickhouse-driver==0.2.9\npg8000==1.31.2\nnats-py==2.10.0\n";
+
+const APP: &str = r#"
+import asyncio, os, sys
+
+def where(name):
+    host, port = os.environ[name].rsplit(":", 1)
+    return host, int(port)
+
+def queue(value):
+    import pika
+    host, port = where("QUEUE")
+    login = pika.PlainCredentials("app", os.environ["SECRET"])
+    with pika.BlockingConnection(pika.ConnectionParameters(host, port, credentials=login)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("jobs", durable=True)
+        if value:
+            channel.queue_purge("jobs")
+            channel.confirm_delivery()
+            channel.basic_publish("", "jobs", value.encode(), pika.BasicProperties(delivery_mode=2))
+        method, _, body = channel.basic_get("jobs")
+        channel.basic_nack(method.delivery_tag, requeue=True)
+        return body.decode()
+
+def memory(value):
+    from pymemcache.client.base import Client
+    client = Client(where("MEMORY"), timeout=5)
+    if value:
+        client.set("v", value, noreply=False)
+    return (client.get("v") or b"").decode()
+
+def cache(value):
+    import redis
+    host, port = where("CACHE")
+    client = redis.Redis(host, port)
+    if value:
+        client.set("v", value)
+    return client.get("v").decode()
+
+def columns(value):
+    from clickhouse_driver import Client
+    host, port = where("COLUMNS")
+    client = Client(host, port=port)
+    if value:
+        client.execute("create table if not exists t (n UInt64, v String) engine=MergeTree order by n")
+        client.execute("insert into t values", [(client.execute("select count() from t")[0][0], value)])
+    return client.execute("select v from t order by n desc limit 1")[0][0]
+
+def rows(value):
+    import pg8000.dbapi
+    host, port = where("ROWS")
+    connection = pg8000.dbapi.connect("app", host, "app", port, os.environ["SECRET"])
+    cursor = connection.cursor()
+    if value:
+        cursor.execute("create table if not exists t (id serial, v text)")
+        cursor.execute("insert into t (v) values (%s)", (value,))
+        connection.commit()
+    cursor.execute("select v from t order by id desc limit 1")
+    return cursor.fetchone()[0]
+
+def bus(value):
+    import nats
+    async def talk():
+        client = await nats.connect("nats://%s:%d" % where("BUS"), connect_timeout=5, max_reconnect_attempts=0)
+        heard = await client.subscribe("v")
+        await client.publish("v", (value or "again").encode())
+        message = await heard.next_msg(timeout=5)
+        await client.close()
+        return message.data.decode()
+    return asyncio.run(talk())
+
+name, value = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+print(globals()[name](value))
+"#;
+
+/// Name, image, recipe, port, lines of the blueprint, whether it keeps what it has acknowledged.
+const SYSTEMS: [(&str, &str, moat_testkit::images::Recipe, u16, &str, bool); 6] = [
+    (
+        "queue",
+        "library/rabbitmq:3-management",
+        recipes::RABBITMQ,
+        5672,
+        "disk: {name: queue, mountPath: /var/lib/rabbitmq, sizeGB: 1}",
+        true,
+    ),
+    ("memory", "library/memcached:1.6", recipes::MEMCACHED, 11211, "dockerCommand: memcached -m 64", false),
+    (
+        "cache",
+        "library/redis:7",
+        recipes::REDIS,
+        6379,
+        "disk: {name: cache, mountPath: /data, sizeGB: 1}\n    dockerCommand: redis-server --appendonly yes --appendfsync always",
+        true,
+    ),
+    (
+        "columns",
+        "clickhouse/clickhouse-server:18",
+        recipes::CLICKHOUSE,
+        9000,
+        "disk: {name: columns, mountPath: /var/lib/clickhouse, sizeGB: 1}",
+        true,
+    ),
+    ("rows", "library/postgres:15", recipes::POSTGRES, 5432, "disk: {name: rows, mountPath: /var/lib/postgresql/data, sizeGB: 1}", true),
+    ("bus", "library/nats:2", recipes::NATS, 4222, "", false),
+];
+
+/// The client libraries as files, downloaded once for this machine.
+fn wheels() -> PathBuf {
+    let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("wheels");
+    let done = cache.join("done.txt");
+    if fs::read_to_string(&done).is_ok_and(|text| text == CLIENTS) {
+        return cache;
+    }
+    let _ = fs::remove_dir_all(&cache);
+    fs::create_dir_all(&cache).unwrap();
+    let list = cache.join("requirements.txt");
+    fs::write(&list, CLIENTS).unwrap();
+    let pip = Command::new("python3").args(["-m", "pip", "wheel", "--quiet", "-w"]).arg(&cache).arg("-r").arg(&list).output().unwrap();
+    assert!(pip.status.success(), "{}", String::from_utf8_lossy(&pip.stderr));
+    fs::write(&done, CLIENTS).unwrap();
+    cache
+}
+
+fn blueprint(reference: impl Fn(&str) -> String) -> String {
+    let mut text = String::from("services:\n");
+    let mut variables = String::new();
+    for (name, image, _, port, lines, _) in SYSTEMS {
+        let (image, lines) = (reference(image), if lines.is_empty() { "{}" } else { lines });
+        let lines = if lines == "{}" { String::new() } else { format!("    {lines}\n") };
+        write!(
+            text,
+            "  - type: pserv\n    name: {name}\n    runtime: image\n    plan: standard\n    image: {{url: '{image}'}}\n{lines}    envVars:\n      - {{key: PORT, value: '{port}'}}\n      - {{fromGroup: logins}}\n"
+        )
+        .unwrap();
+        let key = name.to_uppercase();
+        writeln!(variables, "      - {{key: {key}, fromService: {{type: pserv, name: {name}, property: hostport}}}}").unwrap();
+    }
+    write!(
+        text,
+        "  - type: worker\n    name: client\n    runtime: python\n    buildCommand: pip install --quiet --no-index --find-links wheels -r requirements.txt\n    startCommand: sleep 100000\n    envVars:\n{variables}      - {{key: SECRET, fromService: {{type: pserv, name: rows, envVarKey: POSTGRES_PASSWORD}}}}\n"
+    )
+    .unwrap();
+    text += "envVarGroups:\n  - name: logins\n    envVars:\n      - {key: RABBITMQ_DEFAULT_USER, value: app}\n      - {key: RABBITMQ_DEFAULT_PASS, value: s3cret-of-tests}\n      - {key: POSTGRES_USER, value: app}\n      - {key: POSTGRES_PASSWORD, value: s3cret-of-tests}\n      - {key: POSTGRES_DB, value: app}\n";
+    text += "projects:\n  - name: elsewhere\n    environments:\n      - name: closed\n        networking: {isolation: enabled}\n        services:\n          - {type: worker, name: stranger, runtime: python, buildCommand: 'true', startCommand: sleep 100000}\n";
+    text
+}
+
+fn client(host: &Host, name: &str, value: Option<&str>) -> Result<String, String> {
+    let mut args = vec!["exec", "client", "--", "python", "client.py", name];
+    args.extend(value);
+    let said = host.moat(&args);
+    if said.code == 0 { Ok(said.out.trim().to_owned()) } else { Err(said.err) }
+}
+
+#[test]
+fn the_systems_serve_their_clients_survive_and_are_closed_to_others() {
+    let Some(host) = host() else { return };
+    let layouts: Vec<_> = SYSTEMS.iter().map(|system| (system.1, layout(&system.2).unwrap())).collect();
+    let registry = registry(&host, &layouts.iter().map(|(name, layout)| (*name, layout.as_path())).collect::<Vec<_>>());
+    let file = host.write("systems/render.yaml", &blueprint(|name| registry.reference(name)));
+    host.write("systems/client.py", APP);
+    host.write("systems/requirements.txt", CLIENTS);
+    assert!(Command::new("cp").arg("-r").arg(wheels()).arg(host.path("systems/wheels")).status().unwrap().success());
+    let up = host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    drop(registry);
+    for (name, _, _, port, ..) in SYSTEMS {
+        assert!(up.out.contains(&format!("{name}:{port}")), "{name}: {}", up.out);
+    }
+
+    // A port is open before a server answers.
+    for (name, ..) in SYSTEMS {
+        let value = format!("to {name}");
+        let mut said = String::new();
+        wait_for(name, || match client(&host, name, Some(&value)) {
+            Ok(found) => found == value,
+            Err(error) => {
+                said = error;
+                false
+            }
+        });
+    }
+    // All listening ports are found, more than one of a service too.
+    let ps = host.ps().to_string();
+    for port in ["5672", "15672", "8123", "9000", "4222", "8222"] {
+        assert!(ps.contains(port), "{port}: {ps}");
+    }
+
+    // Only their own network reaches them, and only by what the matrix says.
+    for (name, ..) in SYSTEMS {
+        assert_eq!(host.http(8080, &format!("{name}.localhost"), "/").0, 404, "{name}");
+        assert!(host.moat(&["explain", "stranger", name]).out.starts_with("deny"), "{name}");
+        assert!(host.moat(&["explain", name, "client"]).out.starts_with("deny"), "{name}");
+    }
+    host.moat(&["verify"]).ok();
+
+    // Killed, each comes back; what it had acknowledged is there.
+    let ps = host.ps();
+    for (name, .., keeps) in SYSTEMS {
+        let service = ps["services"].as_array().unwrap().iter().find(|s| s["state"]["service"] == name).unwrap();
+        host.kill(u32::try_from(service["instances"][0]["pid"].as_u64().unwrap()).unwrap(), "KILL");
+        let value = (!keeps).then(|| format!("{name} again"));
+        let wanted = value.clone().unwrap_or_else(|| format!("to {name}"));
+        wait_for(&format!("{name} to come back"), || client(&host, name, value.as_deref()).is_ok_and(|found| found == wanted));
+    }
+    host.moat(&["down"]).ok();
+    wait_for("the daemon to end", || host.daemon().is_none());
+}
