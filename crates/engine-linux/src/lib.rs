@@ -13,6 +13,7 @@
 
 mod certificate;
 mod cgroup;
+mod dockerfile;
 pub mod doctor;
 mod engine;
 mod images;
@@ -22,6 +23,7 @@ pub mod monitor;
 mod mounts;
 mod paths;
 mod ranges;
+mod recipe;
 mod release;
 mod source;
 mod sys;
@@ -32,6 +34,7 @@ pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;
 pub use images::PullRequest;
 pub use moat_image::{Listed as ListedImage, Mirror};
+pub use recipe::ImageBuildRequest;
 pub use release::{BuildRequest, Release};
 
 use std::path::PathBuf;

@@ -96,9 +96,8 @@ impl Rules<'_, '_, '_, '_, '_> {
                 true
             }
             (TypeSpec::Kind(_), Some(RuntimeSpec::Docker)) => {
-                let message = format!("{name} is not run yet: Moat builds no Dockerfiles");
-                self.at("runtime", E0209, message, Some("a native runtime (`python`, `node`, …) or a published image (`image`) runs"));
-                true
+                self.dockerfile();
+                false
             }
             (TypeSpec::Kind(_), Some(RuntimeSpec::Image)) => {
                 self.image(spec);
@@ -142,6 +141,16 @@ impl Rules<'_, '_, '_, '_, '_> {
         }
         let help = "the command is `dockerCommand`";
         self.at("startCommand", E0211, "`startCommand` has no effect here: the runtime is `image`", Some(help));
+    }
+
+    /// An image that a Dockerfile makes: the Dockerfile says how it is built, and what it runs.
+    fn dockerfile(&mut self) {
+        let help = "write `RUN …` in the Dockerfile";
+        self.at("buildCommand", E0211, "`buildCommand` has no effect here: the Dockerfile says how it is built", Some(help));
+        let help = "the command is `dockerCommand`";
+        self.at("startCommand", E0211, "`startCommand` has no effect here: the runtime is `docker`", Some(help));
+        let help = "remove it, or write `runtime: image`";
+        self.at("image", E0211, "`image` has no effect here: the Dockerfile says what it builds on", Some(help));
     }
 
     fn contradictions(&mut self, spec: &ServiceSpec) {

@@ -41,8 +41,8 @@ const PRE_DEPLOY: Field = field("preDeployCommand", Shape::Command, "Command tha
 const DOCKER: &[Field] = &[
     field("image", Shape::Object(&IMAGE), "A published image (`runtime: image`)."),
     field("dockerCommand", Shape::Command, "Command instead of the image's own."),
-    field("dockerfilePath", Shape::Text, "Path of the Dockerfile from the repository's root."),
-    field("dockerContext", Shape::Text, "Docker build context from the repository's root."),
+    field("dockerfilePath", Shape::Text, "Path of the Dockerfile, relative to `rootDir`; `./Dockerfile` unless said."),
+    field("dockerContext", Shape::Text, "Docker build context, relative to `rootDir`, which it is unless said."),
     field("registryCredential", Shape::Object(&CREDENTIAL), "Credential for private base images."),
 ];
 

@@ -179,7 +179,13 @@ fn types_and_runtimes() {
         ("    type: web\n    startCommand: x\n", &["E0203 2:11 services/0"]),
         ("    type: web\n    runtime: go\n", &["E0203 2:11 services/0"]),
         ("    type: web\n    runtime: php\n    startCommand: x\n", &["E0205 4:14 services/0/runtime"]),
-        ("    type: web\n    runtime: docker\n    dockerfilePath: x\n    domains: [a.com]\n", &["E0209 4:5 services/0/runtime"]),
+        ("    type: web\n    runtime: docker\n    dockerfilePath: x\n    domains: [a.com]\n", &["E0210 6:5 services/0/domains"]),
+        ("    type: worker\n    runtime: docker\n    rootDir: x\n    dockerCommand: y\n    dockerContext: ..\n", &[]),
+        ("    type: web\n    runtime: docker\n    registryCredential: {fromRegistryCreds: {name: x}}\n", &[]),
+        (
+            "    type: web\n    runtime: docker\n    buildCommand: x\n    startCommand: y\n    image: {url: z}\n",
+            &["E0211 5:5 services/0/buildCommand", "E0211 6:5 services/0/startCommand", "E0211 7:5 services/0/image"],
+        ),
         ("    type: pserv\n    runtime: image\n    image: {url: x}\n", &[]),
         ("    type: pserv\n    runtime: image\n", &["E0227 2:11 services/0"]),
         (

@@ -49,7 +49,7 @@ pub enum Msg {
     /// A release was prepared (or could not be).
     Prepared(Slug, Result<Release, EngineError>),
     /// A build's release was sealed.
-    Sealed(Slug, String, Result<(), EngineError>),
+    Sealed(Slug, String, Result<String, EngineError>),
     /// `StartInstance` came back.
     Started(InstanceId, Result<(), EngineError>),
     /// A program ended.

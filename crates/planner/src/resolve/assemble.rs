@@ -14,7 +14,9 @@ use crate::names::{closest, one_of, quoted};
 use crate::zones::{isolated_zone, open_zone};
 use moat_blueprint::spec::{EnvironmentIndex, EnvironmentSpec, RuntimeSpec, ServiceSpec, Text};
 use moat_model::net::RESERVED_PORTS;
-use moat_model::state::{Disk, EnvironmentRef, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Workload};
+use moat_model::state::{
+    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Workload,
+};
 use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -367,9 +369,14 @@ impl Assembly<'_, '_> {
         });
         let runtime = match spec.runtime.as_ref().map(|r| r.value)? {
             RuntimeSpec::Native(runtime) => runtime,
-            RuntimeSpec::Image => {
+            image @ (RuntimeSpec::Image | RuntimeSpec::Docker) => {
+                let origin = if image == RuntimeSpec::Image {
+                    ImageOrigin::Published(self.image(entry)?)
+                } else {
+                    ImageOrigin::Dockerfile(self.dockerfile(entry))
+                };
                 return Some(Workload::Image(ImageWorkload {
-                    image: self.image(entry)?,
+                    origin,
                     credential: self.values.credential(entry).cloned(),
                     command: text(&spec.docker_command),
                     pre_deploy_command,
@@ -378,7 +385,7 @@ impl Assembly<'_, '_> {
                     disk,
                 }));
             }
-            RuntimeSpec::Docker | RuntimeSpec::Static => return None,
+            RuntimeSpec::Static => return None,
         };
         Some(Workload::Native(NativeWorkload {
             runtime,
@@ -393,6 +400,17 @@ impl Assembly<'_, '_> {
             schedule,
             disk,
         }))
+    }
+
+    /// What a Dockerfile service is built from.
+    fn dockerfile(&self, entry: &Entry<'_>) -> Dockerfile {
+        let path = |field: &Option<Text>, otherwise: &str| PathBuf::from(field.as_ref().map_or(otherwise, |text| text.value.trim()));
+        Dockerfile {
+            source: self.workspace.inputs[entry.input].source.to_owned(),
+            root_dir: root_dir(entry.spec),
+            file: path(&entry.spec.dockerfile_path, "Dockerfile"),
+            context: path(&entry.spec.docker_context, "."),
+        }
     }
 
     /// The image's reference, when it can be one.

@@ -384,6 +384,37 @@ fn fingerprints_change_with_what_an_instance_is_made_of() {
 }
 
 #[test]
+fn a_dockerfile_is_where_it_is_written() {
+    let of = |rest: &str| {
+        let text = format!("services: [{{type: web, name: a, runtime: docker{rest}}}]");
+        let given = Given { values: [("registry.mine".to_owned(), Secret::new("me:word"))].into(), ..Given::default() };
+        let resolved = again(&text, &given, &mut Memory::default());
+        assert!(resolved.missing.is_empty(), "{:?}", resolved.missing);
+        service(&resolved.state, "a").clone()
+    };
+    let base = of("");
+    for (rest, file, context, root_dir, same_run, same_build) in [
+        ("", "Dockerfile", ".", "", true, true),
+        (", dockerfilePath: ./b/Dockerfile", "./b/Dockerfile", ".", "", false, false),
+        (", rootDir: b, dockerContext: ..", "Dockerfile", "..", "b", false, false),
+        (", dockerCommand: run", "Dockerfile", ".", "", false, true),
+        (", registryCredential: {fromRegistryCreds: {name: mine}}", "Dockerfile", ".", "", true, true),
+    ] {
+        let found = of(rest);
+        let Workload::Image(image) = &found.workload else { panic!("{rest}") };
+        let dockerfile = image.dockerfile().unwrap();
+        assert_eq!((dockerfile.file.as_path(), dockerfile.context.as_path()), (Path::new(file), Path::new(context)), "{rest}");
+        assert_eq!((dockerfile.source.as_path(), dockerfile.root_dir.as_path()), (Path::new("/shop"), Path::new(root_dir)), "{rest}");
+        assert_eq!(image.credential.as_ref().map(Secret::expose), rest.contains("mine").then_some("me:word"));
+        assert_eq!(
+            (found.fingerprint == base.fingerprint, found.build_fingerprint == base.build_fingerprint),
+            (same_run, same_build),
+            "{rest}"
+        );
+    }
+}
+
+#[test]
 fn an_environment_of_two_files_is_closed_if_one_says_so() {
     let file = |isolation: &str, service: &str| {
         format!(
