@@ -59,6 +59,12 @@ pub const TO_TEST: &[Need] = &[
         present: Present::Check(&["sh", "-c", "ls /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb 2>&1 | grep -q ^/"]),
         packages: &["postgresql"],
     },
+    Need { what: "Buildah", present: Present::Program(&["buildah"]), packages: &["buildah"] },
+    Need {
+        what: "a busybox for images",
+        present: Present::Check(&["sh", "-c", "! ldd \"$(command -v busybox)\" >/dev/null 2>&1 && busybox true"]),
+        packages: &["busybox-static"],
+    },
 ];
 
 /// `apt-get install` in which no maintainer script starts a service, and after which no unit and no init script is enabled

@@ -98,6 +98,10 @@ pub struct UpArgs {
     /// How many seconds a service may take until it listens.
     #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub start_timeout: u64,
+    /// Stop services that the blueprint no longer names, and forget variables that it no longer names. What they kept on
+    /// disks stays in the state folder, and comes back with the name.
+    #[arg(long)]
+    pub prune: bool,
 }
 
 /// Arguments of `down`.

@@ -69,6 +69,9 @@ impl Outcome {
 /// Reads and resolves them all.
 pub fn read_and_resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, listen: &str) -> Outcome {
     let reads: Vec<_> = all.values().map(|up| moat_blueprint::read_beside(&up.text, &up.remotes)).collect();
+    for (up, read) in all.values().zip(&reads).filter(|(up, _)| up.prune) {
+        memory.prune_values(&up.file, &read.blueprint);
+    }
     let read: Vec<_> = all.values().zip(&reads).map(|(up, read)| (up, &read.blueprint)).collect();
     let mut outcome = resolve(&read, memory, listen);
     let said = all.keys().zip(reads).flat_map(|(path, read)| read.diagnostics.into_iter().map(|d| (path.clone(), d)));

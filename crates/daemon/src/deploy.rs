@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 pub struct Deployed {
     /// The definition.
     pub service: Service,
-    /// The release folder's name; none for a Key Value.
+    /// The release folder's name, or an image's id; none for a datastore.
     pub release: Option<String>,
     /// `initialDeployHook` ran.
     pub hook_ran: bool,

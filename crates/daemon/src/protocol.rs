@@ -1,12 +1,17 @@
 //! What the command line and the daemon say to each other.
 //!
-//! One connection carries one [`Request`] and then [`Event`]s until [`Event::End`], each a line of JSON.
+//! One connection carries the daemon's [`GREETING`], one [`Request`] and then [`Event`]s until [`Event::End`], each a line, all but
+//! the first of JSON.
 
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, Purpose, Secret, ServiceKind, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+/// What a daemon says first. The kernel takes connections for a socket whose process is just being killed: only who is greeted
+/// has found a daemon.
+pub const GREETING: &str = "moat";
 
 /// What can be asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,6 +82,9 @@ pub struct UpRequest {
     pub git: [String; 3],
     /// Git remotes of the blueprint's folder: a `repo` that is one of them means this folder.
     pub remotes: Vec<String>,
+    /// Stops what the blueprint names no longer, and gives up the values of variables it names no longer.
+    #[serde(default)]
+    pub prune: bool,
 }
 
 /// What is answered.
@@ -298,8 +306,27 @@ pub struct ServiceStatus {
     pub address: Option<AddressPair>,
     /// When a cron job runs next, RFC 3339.
     pub next_run: Option<String>,
+    /// Its disk, once it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskUse>,
     /// Instances.
     pub instances: Vec<InstanceStatus>,
+}
+
+/// How full a disk is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// Taken.
+    pub used: u64,
+    /// What the blueprint gives it.
+    pub size: u64,
+}
+
+impl std::fmt::Display for DiskUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tenths = self.used.saturating_mul(10) >> 30;
+        write!(f, "{}.{} of {} GB", tenths / 10, tenths % 10, self.size >> 30)
+    }
 }
 
 /// One instance of [`ServiceStatus`].

@@ -62,6 +62,7 @@ pub fn facts() -> Vec<Finding> {
         tool("git", false, &["--version"], None, "apt-get install git (without it, what .gitignore names is copied too)"),
         tool("ip", false, &["-Version"], None, "apt-get install iproute2 (to look at links yourself)"),
         tool("conntrack", false, &["--version"], None, "apt-get install conntrack (to look at flows yourself)"),
+        tool("buildah", false, &["--version"], None, crate::recipe::BUILDAH_HINT),
         key_value(),
         postgres(),
     ];

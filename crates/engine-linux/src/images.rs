@@ -98,11 +98,13 @@ impl LinuxEngine {
     }
 }
 
-fn store(inner: &Inner) -> Result<Store, ImageError> {
+/// The store of images.
+pub fn store(inner: &Inner) -> Result<Store, ImageError> {
     Store::open(&inner.paths.images())
 }
 
-fn image_error(doing: impl Into<String>, error: ImageError) -> EngineError {
+/// An error of the store in the engine's form, with all of its causes.
+pub fn image_error(doing: impl Into<String>, error: ImageError) -> EngineError {
     let hint = error.hint();
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(&error);
@@ -117,7 +119,8 @@ fn image_error(doing: impl Into<String>, error: ImageError) -> EngineError {
     }
 }
 
-fn credentials(text: &Secret) -> Result<Credentials, &'static str> {
+/// What `user:password` stands for.
+pub fn credentials(text: &Secret) -> Result<Credentials, &'static str> {
     let (user, password) = text.expose().split_once(':').ok_or("its registry's credential is not `user:password`")?;
     Ok(Credentials::basic(user, password))
 }
@@ -144,7 +147,7 @@ pub fn facts(inner: &Inner, spec: &InstanceSpec) -> Result<Facts, EngineError> {
 }
 
 /// Turns the steps of a pull into a few lines.
-struct Teller<F> {
+pub struct Teller<F> {
     tell: F,
     last: Option<Instant>,
     downloads: BTreeMap<moat_image::Digest, (u64, u64)>,
@@ -152,11 +155,13 @@ struct Teller<F> {
 }
 
 impl<F: Fn(String)> Teller<F> {
-    fn new(tell: F) -> Self {
+    /// Tells by `tell`.
+    pub fn new(tell: F) -> Self {
         Self { tell, last: None, downloads: BTreeMap::new(), unpacking: BTreeMap::new() }
     }
 
-    fn take(&mut self, progress: &Progress) {
+    /// One step.
+    pub fn take(&mut self, progress: &Progress) {
         match progress {
             Progress::Resolved { layers, .. } => {
                 self.downloads = layers.iter().filter(|layer| !layer.present).map(|layer| (layer.layer, (0, layer.size))).collect();

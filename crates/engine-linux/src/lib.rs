@@ -5,7 +5,7 @@
 //! [`monitor`] makes it and stays beside it; this process may be killed at any moment without an instance noticing.
 //!
 //! Folders: `RUN/instances/ID` holds what is known of a live instance, `RUN/crun` the runtime's own state;
-//! `STATE/releases/NAME/project` a build's result, `STATE/images` the layers of published images, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
+//! `STATE/releases/NAME/project` a build's result, `STATE/images` the layers of published images, `STATE/sources` fetched repositories, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
 //! log, `STATE/cache/SLUG` a service's build cache, `STATE/disks/SERVICE/NAME` and `STATE/data/SERVICE` what it keeps,
 //! `STATE/certificates/SERVICE.pem` what a database shows to clients that ask for TLS.
 //!
@@ -13,6 +13,8 @@
 
 mod certificate;
 mod cgroup;
+mod checkout;
+mod dockerfile;
 pub mod doctor;
 mod engine;
 mod images;
@@ -22,6 +24,7 @@ pub mod monitor;
 mod mounts;
 mod paths;
 mod ranges;
+mod recipe;
 mod release;
 mod source;
 mod sys;
@@ -32,6 +35,7 @@ pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;
 pub use images::PullRequest;
 pub use moat_image::{Listed as ListedImage, Mirror};
+pub use recipe::ImageBuildRequest;
 pub use release::{BuildRequest, Release};
 
 use std::path::PathBuf;

@@ -32,7 +32,8 @@ impl Paths {
         }
         let absolute = |folder: &Path| fs::canonicalize(folder).map_err(|error| fail(folder, error));
         let paths = Self { run: absolute(run)?, state: absolute(state)? };
-        let private = ["releases", "instances", "logs", "cache", "disks", "data", "certificates"].map(|name| paths.state.join(name));
+        let private =
+            ["releases", "instances", "logs", "cache", "disks", "data", "certificates", "builds"].map(|name| paths.state.join(name));
         for folder in private.iter().chain(&[paths.run.join("instances"), paths.run.join("crun"), paths.run.join("netns")]) {
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| fail(folder, error))?;
             fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(|error| fail(folder, error))?;
@@ -98,6 +99,16 @@ impl Paths {
     pub fn cache(&self, slug: &Slug) -> PathBuf {
         self.state.join("cache").join(slug.as_str())
     }
+    /// The images that a service's Dockerfile builds on.
+    pub fn bases(&self, service: &ServiceId) -> PathBuf {
+        self.state.join("builds").join(service.as_str()).join("bases")
+    }
+
+    /// What builds of a service's Dockerfile keep for the next one.
+    pub fn build_storage(&self, service: &ServiceId) -> PathBuf {
+        self.state.join("builds").join(service.as_str()).join("storage")
+    }
+
     /// A service's disk.
     pub fn disk(&self, service: &ServiceId, name: &str) -> PathBuf {
         self.state.join("disks").join(service.as_str()).join(name)
@@ -109,6 +120,10 @@ impl Paths {
     /// A database's certificate and key. Apart from its data, where the service's own user writes.
     pub fn certificate(&self, service: &ServiceId) -> PathBuf {
         self.state.join("certificates").join(format!("{service}.pem"))
+    }
+    /// Fetched repositories.
+    pub fn sources(&self) -> PathBuf {
+        self.state.join("sources")
     }
     /// The store of images.
     pub fn images(&self) -> PathBuf {

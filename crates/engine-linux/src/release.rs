@@ -6,11 +6,12 @@
 //!
 //! Invariant: an instance other than a build only ever runs a sealed release.
 
+use crate::checkout::checkout;
 use crate::engine::{Inner, LinuxEngine, folder};
 use crate::lower::sandbox::UID;
-use crate::{source, tree};
+use crate::{recipe, source, tree};
 use moat_engine::EngineError;
-use moat_model::state::{InstancePhase, Workload};
+use moat_model::state::{InstancePhase, Source, Workload};
 use moat_model::{NativeRuntime, Purpose, Service, ServiceId, Slug};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -19,8 +20,8 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
-/// Says that a release is finished.
-const SEALED: &str = "sealed";
+/// Says that a release is finished; holds the id of the image where it came to one.
+pub const SEALED: &str = "sealed";
 /// How the name of a folder begins that is not a release yet.
 const UNNAMED: &str = ".new-";
 
@@ -31,8 +32,8 @@ pub struct BuildRequest {
     pub service: ServiceId,
     /// Its slug.
     pub slug: Slug,
-    /// The folder of its source.
-    pub source: PathBuf,
+    /// Where its source is.
+    pub source: Source,
     /// The working folder below it.
     pub root_dir: PathBuf,
     /// Everything else the build is made of.
@@ -99,6 +100,12 @@ impl LinuxEngine {
                 live.insert(id.as_str().to_owned());
                 keep.extend(folder::look(inner, &id)?.and_then(|look| look.facts).and_then(|facts| facts.release));
             }
+            // What an image was built from says that it need not be built again.
+            for entry in fs::read_dir(inner.paths.releases()).into_iter().flatten().flatten() {
+                if recipe::built(&entry.path()).is_some_and(|id| keep.contains(&id.to_string())) {
+                    keep.extend(entry.file_name().into_string());
+                }
+            }
             sweep(&inner.paths.releases(), &keep)?;
             sweep(&inner.paths.scratches(), &live)
         })
@@ -120,7 +127,7 @@ fn fail(name: &str, path: &Path, error: io::Error) -> EngineError {
 }
 
 /// The folder of a release that exists.
-fn checked(inner: &Inner, name: &str) -> Result<PathBuf, EngineError> {
+pub fn checked(inner: &Inner, name: &str) -> Result<PathBuf, EngineError> {
     let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
     let folder = inner.paths.releases().join(name);
     if plain && folder.is_dir() {
@@ -145,40 +152,54 @@ pub fn project_of(inner: &Inner, name: &str, purpose: Purpose, root_dir: &Path) 
 }
 
 fn prepare(inner: &Inner, request: &BuildRequest) -> Result<Release, EngineError> {
-    let slug = request.slug.as_str();
     let toolchain = inner.toolchain(request.runtime, request.version.as_deref())?;
+    let root_dir = request.root_dir.to_string_lossy();
+    let program = toolchain.program.to_string_lossy();
+    let made_of = [&request.build_fingerprint, &*root_dir, request.runtime.word(), &toolchain.version, &*program];
+    prepare_copy(inner, &request.service, &request.slug, &request.source, &request.root_dir, &made_of, UID)
+}
+
+/// Copies a source for the user `owner` of the service's range, unless there is a finished release of the same text that is
+/// `made_of` the same.
+pub fn prepare_copy(
+    inner: &Inner,
+    service: &ServiceId,
+    slug: &Slug,
+    source: &Source,
+    root_dir: &Path,
+    made_of: &[&str],
+    owner: u32,
+) -> Result<Release, EngineError> {
+    let slug = slug.as_str();
+    let checkout = checkout(inner, slug, source)?;
     let root =
-        fs::canonicalize(&request.source).map_err(|error| fail(slug, &request.source, error).hint("the source folder must exist"))?;
-    if !root.join(&request.root_dir).is_dir() {
-        let message = format!("`rootDir` is `{}`, and `{}` has no such folder", request.root_dir.display(), root.display());
+        fs::canonicalize(&checkout.folder).map_err(|error| fail(slug, &checkout.folder, error).hint("the source folder must exist"))?;
+    if !root.join(root_dir).is_dir() {
+        let message = format!("`rootDir` is `{}`, and `{}` has no such folder", root_dir.display(), root.display());
         return Err(EngineError::new(format!("prepare `{slug}`"), message));
     }
     let name_of = |text: &str| {
         let mut digest = Sha256::new();
-        let root_dir = request.root_dir.to_string_lossy();
-        for part in [
-            text,
-            &request.build_fingerprint,
-            &*root_dir,
-            request.runtime.word(),
-            &toolchain.version,
-            &*toolchain.program.to_string_lossy(),
-        ] {
+        for part in std::iter::once(&text).chain(made_of) {
             digest.update((part.len() as u64).to_le_bytes());
             digest.update(part);
         }
         format!("{slug}-{}", &source::hex(&digest.finalize())[..16])
     };
-    let files = source::list(&root).map_err(|error| fail(slug, &root, error))?;
+    let mut files = source::list(&root).map_err(|error| fail(slug, &root, error))?;
+    // Moat's own folders may lie in the source's; they are no source.
+    let own: Vec<PathBuf> =
+        [inner.paths.state(), inner.paths.run()].into_iter().filter_map(|folder| fs::canonicalize(folder).ok()).collect();
+    files.retain(|file| !own.iter().any(|folder| folder.starts_with(&root) && root.join(file).starts_with(folder)));
     let before = name_of(&source::ingest(&root, &files, None).map_err(|error| fail(slug, &root, error))?);
     let releases = inner.paths.releases();
     if releases.join(&before).join(SEALED).exists() {
         return Ok(Release { name: before, cached: true });
     }
 
-    let owner = inner.ranges.first(inner.paths.state(), &request.service)? + UID;
+    let owner = inner.ranges.first(inner.paths.state(), service)? + owner;
     let fresh = releases.join(format!("{UNNAMED}{slug}-{}", std::process::id()));
-    let made = copy(&root, &files, &fresh, owner, &request.root_dir).and_then(|text| settle(inner, &fresh, name_of(&text)));
+    let made = copy(&root, &files, &fresh, owner, root_dir).and_then(|text| settle(inner, &fresh, name_of(&text)));
     // After success it is gone under this name.
     let _ = tree::remove(&fresh);
     made

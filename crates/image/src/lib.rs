@@ -33,7 +33,7 @@ pub use limits::Limits;
 pub use load::LoadOptions;
 pub use platform::Platform;
 pub use progress::{LayerStart, Progress};
-pub use pull::{Cancel, Mirror, PullOptions};
+pub use pull::{Cancel, LayoutImage, Mirror, PullOptions, pull_layout};
 pub use reference::{Reference, ReferenceError};
 pub use store::{Collected, Image, ImageId, Listed, Store};
 pub use unpack::{LayerProblem, LeftOut};

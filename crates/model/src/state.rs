@@ -91,7 +91,7 @@ pub struct Service {
 pub enum Workload {
     /// A program over a toolchain of this machine.
     Native(NativeWorkload),
-    /// A published image.
+    /// An image, published or built from a Dockerfile.
     Image(ImageWorkload),
     /// A Redis-compatible server.
     KeyValue(KeyValueWorkload),
@@ -106,8 +106,8 @@ pub struct NativeWorkload {
     pub runtime: NativeRuntime,
     /// Version asked for by `PYTHON_VERSION` and the like.
     pub version: Option<String>,
-    /// Folder of the source (the repository's root).
-    pub source: PathBuf,
+    /// The source (its root is the repository's).
+    pub source: Source,
     /// Working folder below it, relative and clean (no `..`), empty for the root.
     pub root_dir: PathBuf,
     /// Build command, if any.
@@ -124,12 +124,13 @@ pub struct NativeWorkload {
     pub disk: Option<Disk>,
 }
 
-/// A published image.
+/// An image, published or built from a Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageWorkload {
-    /// The image reference as written.
-    pub image: String,
-    /// `user:password` of its registry, where the blueprint names a credential.
+    /// Where it comes from.
+    pub origin: ImageOrigin,
+    /// `user:password` of the registry of the image, or of the images that a Dockerfile builds on, where the blueprint names a
+    /// credential.
     pub credential: Option<Secret>,
     /// `dockerCommand`: runs instead of the image's own command, after its entry point.
     pub command: Option<String>,
@@ -141,6 +142,39 @@ pub struct ImageWorkload {
     pub schedule: Option<String>,
     /// A disk.
     pub disk: Option<Disk>,
+}
+
+/// Where an image comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageOrigin {
+    /// A registry: the reference as written.
+    Published(String),
+    /// A build of this machine.
+    Dockerfile(Dockerfile),
+}
+
+/// What an image is built from. Paths below the source are as written: relative, `..` may lead back to the source's root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dockerfile {
+    /// The source (its root is the repository's).
+    pub source: Source,
+    /// `rootDir`, relative and clean, empty for the root.
+    pub root_dir: PathBuf,
+    /// The file, below `root_dir`, or below the source where there is none.
+    pub file: PathBuf,
+    /// The folder that `COPY` reads, below `root_dir`, or below the source where there is none.
+    pub context: PathBuf,
+}
+
+impl ImageWorkload {
+    /// What it is built from; `None` for a published image.
+    pub const fn dockerfile(&self) -> Option<&Dockerfile> {
+        match &self.origin {
+            ImageOrigin::Dockerfile(dockerfile) => Some(dockerfile),
+            ImageOrigin::Published(_) => None,
+        }
+    }
 }
 
 impl Workload {
@@ -188,6 +222,27 @@ impl Workload {
     /// Whether it is a datastore of Moat's own making.
     pub const fn is_datastore(&self) -> bool {
         matches!(self, Self::KeyValue(_) | Self::Postgres(_))
+    }
+}
+
+/// Where a service's source is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A folder of this machine, as it lies there.
+    Folder(PathBuf),
+    /// A git repository of elsewhere, fetched for each deploy.
+    Repository {
+        /// Its URL, as written.
+        url: String,
+        /// The branch; none is the repository's default one.
+        branch: Option<String>,
+    },
+}
+
+impl<T: Into<PathBuf>> From<T> for Source {
+    fn from(folder: T) -> Self {
+        Self::Folder(folder.into())
     }
 }
 

@@ -38,6 +38,8 @@ struct Rules<'a, 'n, 't, 'c, 'r> {
 
 /// Says what is contradictory or not done, and notes the fields that are honoured nowhere.
 pub(super) fn service(mut spec: ServiceSpec, obj: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) -> ServiceSpec {
+    let remotes = &cx.remotes;
+    spec.elsewhere = spec.repo.as_ref().is_some_and(|repo| !remotes.iter().any(|remote| same_repository(remote, repo)));
     let mut rules = Rules { obj, path, cx, unhonoured: Vec::new() };
     let whole = rules.refused(&spec);
     rules.contradictions(&spec);
@@ -96,9 +98,8 @@ impl Rules<'_, '_, '_, '_, '_> {
                 true
             }
             (TypeSpec::Kind(_), Some(RuntimeSpec::Docker)) => {
-                let message = format!("{name} is not run yet: Moat builds no Dockerfiles");
-                self.at("runtime", E0209, message, Some("a native runtime (`python`, `node`, …) or a published image (`image`) runs"));
-                true
+                self.dockerfile();
+                false
             }
             (TypeSpec::Kind(_), Some(RuntimeSpec::Image)) => {
                 self.image(spec);
@@ -142,6 +143,16 @@ impl Rules<'_, '_, '_, '_, '_> {
         }
         let help = "the command is `dockerCommand`";
         self.at("startCommand", E0211, "`startCommand` has no effect here: the runtime is `image`", Some(help));
+    }
+
+    /// An image that a Dockerfile makes: the Dockerfile says how it is built, and what it runs.
+    fn dockerfile(&mut self) {
+        let help = "write `RUN …` in the Dockerfile";
+        self.at("buildCommand", E0211, "`buildCommand` has no effect here: the Dockerfile says how it is built", Some(help));
+        let help = "the command is `dockerCommand`";
+        self.at("startCommand", E0211, "`startCommand` has no effect here: the runtime is `docker`", Some(help));
+        let help = "remove it, or write `runtime: image`";
+        self.at("image", E0211, "`image` has no effect here: the Dockerfile says what it builds on", Some(help));
     }
 
     fn contradictions(&mut self, spec: &ServiceSpec) {
@@ -203,13 +214,9 @@ impl Rules<'_, '_, '_, '_, '_> {
 
     /// Where the source comes from and what causes a deploy.
     fn source(&mut self, spec: &ServiceSpec) {
-        if let Some(repo) = spec.repo.as_ref().filter(|_| spec.runtime.as_ref().is_none_or(|r| r.value != RuntimeSpec::Image)) {
-            let own = self.cx.remotes.iter().any(|remote| same_repository(remote, repo));
-            if !own {
-                let message = "`repo` is not fetched yet: Moat runs the source in the blueprint's own folder";
-                let help = "remove it when it names the repository that this blueprint is in";
-                self.at("repo", E0209, message, Some(help));
-            }
+        if spec.runtime.as_ref().is_some_and(|r| r.value != RuntimeSpec::Image) && !spec.elsewhere {
+            let message = "`branch` has no effect here: Moat runs the source as it lies in the blueprint's folder";
+            self.at("branch", E0210, message, None);
         }
         let written = self.obj.word("autoDeployTrigger", &crate::tables::TRIGGER);
         if written.is_some_and(|word| word.value != "off") {

@@ -25,7 +25,7 @@ const SERVER_PLAN_FIELD: Field = field("plan", Shape::Word(&SERVER_PLAN), "CPU a
 /// Where the source comes from.
 const SOURCE: &[Field] = &[
     field("repo", Shape::Text, "URL of the repository, the blueprint's own unless said."),
-    field("branch", Shape::Text, "Branch of the repository.").one_machine("Moat runs the source as it lies in the blueprint's folder"),
+    field("branch", Shape::Text, "Branch of the repository."),
     field("rootDir", Shape::Text, "Working folder, relative to the repository's root.").format(formats::inside),
     field("buildFilter", Shape::Object(&BUILD_FILTER), "Which changed files cause a deploy.")
         .one_machine("Moat deploys when it is told to, not by changed files"),
@@ -41,8 +41,8 @@ const PRE_DEPLOY: Field = field("preDeployCommand", Shape::Command, "Command tha
 const DOCKER: &[Field] = &[
     field("image", Shape::Object(&IMAGE), "A published image (`runtime: image`)."),
     field("dockerCommand", Shape::Command, "Command instead of the image's own."),
-    field("dockerfilePath", Shape::Text, "Path of the Dockerfile from the repository's root."),
-    field("dockerContext", Shape::Text, "Docker build context from the repository's root."),
+    field("dockerfilePath", Shape::Text, "Path of the Dockerfile, relative to `rootDir`; `./Dockerfile` unless said."),
+    field("dockerContext", Shape::Text, "Docker build context, relative to `rootDir`, which it is unless said."),
     field("registryCredential", Shape::Object(&CREDENTIAL), "Credential for private base images."),
 ];
 

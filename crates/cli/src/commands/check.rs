@@ -152,6 +152,7 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
         pass_env: Vec::new(),
         git: Default::default(),
         remotes: checked.remotes,
+        prune: false,
     };
     let mut memory = moat_planner::memory::Memory::default();
     Ok(moat_daemon::blueprints::resolve(&[(&up, &checked.blueprint)], &mut memory, &up.listen).state)

@@ -10,7 +10,7 @@ use moat_daemon::client;
 use moat_daemon::protocol::{Event, Request, UpRequest};
 use moat_model::DesiredState;
 use moat_model::policy::NetPolicy;
-use moat_model::state::Workload;
+use moat_model::state::{ImageOrigin, Workload};
 use moat_planner::{Plan, Step};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -77,7 +77,10 @@ fn print(ui: &Ui, plan: &Plan, state: &DesiredState, missing: &[String]) {
                 one_line(&native.start_command)
             }
             Workload::Image(image) => {
-                row("pull", image.image.clone());
+                match &image.origin {
+                    ImageOrigin::Published(name) => row("pull", name.clone()),
+                    ImageOrigin::Dockerfile(dockerfile) => row("build", dockerfile.root_dir.join(&dockerfile.file).display().to_string()),
+                }
                 image.command.as_deref().map_or_else(|| "the image's command".to_owned(), one_line)
             }
             Workload::KeyValue(_) | Workload::Postgres(_) => continue,

@@ -48,6 +48,13 @@ fn service_row(service: &ServiceStatus) -> Vec<Cell> {
         (None, Some(next), None) => format!("next run {next}"),
         (None, None, None) => String::new(),
     };
+    let more = match service.disk {
+        Some(disk) => {
+            let disk = format!("disk {disk}");
+            if more.is_empty() { disk } else { format!("{more}, {disk}") }
+        }
+        None => more,
+    };
     vec![
         cell(Tone::Strong, service.state.service.as_str()),
         cell(Tone::Plain, service.state.kind.phrase()),

@@ -143,6 +143,7 @@ pub fn request(args: &UpArgs, checked: &Checked) -> Result<UpRequest, CommandErr
         pass_env: pass_env.into_iter().filter_map(|name| std::env::var(&name).ok().map(|value| format!("{name}={value}"))).collect(),
         git: git_facts(folder),
         remotes: checked.remotes.clone(),
+        prune: args.prune,
     })
 }
 

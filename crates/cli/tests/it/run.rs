@@ -126,3 +126,41 @@ fn a_cron_job_runs_and_its_output_is_kept() {
     }
     assert!(out.contains("ticked cron"), "{out}\n{}", host.daemon_log());
 }
+
+#[test]
+fn what_is_no_longer_named_runs_on_until_it_is_pruned() {
+    let Some(host) = host() else { return };
+    let service = |name: &str, variables: &str| {
+        format!(
+            "  - type: worker\n    name: {name}\n    runtime: python\n    buildCommand: 'true'\n    startCommand: env > $HOME/env; exec sleep 100000\n    envVars:\n      - {{key: STAYS, value: x}}\n{variables}"
+        )
+    };
+    let write = |services: &[String]| host.write("render.yaml", &format!("services:\n{}", services.concat()));
+    let file = write(&[service("first", "      - {key: GOES, value: y}\n"), service("second", "")]);
+    let file = file.to_str().unwrap();
+    host.moat(&["up", "-d", file]).ok();
+    let names = || {
+        let ps = host.ps();
+        ps["services"].as_array().unwrap().iter().map(|s| s["state"]["service"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let variables = || host.moat(&["exec", "first", "--", "cat", "/opt/render/env"]).ok().out;
+    assert_eq!(names(), ["first", "second"]);
+    assert!(variables().contains("GOES=y"));
+
+    // Nothing is lost by leaving it out.
+    write(&[service("first", "")]);
+    let up = host.moat(&["up", "-d", file]).ok();
+    assert!(up.err.contains("moat up --prune"), "{}", up.err);
+    assert_eq!(names(), ["first", "second"]);
+    assert!(variables().contains("GOES=y"));
+
+    host.moat(&["up", "-d", "--prune", file]).ok();
+    assert_eq!(names(), ["first"]);
+    let left = variables();
+    assert!(left.contains("STAYS=x") && !left.contains("GOES"), "{left}");
+
+    // A restart of the daemon brings nothing back.
+    host.kill(host.daemon().unwrap(), "KILL");
+    host.moat(&["up", "-d", file]).ok();
+    assert_eq!(names(), ["first"]);
+}

@@ -4,6 +4,7 @@
 use crate::host::{Host, host, wait_for};
 use crate::images::registry;
 use moat_testkit::images::{layout, recipes};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -138,15 +139,19 @@ fn blueprint(reference: impl Fn(&str) -> String) -> String {
     for (name, image, _, port, lines, _) in SYSTEMS {
         let (image, lines) = (reference(image), if lines.is_empty() { "{}" } else { lines });
         let lines = if lines == "{}" { String::new() } else { format!("    {lines}\n") };
-        text += &format!(
+        write!(
+            text,
             "  - type: pserv\n    name: {name}\n    runtime: image\n    plan: standard\n    image: {{url: '{image}'}}\n{lines}    envVars:\n      - {{key: PORT, value: '{port}'}}\n      - {{fromGroup: logins}}\n"
-        );
+        )
+        .unwrap();
         let key = name.to_uppercase();
-        variables += &format!("      - {{key: {key}, fromService: {{type: pserv, name: {name}, property: hostport}}}}\n");
+        writeln!(variables, "      - {{key: {key}, fromService: {{type: pserv, name: {name}, property: hostport}}}}").unwrap();
     }
-    text += &format!(
+    write!(
+        text,
         "  - type: worker\n    name: client\n    runtime: python\n    buildCommand: pip install --quiet --no-index --find-links wheels -r requirements.txt\n    startCommand: sleep 100000\n    envVars:\n{variables}      - {{key: SECRET, fromService: {{type: pserv, name: rows, envVarKey: POSTGRES_PASSWORD}}}}\n"
-    );
+    )
+    .unwrap();
     text += "envVarGroups:\n  - name: logins\n    envVars:\n      - {key: RABBITMQ_DEFAULT_USER, value: app}\n      - {key: RABBITMQ_DEFAULT_PASS, value: s3cret-of-tests}\n      - {key: POSTGRES_USER, value: app}\n      - {key: POSTGRES_PASSWORD, value: s3cret-of-tests}\n      - {key: POSTGRES_DB, value: app}\n";
     text += "projects:\n  - name: elsewhere\n    environments:\n      - name: closed\n        networking: {isolation: enabled}\n        services:\n          - {type: worker, name: stranger, runtime: python, buildCommand: 'true', startCommand: sleep 100000}\n";
     text

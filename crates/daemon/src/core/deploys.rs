@@ -4,8 +4,8 @@ use super::{Core, Msg};
 use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
-use moat_engine_linux::{BuildRequest, PullRequest, Release};
-use moat_model::state::Workload;
+use moat_engine_linux::{BuildRequest, ImageBuildRequest, PullRequest, Release};
+use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -36,14 +36,12 @@ impl Core {
                 self.deploys.insert(slug.clone(), deploy);
                 self.start_serving(&slug);
             }
-            Workload::Image(image) => {
-                let request = PullRequest { image: image.image.clone(), credential: image.credential.clone() };
+            Workload::Image(ImageWorkload { origin: ImageOrigin::Published(name), credential, .. }) => {
+                let request = PullRequest { image: name.clone(), credential: credential.clone() };
                 self.deploys.insert(slug.clone(), deploy);
-                self.set_phase(&slug, ServicePhase::Building, Some(format!("pulling `{}`", image.image)));
-                let (engine, tx) = (self.engine.clone(), self.tx.clone());
+                self.set_phase(&slug, ServicePhase::Building, Some(format!("pulling `{name}`")));
+                let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
-                    let (progress, who) = (tx.clone(), slug.clone());
-                    let tell = move |text| drop(progress.send(Msg::Pulling(who.clone(), text)));
                     let result = engine.pull_image(request, tell).await.map(|(release, instead_of)| {
                         if let Some(error) = instead_of {
                             let text = format!("{}; using the image that is here", engine_words(&error));
@@ -51,6 +49,16 @@ impl Core {
                         }
                         release
                     });
+                    let _ = tx.send(Msg::Prepared(slug, result));
+                });
+            }
+            Workload::Image(_) => {
+                let Some(request) = ImageBuildRequest::of(service) else { return };
+                self.deploys.insert(slug.clone(), deploy);
+                self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
+                let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
+                tokio::spawn(async move {
+                    let result = engine.prepare_image(request, tell).await;
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -77,6 +85,13 @@ impl Core {
         }
     }
 
+    /// Hands on how far a pull is.
+    fn pull_teller(&self, slug: &Slug) -> impl Fn(String) + Send + 'static {
+        let (tx, slug) = (self.tx.clone(), slug.clone());
+        // Nobody listens any more only when the daemon ends.
+        move |text| drop(tx.send(Msg::Pulling(slug.clone(), text)))
+    }
+
     /// How far the pull of a deploy's image is.
     pub(super) fn pulling(&mut self, slug: &Slug, text: String) {
         if self.deploys.get(slug).is_some_and(|deploy| deploy.phase == DeployPhase::Preparing) {
@@ -99,14 +114,18 @@ impl Core {
         }
     }
 
-    pub(super) fn sealed(&mut self, slug: &Slug, name: &str, result: Result<(), EngineError>) {
+    /// The release that a deploy prepared as `name` is finished, under the name that it runs by.
+    pub(super) fn sealed(&mut self, slug: &Slug, name: &str, result: Result<String, EngineError>) {
         let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.phase == DeployPhase::Sealing && d.release.as_deref() == Some(name))
         else {
             return;
         };
         match result {
             Err(error) => self.fail_deploy(slug, &engine_words(&error), None),
-            Ok(()) => deploy.go(DeployPhase::Built),
+            Ok(release) => {
+                deploy.release = Some(release);
+                deploy.go(DeployPhase::Built);
+            }
         }
     }
 
@@ -135,11 +154,15 @@ impl Core {
     async fn try_build(&mut self, slug: &Slug) {
         let Some(deploy) = self.deploys.get(slug) else { return };
         let service = deploy.service.clone();
-        let Workload::Native(native) = &service.workload else { return };
-        if native.build_command.is_none() {
+        let does = match &service.workload {
+            Workload::Native(native) => native.build_command.as_deref().map(first_line),
+            Workload::Image(image) => image.dockerfile().map(|dockerfile| dockerfile.file.display().to_string()),
+            Workload::KeyValue(_) | Workload::Postgres(_) => return,
+        };
+        let Some(does) = does else {
             self.seal(slug);
             return;
-        }
+        };
         if let Some(waits_for) = self.datastores_not_ready(&service) {
             self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
             return;
@@ -157,7 +180,7 @@ impl Core {
         if let Some(deploy) = self.deploys.get_mut(slug) {
             deploy.go(DeployPhase::Building(id));
         }
-        self.set_phase(slug, ServicePhase::Building, native.build_command.as_deref().map(first_line));
+        self.set_phase(slug, ServicePhase::Building, Some(does));
     }
 
     /// The datastore of the service's network that is being deployed and not ready, if any.
@@ -173,9 +196,10 @@ impl Core {
         let Some(deploy) = self.deploys.get_mut(slug) else { return };
         let Some(name) = deploy.release.clone() else { return };
         deploy.go(DeployPhase::Sealing);
+        let image = matches!(deploy.service.workload, Workload::Image(_));
         let (engine, tx, slug) = (self.engine.clone(), self.tx.clone(), slug.clone());
         tokio::spawn(async move {
-            let result = engine.seal_release(&name).await;
+            let result = if image { engine.seal_image(&name).await } else { engine.seal_release(&name).await.map(|()| name.clone()) };
             let _ = tx.send(Msg::Sealed(slug, name, result));
         });
     }

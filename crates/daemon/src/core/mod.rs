@@ -8,6 +8,7 @@
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
 
 mod deploys;
+mod disks;
 mod instances;
 mod reconcile;
 mod requests;
@@ -18,7 +19,7 @@ mod upkeep;
 use crate::Paths;
 use crate::dataplane::DataPlane;
 use crate::deploy::{Deploy, Deployed};
-use crate::protocol::{Event, Request, ServicePhase, ServiceState};
+use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
 use crate::state_file::Durable;
 use moat_engine::EngineError;
@@ -43,10 +44,12 @@ pub enum Msg {
     Pulling(Slug, String),
     /// Something about a service that people should know.
     Said(Slug, String),
+    /// Disks were measured.
+    Disks(Vec<(Slug, DiskUse)>),
     /// A release was prepared (or could not be).
     Prepared(Slug, Result<Release, EngineError>),
     /// A build's release was sealed.
-    Sealed(Slug, String, Result<(), EngineError>),
+    Sealed(Slug, String, Result<String, EngineError>),
     /// `StartInstance` came back.
     Started(InstanceId, Result<(), EngineError>),
     /// A program ended.
@@ -160,6 +163,10 @@ pub struct Core {
     pub(crate) backoff: BTreeMap<Slug, Backoff>,
     pub(crate) phases: BTreeMap<Slug, ServiceState>,
     pub(crate) cron_next: BTreeMap<Slug, jiff::Timestamp>,
+    /// How full disks were when they were measured last.
+    pub(crate) disks: BTreeMap<Slug, DiskUse>,
+    /// When disks are measured next; none while they are.
+    pub(crate) disks_due: Option<Instant>,
     pub(crate) dataplane: DataPlane,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
@@ -215,6 +222,8 @@ impl Core {
             backoff: BTreeMap::new(),
             phases: BTreeMap::new(),
             cron_next: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            disks_due: Some(Instant::now()),
             dataplane: DataPlane::new(),
             events,
             followers: Vec::new(),
@@ -281,6 +290,7 @@ impl Core {
             Msg::Request(request, reply) => self.request(*request, reply).await,
             Msg::Pulling(slug, text) => self.pulling(&slug, text),
             Msg::Said(slug, text) => self.notice(Some(&slug), text),
+            Msg::Disks(found) => self.disks_measured(found),
             Msg::Prepared(slug, result) => self.prepared(&slug, result),
             Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
             Msg::Started(id, result) => self.started(&id, result),
@@ -298,6 +308,7 @@ impl Core {
         self.go_on_closing();
         self.step_deploys().await;
         self.run_due_cron().await;
+        self.measure_disks();
         self.reconcile().await;
         self.settle_deploys();
         self.sweep_releases().await;

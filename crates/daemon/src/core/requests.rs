@@ -108,11 +108,16 @@ impl Core {
         self.durable.generation.0 += 1;
         state.generation = self.durable.generation;
         self.desired = state;
-        self.durable.blueprints.insert(up.file.clone(), up.clone());
-        self.save();
+        // Once is enough: what is asked for later may not be forgotten again at a restart.
+        self.durable.blueprints.insert(up.file.clone(), UpRequest { prune: false, ..up.clone() });
         self.forward_events(&reply);
+        if up.prune {
+            let unnamed = self.durable.kept.values().filter(|kept| kept.blueprint == up.file).map(|kept| kept.slug.clone()).collect();
+            self.close(&unnamed);
+        }
+        self.save();
         for slug in self.durable.kept.keys().cloned().collect::<Vec<_>>() {
-            self.notice(Some(&slug), "no longer named by its blueprint: it keeps running (`moat down` stops it with the rest)");
+            self.notice(Some(&slug), "no longer named by its blueprint: it keeps running (`moat up --prune` stops it)");
         }
         let timeout = Duration::from_secs(up.start_timeout_seconds);
         for service in self.desired.services.values().filter(|s| s.blueprint == up.file).cloned().collect::<Vec<_>>() {
@@ -148,7 +153,23 @@ impl Core {
             services.extend(self.live.values().map(|l| l.slug.clone()));
         }
         self.forward_events(&reply);
-        for slug in &services {
+        self.close(&services);
+        match file {
+            Some(file) => {
+                self.durable.blueprints.remove(file);
+            }
+            None => self.durable.blueprints.clear(),
+        }
+        self.durable.generation.0 += 1;
+        self.desired.generation = self.durable.generation;
+        self.save();
+        let everything = self.durable.blueprints.is_empty();
+        self.waiting.push(Waiting { reply, until: Until::Gone { services, everything } });
+    }
+
+    /// Gives services up: none of them is started again, and [`Self::go_on_closing`] stops what runs.
+    fn close(&mut self, services: &BTreeSet<Slug>) {
+        for slug in services {
             self.cancel_deploy(slug);
             self.set_phase(slug, ServicePhase::Stopping, None);
             self.closing.insert(slug.clone());
@@ -157,21 +178,10 @@ impl Core {
             self.backoff.remove(slug);
             self.cron_next.remove(slug);
         }
-        match file {
-            Some(file) => {
-                self.durable.blueprints.remove(file);
-            }
-            None => self.durable.blueprints.clear(),
-        }
         self.jobs.retain(|(service, ..)| !services.contains(&service.slug));
-        self.durable.generation.0 += 1;
-        self.desired.generation = self.durable.generation;
-        self.save();
-        let everything = self.durable.blueprints.is_empty();
-        self.waiting.push(Waiting { reply, until: Until::Gone { services, everything } });
     }
 
-    /// Stops what `down` named: datastores after the services that use them, so that these can end in order. A service
+    /// Stops what was closed: datastores after the services that use them, so that these can end in order. A service
     /// keeps its flows until its last instance is gone.
     pub(super) fn go_on_closing(&mut self) {
         let is_store = |core: &Self, slug: &Slug| core.desired.services.get(slug).is_some_and(|s| s.kind.is_datastore());
@@ -201,7 +211,11 @@ impl Core {
                     let mine: Vec<&ServiceState> =
                         self.desired.services.values().filter(|s| s.blueprint == *file).filter_map(|s| self.phases.get(&s.slug)).collect();
                     let settled = self.durable.blueprints.contains_key(file)
-                        && !self.desired.services.values().any(|s| s.blueprint == *file && self.deploys.contains_key(&s.slug));
+                        && !self
+                            .desired
+                            .services
+                            .values()
+                            .any(|s| s.blueprint == *file && (self.deploys.contains_key(&s.slug) || self.closing.contains(&s.slug)));
                     if !self.durable.blueprints.contains_key(file) {
                         end(&waiting.reply, Some(Failure::refused("stopped by `moat down`", None)));
                     } else if settled {
@@ -293,6 +307,7 @@ impl Core {
                 }),
                 address: service.vip,
                 next_run: self.cron_next.get(slug).map(ToString::to_string),
+                disk: self.disks.get(slug).copied(),
                 instances,
             }
         });

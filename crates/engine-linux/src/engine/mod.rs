@@ -14,7 +14,7 @@ use crate::{Config, cgroup};
 use folder::Look;
 use moat_engine::{Capabilities, Engine, EngineError, StepOutcome};
 use moat_model::state::{InstancePhase, Listener, ObservedState};
-use moat_model::{InstanceId, NativeRuntime, Secret};
+use moat_model::{InstanceId, NativeRuntime, Secret, ServiceId};
 use moat_net_linux::Network;
 use moat_planner::Step;
 use nix::sys::resource::{Resource, getrlimit};
@@ -83,6 +83,17 @@ impl LinuxEngine {
     /// The log of an instance, in the form that [`crate::log`] describes. Kept after the instance has ended.
     pub fn log_path(&self, id: &InstanceId) -> PathBuf {
         self.inner.paths.log(id)
+    }
+
+    /// Bytes that a service's disk takes now.
+    pub async fn disk_use(&self, service: &ServiceId, name: &str) -> Result<u64, EngineError> {
+        let (service, name) = (service.clone(), name.to_owned());
+        self.blocking(move |inner| {
+            let folder = inner.paths.disk(&service, &name);
+            crate::tree::size(&folder)
+                .map_err(|error| EngineError::new("measure a disk", format!("`{}`: {error}", folder.display())).caused_by(error))
+        })
+        .await
     }
 
     /// A handle of an instance's network namespace, while it lives.

@@ -11,6 +11,7 @@ use crate::lower::sandbox::{self, IDS, Input, Places, UID};
 use crate::monitor::files::{self, Job};
 use crate::monitor::{GO, READY, RUNNING, VERB};
 use crate::ranges;
+use crate::recipe;
 use crate::toolchain::{self, Toolchain};
 use moat_engine::{EngineError, StepOutcome};
 use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, Persistence, Workload};
@@ -111,10 +112,15 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     let fail = |path: &Path, error: io::Error| EngineError::new(&doing, format!("`{}`: {error}", path.display())).caused_by(error);
     let first_id = inner.ranges.first(inner.paths.state(), &spec.service)?;
     let image = match &spec.workload {
-        Workload::Image(_) => Some(images::facts(inner, spec)?),
-        Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_) => None,
+        Workload::Image(_) if spec.purpose != Purpose::Build => Some(images::facts(inner, spec)?),
+        Workload::Image(_) | Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_) => None,
     };
-    let user = first_id + image.as_ref().map_or(UID, |image| image.uid);
+    let recipe = match (&spec.workload, &spec.release) {
+        (Workload::Image(_), Some(release)) if spec.purpose == Purpose::Build => Some(recipe::of_release(inner, release)?),
+        _ => None,
+    };
+    // Whoever builds an image is root of the service's range.
+    let user = first_id + if recipe.is_some() { 0 } else { image.as_ref().map_or(UID, |image| image.uid) };
     let places = places(inner, spec)?;
     let toolchain = toolchain_of(inner, &spec.workload, places.data.as_deref())?;
     let exclusive = places.disk.clone().or_else(|| places.data.clone());
@@ -128,6 +134,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         first_id,
         toolchain: &toolchain,
         image: image.as_ref(),
+        recipe: recipe.as_ref(),
         pass_env: &inner.pass_env,
     })
     .map_err(|why| EngineError::new(&doing, why))?;
@@ -205,9 +212,13 @@ fn data_version(data: &Path) -> io::Result<Option<u16>> {
 
 fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
     let paths = &inner.paths;
+    let image_build = matches!(spec.workload, Workload::Image(_)) && spec.purpose == Purpose::Build;
     let project = match (&spec.workload, &spec.release) {
         (Workload::Native(native), Some(release)) => Some(crate::release::project_of(inner, release, spec.purpose, &native.root_dir)?),
         (Workload::Native(_), None) => return Err(EngineError::new(format!("start `{}`", spec.id), "the instance names no release")),
+        (Workload::Image(_), Some(release)) if image_build => {
+            Some(crate::release::project_of(inner, release, spec.purpose, Path::new(""))?)
+        }
         (Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_), _) => None,
     };
     let serves = spec.purpose == Purpose::Serve;
@@ -227,10 +238,11 @@ fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
         root: paths.root_point()?,
         project,
         scratch: paths.scratch(spec.id.as_str()),
-        cache: paths.cache(&spec.slug),
+        cache: if image_build { paths.build_storage(&spec.service) } else { paths.cache(&spec.slug) },
         disk,
         data,
         identity,
+        bases: image_build.then(|| paths.bases(&spec.service)),
         cgroup: paths.cgroup(spec.id.as_str()),
     })
 }

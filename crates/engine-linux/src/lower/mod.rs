@@ -2,6 +2,7 @@
 //!
 //! Invariant: no I/O; everything that depends on the machine comes in as [`sandbox::Machine`] or as a path.
 
+pub mod builder;
 mod etc;
 pub mod image;
 pub mod keyvalue;

@@ -3,7 +3,7 @@
 //! Invariant: the root file system is a fresh tmpfs that holds nothing but what [`lower`] lists.
 
 use super::oci::{Capabilities, Cpu, IdMapping, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User};
-use super::{etc, image, keyvalue, postgres, seccomp};
+use super::{builder, etc, image, keyvalue, postgres, seccomp};
 use crate::toolchain::Toolchain;
 use moat_model::state::{Disk, NativeWorkload, Workload};
 use moat_model::{NativeRuntime, Purpose, Secret};
@@ -169,6 +169,8 @@ pub struct Places {
     pub data: Option<PathBuf>,
     /// A database's key and certificate for TLS, in PEM.
     pub identity: Option<Secret>,
+    /// The images that a Dockerfile builds on.
+    pub bases: Option<PathBuf>,
     /// Control group, from the root of each hierarchy.
     pub cgroup: String,
 }
@@ -188,6 +190,8 @@ pub struct Input<'a> {
     pub toolchain: &'a Toolchain,
     /// What the image of an [`ImageWorkload`](moat_model::state::ImageWorkload) says.
     pub image: Option<&'a image::Facts>,
+    /// How an image is built, for the build of one.
+    pub recipe: Option<&'a builder::Recipe>,
     /// More variables for builds.
     pub pass_env: &'a BTreeMap<String, Secret>,
 }
@@ -204,7 +208,22 @@ pub struct Sandbox {
 /// Makes the sandbox of an instance. The only failure is a purpose that has no command.
 pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
     let instance = input.instance;
+    let mut filter = seccomp::filter(input.machine.arch);
     let (process, own) = match (&instance.workload, input.image) {
+        (Workload::Image(_), None) if instance.purpose == Purpose::Build => {
+            let recipe = input.recipe.ok_or("it is not known how its image is built")?;
+            filter = seccomp::building(input.machine.arch);
+            let mut own = mounts(input);
+            own.extend(builder::mounts(input, recipe));
+            let program = Program {
+                user: User { uid: 0, gid: 0, additional_gids: Vec::new(), umask: 0o022 },
+                args: init(None).chain(builder::args()).collect(),
+                env: builder::environment(input, recipe),
+                cwd: HOME.to_owned(),
+                capabilities: builder::capabilities(),
+            };
+            (program, own)
+        }
         (Workload::Image(workload), Some(facts)) => (
             Program {
                 user: image::user(facts),
@@ -264,7 +283,7 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
                 // PID 1 is ours, but for an image's, and does not count against the service.
                 pids: Pids { limit: i64::from(limits.pids) + 1 },
             },
-            seccomp: seccomp::filter(input.machine.arch),
+            seccomp: filter,
             masked_paths: strings(&[
                 "/proc/acpi",
                 "/proc/asound",
@@ -332,13 +351,16 @@ fn cwd(workload: &Workload) -> String {
     }
 }
 
+/// PID 1 of ours, before a program and its arguments.
+fn init(stop_signal: Option<String>) -> impl Iterator<Item = String> {
+    let own = strings(&[INIT, crate::monitor::VERB, crate::monitor::INIT_FLAG]);
+    own.into_iter().chain(stop_signal.map(|signal| format!("{}{signal}", crate::monitor::STOP_SIGNAL))).chain(["--".to_owned()])
+}
+
 /// The program and its arguments, PID 1 of ours before them.
 fn command(input: &Input<'_>) -> Result<Vec<String>, &'static str> {
-    let mut args = strings(&[INIT, crate::monitor::VERB, crate::monitor::INIT_FLAG]);
-    if matches!(input.instance.workload, Workload::Postgres(_)) {
-        args.push(format!("{}{}", crate::monitor::STOP_SIGNAL, postgres::STOP_SIGNAL));
-    }
-    args.push("--".to_owned());
+    let stop = matches!(input.instance.workload, Workload::Postgres(_)).then_some(postgres::STOP_SIGNAL);
+    let mut args: Vec<String> = init(stop.as_ref().map(ToString::to_string)).collect();
     match &input.instance.workload {
         Workload::Native(native) => args.extend(shell(input, native)?),
         Workload::KeyValue(_) => args.extend([input.toolchain.program.to_string_lossy().into_owned(), keyvalue::CONFIG.to_owned()]),

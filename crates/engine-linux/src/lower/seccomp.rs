@@ -115,6 +115,23 @@ const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 const EAFNOSUPPORT: u32 = 97;
 
+/// What building an image takes besides, in the sandbox' own namespaces: mounts, a root and a host name for the Dockerfile's
+/// commands.
+const BUILDING: &str = "chroot mount pivot_root sethostname umount2 unshare";
+
+/// The filter of a sandbox that builds an image: that of every sandbox, but for [`BUILDING`]. The commands of a Dockerfile run
+/// under [`filter`].
+pub fn building(arch: &str) -> Filter {
+    let mut filter = filter(arch);
+    for rule in filter.syscalls.iter_mut().filter(|rule| rule.action == "SCMP_ACT_ERRNO") {
+        rule.names.retain(|name| !BUILDING.split(' ').any(|call| call == name));
+    }
+    if let Some(allowed) = filter.syscalls.first_mut() {
+        allowed.names.extend(BUILDING.split(' ').map(str::to_owned));
+    }
+    filter
+}
+
 /// The filter of every sandbox on a machine with this architecture (`std::env::consts::ARCH`).
 pub fn filter(arch: &str) -> Filter {
     let rule = |calls: &[&str], action: &str, errno_ret, args| Rule { names: names(calls), action: action.to_owned(), errno_ret, args };
@@ -161,6 +178,15 @@ mod tests {
         assert_eq!(allowed.len(), names(ALLOWED).len());
         assert_eq!(refused.len(), names(REFUSED).len());
         assert_eq!(allowed.intersection(&refused).count(), 0);
+    }
+
+    #[test]
+    fn a_build_may_mount_and_nothing_else_besides() {
+        let (usual, building) = (filter("x86_64"), building("x86_64"));
+        let more: Vec<&String> = building.syscalls[0].names.iter().filter(|name| !usual.syscalls[0].names.contains(name)).collect();
+        assert_eq!(more, BUILDING.split(' ').collect::<Vec<_>>());
+        assert_eq!(building.syscalls[1].names.len() + more.len(), usual.syscalls[1].names.len(), "each was refused by name");
+        assert_eq!(building.syscalls[2..], usual.syscalls[2..]);
     }
 
     #[test]

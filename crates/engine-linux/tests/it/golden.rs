@@ -1,10 +1,11 @@
 //! The lowering of one instance, whole: what the monitor mounts and what the runtime is told.
 
 use crate::bed::{Bed, spec};
+use moat_engine_linux::lower::builder::Recipe;
 use moat_engine_linux::lower::sandbox::{Input, Machine, Places, lower};
 use moat_engine_linux::toolchain::Toolchain;
 use moat_model::net::{NetworkId, Ula};
-use moat_model::state::{Disk, KeyValueWorkload, NativeWorkload, Persistence, Workload};
+use moat_model::state::{Disk, Dockerfile, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Workload};
 use moat_model::{InstanceId, LinkName, NativeRuntime, Purpose, Secret};
 use moat_planner::plan::InstanceSpec;
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ fn places() -> Places {
         disk: Some("/s/disks/srv-app/d".into()),
         data: Some("/s/data/red-x".into()),
         identity: Some(Secret::new("KEY AND CERTIFICATE")),
+        bases: None,
         cgroup: "/moat-t/i".to_owned(),
     }
 }
@@ -56,7 +58,33 @@ fn native() -> InstanceSpec {
     spec
 }
 
-fn check(name: &str, instance: &InstanceSpec) {
+/// A service of a Dockerfile, and how it is built.
+fn dockerfile() -> (InstanceSpec, Recipe) {
+    let dockerfile = Dockerfile { source: "/home/me/app".into(), root_dir: "web".into(), file: "Dockerfile".into(), context: ".".into() };
+    let mut spec = native();
+    spec.workload = Workload::Image(ImageWorkload {
+        origin: ImageOrigin::Dockerfile(dockerfile),
+        credential: None,
+        command: None,
+        pre_deploy_command: None,
+        initial_deploy_hook: None,
+        schedule: None,
+        disk: None,
+    });
+    spec.purpose = Purpose::Build;
+    spec.env = ["TOKEN", "UNASKED"].map(|key| (key.to_owned(), Secret::new(format!("value of {key}")))).into();
+    let digest = format!("ghcr.io/me/base@sha256:{}", "0".repeat(64));
+    let recipe = Recipe {
+        file: "web/it's/Dockerfile".into(),
+        context: "web".into(),
+        args: ["TOKEN", "NOT_GIVEN"].map(str::to_owned).into(),
+        bases: vec![("base0".to_owned(), "docker.io/library/python:3".to_owned()), ("base1".to_owned(), digest)],
+        complete: true,
+    };
+    (spec, recipe)
+}
+
+fn check(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>) {
     let toolchain = Toolchain {
         program: "/root/.pyenv/versions/3.11.7/bin/python3.11".into(),
         version: "3.11.7".to_owned(),
@@ -66,13 +94,15 @@ fn check(name: &str, instance: &InstanceSpec) {
         env: BTreeMap::new(),
     };
     let pass_env = BTreeMap::from([("PIP_INDEX_URL".to_owned(), Secret::new("https://index"))]);
+    let places = Places { bases: recipe.map(|_| "/s/builds/srv-app/bases".into()), ..places() };
     let input = Input {
         instance,
         machine: &machine(),
-        places: &places(),
+        places: &places,
         first_id: 1_000_000,
-        toolchain: &toolchain,
+        toolchain: if recipe.is_some() { &Toolchain::default() } else { &toolchain },
         image: None,
+        recipe,
         pass_env: &pass_env,
     };
     let mut sandbox = serde_json::to_value(lower(&input).unwrap()).unwrap();
@@ -90,15 +120,17 @@ fn check(name: &str, instance: &InstanceSpec) {
 
 #[test]
 fn an_instance_lowers_to_this() {
-    check("serve.json", &native());
-    check("build.json", &InstanceSpec { purpose: Purpose::Build, ..native() });
+    check("serve.json", &native(), None);
+    check("build.json", &InstanceSpec { purpose: Purpose::Build, ..native() }, None);
     let mut key_value = native();
     key_value.workload =
         Workload::KeyValue(KeyValueWorkload { maxmemory_policy: "allkeys-lru".to_owned(), persistence: Persistence::Snapshot });
-    check("keyvalue.json", &key_value);
+    check("keyvalue.json", &key_value, None);
     let postgres =
         InstanceSpec { workload: Bed::postgres(Some(15)).workload, env: BTreeMap::new(), secret_files: BTreeMap::new(), ..native() };
-    check("postgres.json", &postgres);
+    check("postgres.json", &postgres, None);
+    let (spec, recipe) = dockerfile();
+    check("dockerfile.json", &spec, Some(&recipe));
 }
 
 #[test]
@@ -113,6 +145,7 @@ fn a_purpose_without_a_command_is_refused_and_one_with_its_own_runs_it() {
             first_id: 1_000_000,
             toolchain: &toolchain,
             image: None,
+            recipe: None,
             pass_env: &pass_env,
         };
         lower(&input).map(|sandbox| sandbox.oci.process.args[4..].to_vec())

@@ -13,3 +13,4 @@ mod inside;
 mod life;
 mod network;
 mod postgres;
+mod recipe;

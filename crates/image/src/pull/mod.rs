@@ -1,6 +1,7 @@
 //! Pulls an image from a registry: resolve, check what is there, download and unpack several layers at a time, publish.
 
 mod download;
+mod layout;
 mod options;
 mod origin;
 
@@ -8,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 
+pub use self::layout::{LayoutImage, pull_layout};
 pub use self::options::{Cancel, Mirror, PullOptions};
 use self::origin::Origin;
 use crate::config::ParsedConfig;
@@ -61,7 +63,7 @@ impl Store {
             }
         }
         let origin = Origin::new(reference, options)?;
-        let (manifest, digests) = resolve(&origin, reference, options)?;
+        let Resolved { manifest, digests, .. } = resolve(&origin, reference, options)?;
         let limits = &options.limits;
         if manifest.config.size > limits.config_bytes {
             return Err(too_much("its config", manifest.config.size, limits.config_bytes));
@@ -107,8 +109,17 @@ impl Store {
     }
 }
 
-/// Finds the manifest for the platform; also gives the digests of all documents on the way.
-fn resolve(origin: &Origin, reference: &Reference, options: &PullOptions) -> Result<(Manifest, Vec<Digest>), ImageError> {
+/// A manifest, as it came.
+struct Resolved {
+    manifest: Manifest,
+    bytes: Vec<u8>,
+    media_type: String,
+    /// Of all documents on the way to it.
+    digests: Vec<Digest>,
+}
+
+/// Finds the manifest for the platform.
+fn resolve(origin: &Origin, reference: &Reference, options: &PullOptions) -> Result<Resolved, ImageError> {
     let unsupported = |reason: String| ImageError::Unsupported { what: reference.to_string(), reason };
     let mut digests = Vec::new();
     let mut selector = reference.selector();
@@ -117,7 +128,9 @@ fn resolve(origin: &Origin, reference: &Reference, options: &PullOptions) -> Res
         let received = origin.manifest(&selector, expected.as_ref(), options.limits.manifest_bytes)?;
         digests.push(Digest::of(&received.bytes));
         match Document::parse(&received.bytes, &received.media_type).map_err(unsupported)? {
-            Document::Manifest(manifest) => return Ok((manifest, digests)),
+            Document::Manifest(manifest) => {
+                return Ok(Resolved { manifest, bytes: received.bytes, media_type: received.media_type, digests });
+            }
             Document::Index(entries) => {
                 let entry = choose(&entries, &options.platform).map_err(|offered| ImageError::Platform {
                     what: reference.to_string(),

@@ -1,6 +1,6 @@
 //! What instances and builds are made of, as short texts to compare.
 
-use moat_model::state::{Disk, Persistence, Workload};
+use moat_model::state::{Disk, ImageOrigin, Persistence, Workload};
 use moat_model::{Secret, Service};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub(crate) fn of_instance(service: &Service) -> String {
             print.disk(w.disk.as_ref());
         }
         Workload::Image(w) => {
-            print.text(&w.image);
+            print.origin(&w.origin);
             print.maybe(w.command.as_deref());
             print.maybe(w.schedule.as_deref());
             print.disk(w.disk.as_ref());
@@ -60,7 +60,7 @@ pub(crate) fn of_build(service: &Service) -> String {
             print.text(&w.root_dir.to_string_lossy());
             print.maybe(w.build_command.as_deref());
         }
-        Workload::Image(w) => print.text(&w.image),
+        Workload::Image(w) => print.origin(&w.origin),
         Workload::KeyValue(_) | Workload::Postgres(_) => {}
     }
     print.secrets(&service.build_env);
@@ -90,6 +90,18 @@ impl Fingerprint {
     fn maybe(&mut self, text: Option<&str>) {
         self.number(text.is_some().into());
         self.text(text.unwrap_or_default());
+    }
+
+    /// A published image's name, or the paths of a build below its source.
+    fn origin(&mut self, origin: &ImageOrigin) {
+        match origin {
+            ImageOrigin::Published(image) => self.text(image),
+            ImageOrigin::Dockerfile(dockerfile) => {
+                for path in [&dockerfile.root_dir, &dockerfile.file, &dockerfile.context] {
+                    self.text(&path.to_string_lossy());
+                }
+            }
+        }
     }
 
     fn disk(&mut self, disk: Option<&Disk>) {

@@ -37,16 +37,23 @@ impl Entry<'_> {
     /// Whether this Moat runs it.
     pub(crate) fn runs(&self) -> bool {
         match (self.kind(), self.spec.runtime.as_ref().map(|r| r.value)) {
-            (Some(ServiceKind::KeyValue | ServiceKind::Postgres), _) | (Some(_), Some(RuntimeSpec::Native(_))) => true,
+            (Some(ServiceKind::KeyValue | ServiceKind::Postgres), _) | (Some(_), Some(RuntimeSpec::Native(_) | RuntimeSpec::Docker)) => {
+                true
+            }
             // Reading said so when it names none.
             (Some(_), Some(RuntimeSpec::Image)) => self.spec.image.is_some(),
-            (Some(_), Some(RuntimeSpec::Docker | RuntimeSpec::Static) | None) | (None, _) => false,
+            (Some(_), Some(RuntimeSpec::Static) | None) | (None, _) => false,
         }
     }
 
-    /// The name of the credential of its image's registry.
+    /// The name of the credential of its image's registry, or of the registry of the images that its Dockerfile builds on.
     pub(crate) fn credential(&self) -> Option<&Text> {
-        self.spec.image.as_ref()?.credential.as_ref().filter(|_| self.runs())
+        let written = match self.spec.runtime.as_ref()?.value {
+            RuntimeSpec::Image => self.spec.image.as_ref()?.credential.as_ref(),
+            RuntimeSpec::Docker => self.spec.registry_credential.as_ref(),
+            RuntimeSpec::Native(_) | RuntimeSpec::Static => None,
+        };
+        written.filter(|_| self.runs())
     }
 
     /// The words for people.

@@ -113,7 +113,7 @@ fn a_service_is_what_is_written() {
     assert_eq!((shop.limits.memory_bytes, shop.limits.cpu_millis), (2 << 30, 1000));
     assert_eq!((shop.health_check_path.as_deref(), shop.max_shutdown_delay_seconds), (Some("/healthz"), 60));
     let Workload::Native(native) = &shop.workload else { panic!() };
-    assert_eq!((native.source.as_path(), native.root_dir.as_path()), (Path::new("/shop"), Path::new("shop")));
+    assert_eq!((&native.source, native.root_dir.as_path()), (&"/shop".into(), Path::new("shop")));
     assert_eq!((native.version.as_deref(), native.pre_deploy_command.as_deref()), (Some("3.10"), Some("migrate")));
     assert_eq!((shop.blueprint.as_path(), shop.region.as_str(), shop.network.index()), (Path::new(PATH), "oregon", 0));
     assert!(shop.id.as_str().starts_with("srv-") && shop.id.as_str().len() == 24);
@@ -380,6 +380,37 @@ fn fingerprints_change_with_what_an_instance_is_made_of() {
     ] {
         let (r, b) = of(rest);
         assert_eq!((r == run, b == build), (same_run, same_build), "{rest}");
+    }
+}
+
+#[test]
+fn a_dockerfile_is_where_it_is_written() {
+    let of = |rest: &str| {
+        let text = format!("services: [{{type: web, name: a, runtime: docker{rest}}}]");
+        let given = Given { values: [("registry.mine".to_owned(), Secret::new("me:word"))].into(), ..Given::default() };
+        let resolved = again(&text, &given, &mut Memory::default());
+        assert!(resolved.missing.is_empty(), "{:?}", resolved.missing);
+        service(&resolved.state, "a").clone()
+    };
+    let base = of("");
+    for (rest, file, context, root_dir, same_run, same_build) in [
+        ("", "Dockerfile", ".", "", true, true),
+        (", dockerfilePath: ./b/Dockerfile", "./b/Dockerfile", ".", "", false, false),
+        (", rootDir: b, dockerContext: ..", "Dockerfile", "..", "b", false, false),
+        (", dockerCommand: run", "Dockerfile", ".", "", false, true),
+        (", registryCredential: {fromRegistryCreds: {name: mine}}", "Dockerfile", ".", "", true, true),
+    ] {
+        let found = of(rest);
+        let Workload::Image(image) = &found.workload else { panic!("{rest}") };
+        let dockerfile = image.dockerfile().unwrap();
+        assert_eq!((dockerfile.file.as_path(), dockerfile.context.as_path()), (Path::new(file), Path::new(context)), "{rest}");
+        assert_eq!((&dockerfile.source, dockerfile.root_dir.as_path()), (&"/shop".into(), Path::new(root_dir)), "{rest}");
+        assert_eq!(image.credential.as_ref().map(Secret::expose), rest.contains("mine").then_some("me:word"));
+        assert_eq!(
+            (found.fingerprint == base.fingerprint, found.build_fingerprint == base.build_fingerprint),
+            (same_run, same_build),
+            "{rest}"
+        );
     }
 }
 

@@ -22,6 +22,7 @@ fn redis_answers_without_a_password_and_as_its_own_user() {
         server.ask(6379, b"PING\r\n", b"+PONG");
         server.ask(6379, b"SET k v\r\nSAVE\r\nGET k\r\n", b"$1\r\nv");
         assert_eq!(server.owner("data/dump.rdb"), 999);
+        server.ends_with_its_sandbox();
     });
 }
 

@@ -68,7 +68,8 @@ impl Sandbox {
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let script = r#"mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && cd / || exit 1
             root=$1 user=$2 folder=$3; shift 3
-            exec chroot --userspec="$user" "$root" /bin/sh -c 'cd "$0" && exec "$@"' "$folder" "$@""#;
+            chroot --userspec="$user" "$root" /bin/sh -c 'cd "$0" && exec "$@"' "$folder" "$@" &
+            wait "$!""#;
         let program = Command::new("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child=KILL", "--", "sh", "-c", script, "sh"])
             .arg(&root)
@@ -124,6 +125,16 @@ impl Sandbox {
         String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()
     }
 
+    /// Ends the server as dropping does, and waits until nothing listens any more: nothing of it is left.
+    pub fn ends_with_its_sandbox(&self) {
+        self.program.lock().unwrap().kill().unwrap();
+        let until = Instant::now() + Duration::from_mins(1);
+        while fs::read_to_string("/proc/thread-self/net/tcp").unwrap().lines().any(|line| line.split_whitespace().nth(3) == Some("0A")) {
+            assert!(Instant::now() < until, "the server is still there");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Who owns a file of the root.
     pub fn owner(&self, path: &str) -> u32 {
         fs::metadata(self.root().join(path)).unwrap().uid()
@@ -140,7 +151,8 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        // `unshare --kill-child` takes the server with it, and with the first process of its pid namespace all others.
+        // `unshare --kill-child` takes the shell with it, the first process of the pid namespace, and with that go all others. The server
+        // itself could not be that process: its parent's death tells it nothing once it is another user.
         let program = self.program.get_mut().unwrap();
         let _ = program.kill();
         let _ = program.wait();
