@@ -14,7 +14,7 @@ use crate::place::{self, Folder};
 use crate::podman::Podman;
 use crate::start::peers::Groups;
 use moat_engine_linux::PullRequest;
-use moat_model::state::{ImageWorkload, Workload};
+use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_testkit::images::{Recipe, Registry, layout, recipes};
 use std::fs;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ impl Published {
     /// A service that runs it with this command behind its entry point.
     pub fn workload(&self, command: &str) -> Workload {
         Workload::Image(ImageWorkload {
-            image: self.reference.clone(),
+            origin: ImageOrigin::Published(self.reference.clone()),
             credential: None,
             command: Some(command.to_owned()),
             pre_deploy_command: None,
