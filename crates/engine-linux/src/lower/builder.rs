@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Folder of the OCI layout that a build leaves, below the release's `project`.
+/// The image that a build leaves, an archive, below the release's `project`.
 pub const OUTPUT: &str = "image";
 /// What the sandbox runs.
 const SCRIPT: &str = "/run/moat-build/build.sh";
@@ -122,7 +122,8 @@ fn script(input: &Input<'_>, recipe: &Recipe) -> String {
         let _ = write!(text, " --secret {}", quoted(&format!("id={name},src={SECRETS}/{name}")));
     }
     let _ = writeln!(text, " --file {} {}", shown(&source.join(&recipe.file)), shown(&source.join(&recipe.context)));
-    let _ = writeln!(text, "buildah push --quiet localhost/moat oci:{output}:latest");
+    // In this form, layers are not packed only to be unpacked at once.
+    let _ = writeln!(text, "buildah push --quiet localhost/moat docker-archive:{output}");
     text
 }
 
