@@ -62,6 +62,8 @@ pub struct ServiceSpec {
     pub build_source: Option<Text>,
     /// `repo`.
     pub repo: Option<Text>,
+    /// `repo` is another repository than the blueprint's own.
+    pub elsewhere: bool,
     /// `branch`.
     pub branch: Option<Text>,
     /// `rootDir`.

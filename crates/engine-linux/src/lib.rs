@@ -5,7 +5,7 @@
 //! [`monitor`] makes it and stays beside it; this process may be killed at any moment without an instance noticing.
 //!
 //! Folders: `RUN/instances/ID` holds what is known of a live instance, `RUN/crun` the runtime's own state;
-//! `STATE/releases/NAME/project` a build's result, `STATE/images` the layers of published images, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
+//! `STATE/releases/NAME/project` a build's result, `STATE/images` the layers of published images, `STATE/sources` fetched repositories, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
 //! log, `STATE/cache/SLUG` a service's build cache, `STATE/disks/SERVICE/NAME` and `STATE/data/SERVICE` what it keeps,
 //! `STATE/certificates/SERVICE.pem` what a database shows to clients that ask for TLS.
 //!
@@ -13,6 +13,7 @@
 
 mod certificate;
 mod cgroup;
+mod checkout;
 mod dockerfile;
 pub mod doctor;
 mod engine;

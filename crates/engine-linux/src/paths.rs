@@ -121,6 +121,10 @@ impl Paths {
     pub fn certificate(&self, service: &ServiceId) -> PathBuf {
         self.state.join("certificates").join(format!("{service}.pem"))
     }
+    /// Fetched repositories.
+    pub fn sources(&self) -> PathBuf {
+        self.state.join("sources")
+    }
     /// The store of images.
     pub fn images(&self) -> PathBuf {
         self.state.join("images")

@@ -258,7 +258,7 @@ mod tests {
             ("", "/docker/prod", vec!["docker/prod"]),
         ] {
             let dockerfile =
-                Dockerfile { source: PathBuf::new(), root_dir: root_dir.into(), file: PathBuf::new(), context: PathBuf::new() };
+                Dockerfile { source: PathBuf::new().into(), root_dir: root_dir.into(), file: PathBuf::new(), context: PathBuf::new() };
             let want: Vec<PathBuf> = want.into_iter().map(PathBuf::from).collect();
             assert_eq!(places(&dockerfile, Path::new(path)), want, "{root_dir} {path}");
         }

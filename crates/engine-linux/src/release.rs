@@ -7,10 +7,11 @@
 //! Invariant: an instance other than a build only ever runs a sealed release.
 
 use crate::engine::{Inner, LinuxEngine, folder};
+use crate::checkout::checkout;
 use crate::lower::sandbox::UID;
 use crate::{recipe, source, tree};
 use moat_engine::EngineError;
-use moat_model::state::{InstancePhase, Workload};
+use moat_model::state::{InstancePhase, Source, Workload};
 use moat_model::{NativeRuntime, Purpose, Service, ServiceId, Slug};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -31,8 +32,8 @@ pub struct BuildRequest {
     pub service: ServiceId,
     /// Its slug.
     pub slug: Slug,
-    /// The folder of its source.
-    pub source: PathBuf,
+    /// Where its source is.
+    pub source: Source,
     /// The working folder below it.
     pub root_dir: PathBuf,
     /// Everything else the build is made of.
@@ -164,13 +165,15 @@ pub fn prepare_copy(
     inner: &Inner,
     service: &ServiceId,
     slug: &Slug,
-    source: &Path,
+    source: &Source,
     root_dir: &Path,
     made_of: &[&str],
     owner: u32,
 ) -> Result<Release, EngineError> {
     let slug = slug.as_str();
-    let root = fs::canonicalize(source).map_err(|error| fail(slug, source, error).hint("the source folder must exist"))?;
+    let checkout = checkout(inner, slug, source)?;
+    let root = fs::canonicalize(&checkout.folder)
+        .map_err(|error| fail(slug, &checkout.folder, error).hint("the source folder must exist"))?;
     if !root.join(root_dir).is_dir() {
         let message = format!("`rootDir` is `{}`, and `{}` has no such folder", root_dir.display(), root.display());
         return Err(EngineError::new(format!("prepare `{slug}`"), message));
@@ -187,7 +190,7 @@ pub fn prepare_copy(
     // Moat's own folders may lie in the source's; they are no source.
     let own: Vec<PathBuf> =
         [inner.paths.state(), inner.paths.run()].into_iter().filter_map(|folder| fs::canonicalize(folder).ok()).collect();
-    files.retain(|file| !own.iter().any(|folder| root.join(file).starts_with(folder)));
+    files.retain(|file| !own.iter().any(|folder| folder.starts_with(&root) && root.join(file).starts_with(folder)));
     let before = name_of(&source::ingest(&root, &files, None).map_err(|error| fail(slug, &root, error))?);
     let releases = inner.paths.releases();
     if releases.join(&before).join(SEALED).exists() {

@@ -106,8 +106,8 @@ pub struct NativeWorkload {
     pub runtime: NativeRuntime,
     /// Version asked for by `PYTHON_VERSION` and the like.
     pub version: Option<String>,
-    /// Folder of the source (the repository's root).
-    pub source: PathBuf,
+    /// The source (its root is the repository's).
+    pub source: Source,
     /// Working folder below it, relative and clean (no `..`), empty for the root.
     pub root_dir: PathBuf,
     /// Build command, if any.
@@ -157,8 +157,8 @@ pub enum ImageOrigin {
 /// What an image is built from. Paths below the source are as written: relative, `..` may lead back to the source's root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dockerfile {
-    /// Folder of the source (the repository's root).
-    pub source: PathBuf,
+    /// The source (its root is the repository's).
+    pub source: Source,
     /// `rootDir`, relative and clean, empty for the root.
     pub root_dir: PathBuf,
     /// The file, below `root_dir`, or below the source where there is none.
@@ -222,6 +222,27 @@ impl Workload {
     /// Whether it is a datastore of Moat's own making.
     pub const fn is_datastore(&self) -> bool {
         matches!(self, Self::KeyValue(_) | Self::Postgres(_))
+    }
+}
+
+/// Where a service's source is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A folder of this machine, as it lies there.
+    Folder(PathBuf),
+    /// A git repository of elsewhere, fetched for each deploy.
+    Repository {
+        /// Its URL, as written.
+        url: String,
+        /// The branch; none is the repository's default one.
+        branch: Option<String>,
+    },
+}
+
+impl<T: Into<PathBuf>> From<T> for Source {
+    fn from(folder: T) -> Self {
+        Self::Folder(folder.into())
     }
 }
 

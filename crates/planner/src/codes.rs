@@ -86,6 +86,10 @@ codes! {
     N0305;
     /// A host name other than the name.
     N0306;
+    /// A source that is fetched from another repository.
+    N0307;
+    /// A plan `free` of a kind that has none.
+    N0308;
 }
 
 impl Code {

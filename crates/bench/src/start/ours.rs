@@ -61,7 +61,7 @@ impl Ours {
         let workload = NativeWorkload {
             runtime: NativeRuntime::Python,
             version: None,
-            source: program.parent().unwrap_or(program).to_owned(),
+            source: program.parent().unwrap_or(program).to_owned().into(),
             root_dir: PathBuf::new(),
             build_command: None,
             pre_deploy_command: None,

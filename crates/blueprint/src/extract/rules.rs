@@ -38,6 +38,8 @@ struct Rules<'a, 'n, 't, 'c, 'r> {
 
 /// Says what is contradictory or not done, and notes the fields that are honoured nowhere.
 pub(super) fn service(mut spec: ServiceSpec, obj: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) -> ServiceSpec {
+    let remotes = &cx.remotes;
+    spec.elsewhere = spec.repo.as_ref().is_some_and(|repo| !remotes.iter().any(|remote| same_repository(remote, repo)));
     let mut rules = Rules { obj, path, cx, unhonoured: Vec::new() };
     let whole = rules.refused(&spec);
     rules.contradictions(&spec);
@@ -212,13 +214,9 @@ impl Rules<'_, '_, '_, '_, '_> {
 
     /// Where the source comes from and what causes a deploy.
     fn source(&mut self, spec: &ServiceSpec) {
-        if let Some(repo) = spec.repo.as_ref().filter(|_| spec.runtime.as_ref().is_none_or(|r| r.value != RuntimeSpec::Image)) {
-            let own = self.cx.remotes.iter().any(|remote| same_repository(remote, repo));
-            if !own {
-                let message = "`repo` is not fetched yet: Moat runs the source in the blueprint's own folder";
-                let help = "remove it when it names the repository that this blueprint is in";
-                self.at("repo", E0209, message, Some(help));
-            }
+        if spec.runtime.as_ref().is_some_and(|r| r.value != RuntimeSpec::Image) && !spec.elsewhere {
+            let message = "`branch` has no effect here: Moat runs the source as it lies in the blueprint's folder";
+            self.at("branch", E0210, message, None);
         }
         let written = self.obj.word("autoDeployTrigger", &crate::tables::TRIGGER);
         if written.is_some_and(|word| word.value != "off") {

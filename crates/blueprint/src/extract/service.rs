@@ -31,6 +31,7 @@ pub(super) fn service(node: &Node<'_>, path: &Path<'_>, environment: Environment
         region: obj.word("region", &REGION),
         build_source: obj.filled("buildSource"),
         repo: obj.filled("repo"),
+        elsewhere: false,
         branch: obj.filled("branch"),
         root_dir: obj.filled("rootDir"),
         build_command: obj.filled("buildCommand"),

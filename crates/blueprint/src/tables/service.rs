@@ -25,7 +25,7 @@ const SERVER_PLAN_FIELD: Field = field("plan", Shape::Word(&SERVER_PLAN), "CPU a
 /// Where the source comes from.
 const SOURCE: &[Field] = &[
     field("repo", Shape::Text, "URL of the repository, the blueprint's own unless said."),
-    field("branch", Shape::Text, "Branch of the repository.").one_machine("Moat runs the source as it lies in the blueprint's folder"),
+    field("branch", Shape::Text, "Branch of the repository."),
     field("rootDir", Shape::Text, "Working folder, relative to the repository's root.").format(formats::inside),
     field("buildFilter", Shape::Object(&BUILD_FILTER), "Which changed files cause a deploy.")
         .one_machine("Moat deploys when it is told to, not by changed files"),

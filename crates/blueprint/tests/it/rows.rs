@@ -76,7 +76,7 @@ fn fields_and_shapes() {
         ("    rootDir: /backend\n", &[]),
         ("    rootDir: ../backend\n", &["E0216 6:14 services/0/rootDir"]),
         ("    branch: main\n", &["E0210 6:5 services/0/branch"]),
-        ("    repo: https://github.com/a/b\n", &["E0209 6:5 services/0/repo"]),
+        ("    repo: https://github.com/a/b\n", &[]),
         ("    autoDeploy: false\n", &["E0207 6:5 services/0/autoDeploy"]),
         ("    autoDeployTrigger: off\n", &[]),
         ("    autoDeployTrigger: commit\n", &["E0210 6:5 services/0/autoDeployTrigger"]),
@@ -349,7 +349,11 @@ fn a_repository_of_ones_own_runs() {
     let remotes = ["git@github.com:me/shop.git".to_owned()];
     assert!(read_beside(&text, &remotes).diagnostics.is_empty());
     let read = read_beside(&text, &["git@github.com:me/other.git".to_owned()]);
-    assert_eq!(said(&read), ["E0209 6:5 services/0/repo"]);
-    assert_eq!(read.diagnostics[0].severity, Severity::Unsupported);
-    assert_eq!(read.blueprint.services[0].unhonoured[0].value, "repo");
+    assert_eq!(said(&read), [""; 0]);
+    let elsewhere = |read: &moat_blueprint::Read| read.blueprint.services[0].elsewhere;
+    assert!(elsewhere(&read) && !elsewhere(&read_beside(&text, &remotes)));
+    // A branch of one's own folder is whatever lies there.
+    let branch = format!("{text}    branch: main\n");
+    assert_eq!(said(&read_beside(&branch, &remotes)), ["E0210 7:5 services/0/branch"]);
+    assert_eq!(said(&read_beside(&branch, &[])), [""; 0]);
 }

@@ -1,7 +1,7 @@
 //! Published images: pulled from a registry, run as private services, reached by whom they should, kept over restarts.
 
 use crate::host::{Host, host, wait_for};
-use moat_testkit::images::{Registry, docker_archive, layout, recipes};
+use moat_testkit::images::{Folder, Recipe, Registry, docker_archive, layout, recipes};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::path::Path;
@@ -184,4 +184,42 @@ fn images_from_an_archive_run_and_what_can_t_be_pulled_says_why() {
     let said = up(&with("Ours/Memcached", ""));
     assert_eq!(said.code, 2);
     assert!(said.err.contains("U0302") && said.err.contains("did you mean `ours`?"), "{}", said.err);
+}
+
+#[test]
+fn links_of_an_image_lead_nowhere_outside() {
+    let Some(host) = host() else { return };
+    // Where the machine writes files of its own for the instance, the image has links: to the machine's root, up and out, to nothing.
+    let recipe = Recipe {
+        name: "links",
+        links: &[
+            ("/etc/hosts", "/moat-test-escape"),
+            ("/etc/hostname", "../../../../../../../../moat-test-escape"),
+            ("/etc/resolv.conf", "/proc/1/root/moat-test-escape"),
+            ("/run", "/moat-test-folder"),
+        ],
+        folders: &[Folder { path: "/moat-test-folder", mode: 0o755, owner: "root" }],
+        cmd: &["/bin/sleep", "100000"],
+        ..Recipe::BARE
+    };
+    let archive = host.path("links.tar");
+    docker_archive(&layout(&recipe).unwrap(), "ours/links:1", &archive).unwrap();
+    host.moat(&["image", "load", archive.to_str().unwrap()]).ok();
+    host.write("a/token", "inside only");
+    let file = host.write(
+        "a/render.yaml",
+        "services:\n  - type: worker\n    name: w\n    runtime: image\n    image: {url: 'ours/links:1'}\n    maxShutdownDelaySeconds: 1\n    x-moat: {secretFiles: {token: token}}\n    disk: {name: d, mountPath: /run/data, sizeGB: 1}\n",
+    );
+    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    let inside = |script: &str| host.moat(&["exec", "w", "--", "sh", "-c", script]).ok().out;
+    assert_eq!(inside("cat /etc/hostname; test -L /etc/hosts || echo file; cat /etc/secrets/token"), "w\nfile\ninside only");
+    assert!(inside("cat /etc/resolv.conf").contains("169.254.1.1"));
+    // Its own link is followed as inside: the disk is below the folder that it leads to.
+    inside("touch /moat-test-folder/data/here");
+    for path in ["/moat-test-escape", "/moat-test-folder"] {
+        assert!(!Path::new(path).exists(), "{path} was made on the machine");
+    }
+    let disk = std::fs::read_dir(host.path("state/disks")).unwrap().next().unwrap().unwrap().path();
+    assert!(disk.join("d/here").exists());
+    host.moat(&["down"]).ok();
 }

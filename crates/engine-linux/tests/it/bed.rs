@@ -105,7 +105,7 @@ impl Bed {
         let workload = Workload::Native(NativeWorkload {
             runtime,
             version: None,
-            source: self.source.clone(),
+            source: self.source.clone().into(),
             root_dir: PathBuf::new(),
             build_command: None,
             pre_deploy_command: None,

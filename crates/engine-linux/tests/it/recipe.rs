@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 fn request(bed: &Bed, file: &str, context: &str) -> ImageBuildRequest {
-    let dockerfile = Dockerfile { source: bed.source.clone(), root_dir: "web".into(), file: file.into(), context: context.into() };
+    let dockerfile = Dockerfile { source: bed.source.clone().into(), root_dir: "web".into(), file: file.into(), context: context.into() };
     ImageBuildRequest {
         service: ServiceId::new("srv-app").unwrap(),
         slug: Slug::new("app").unwrap(),

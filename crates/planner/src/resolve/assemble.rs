@@ -14,9 +14,7 @@ use crate::names::{closest, one_of, quoted};
 use crate::zones::{isolated_zone, open_zone};
 use moat_blueprint::spec::{EnvironmentIndex, EnvironmentSpec, RuntimeSpec, ServiceSpec, Text};
 use moat_model::net::RESERVED_PORTS;
-use moat_model::state::{
-    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Workload,
-};
+use moat_model::state::{Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Source, Workload};
 use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -274,6 +272,11 @@ impl Assembly<'_, '_> {
     fn limits(&mut self, entry: &Entry<'_>, kind: ServiceKind) -> Limits {
         let fallback = Limits { memory_bytes: 512 << 20, cpu_millis: 500, pids: 512 };
         let Some(plan) = &entry.spec.plan else { return plans::limits(DEFAULT_PLAN, kind).unwrap_or(fallback) };
+        // Of a cron job, reading said so.
+        if plan.value == plans::FREE && plans::has_no_free_plan(kind) && kind != ServiceKind::Cron {
+            let message = format!("a {} has no plan `free`: it gets the limits of `{DEFAULT_PLAN}`", kind.phrase());
+            self.report.say(entry.input, Code::N0308, plan.span, entry.pointer("plan"), message, format!("write `{DEFAULT_PLAN}`"));
+        }
         plans::limits(plan, kind).unwrap_or_else(|problem| {
             let message = match problem {
                 PlanProblem::Unknown => format!("there is no plan {}", quoted(plan)),
@@ -390,7 +393,7 @@ impl Assembly<'_, '_> {
         Some(Workload::Native(NativeWorkload {
             runtime,
             version: version_key(runtime).and_then(|key| env.get(key)).map(|v| v.expose().trim().to_owned()).filter(|v| !v.is_empty()),
-            source: self.workspace.inputs[entry.input].source.to_owned(),
+            source: self.source(entry),
             root_dir: root_dir(spec),
             build_command: text(&spec.build_command),
             pre_deploy_command,
@@ -406,10 +409,21 @@ impl Assembly<'_, '_> {
     fn dockerfile(&self, entry: &Entry<'_>) -> Dockerfile {
         let path = |field: &Option<Text>, otherwise: &str| PathBuf::from(field.as_ref().map_or(otherwise, |text| text.value.trim()));
         Dockerfile {
-            source: self.workspace.inputs[entry.input].source.to_owned(),
+            source: self.source(entry),
             root_dir: root_dir(entry.spec),
             file: path(&entry.spec.dockerfile_path, "Dockerfile"),
             context: path(&entry.spec.docker_context, "."),
+        }
+    }
+
+    /// Where the source is: with the blueprint, or in the repository that it names.
+    fn source(&self, entry: &Entry<'_>) -> Source {
+        match entry.spec.repo.as_ref().filter(|_| entry.spec.elsewhere) {
+            Some(repo) => Source::Repository {
+                url: repo.value.trim().to_owned(),
+                branch: entry.spec.branch.as_ref().map(|branch| branch.value.trim().to_owned()),
+            },
+            None => Source::Folder(self.workspace.inputs[entry.input].source.to_owned()),
         }
     }
 

@@ -36,6 +36,11 @@ impl Linter<'_, '_> {
 
     fn build(&mut self) {
         let spec = self.entry.spec;
+        if let Some(repo) = spec.repo.as_ref().filter(|_| self.entry.runs() && spec.elsewhere) {
+            let message = format!("the source of {} is fetched from `repo` for each deploy, not taken from this folder", quoted(&spec.name));
+            let help = "remove it when it names the repository that this blueprint is in".to_owned();
+            self.say(Code::N0307, repo.span, "repo", message, help);
+        }
         let native = matches!(spec.runtime.as_ref().map(|r| r.value), Some(RuntimeSpec::Native(_)));
         if self.entry.runs() && native && self.entry.kind() != Some(ServiceKind::KeyValue) && spec.build_command.is_none() {
             let message = format!("{} has no `buildCommand`: its source runs as it is", quoted(&spec.name));

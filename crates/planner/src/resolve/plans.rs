@@ -42,10 +42,20 @@ pub(crate) enum PlanProblem {
     NotForKind,
 }
 
+/// The plan that costs nothing.
+pub(crate) const FREE: &str = "free";
+
+/// Whether the platform has no free plan for a kind. Here nothing costs anything: it gets the default plan's limits, and is told.
+pub(crate) const fn has_no_free_plan(kind: ServiceKind) -> bool {
+    match kind {
+        ServiceKind::Pserv | ServiceKind::Worker | ServiceKind::Cron => true,
+        ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres => false,
+    }
+}
+
 /// The limits of a plan: by name, or by what its id says (`0.5c-1g`).
 pub(crate) fn limits(plan: &str, kind: ServiceKind) -> Result<Limits, PlanProblem> {
-    // Cron jobs have no free plan; reading said what they get instead.
-    let plan = if plan == "free" && kind == ServiceKind::Cron { DEFAULT_PLAN } else { plan };
+    let plan = if plan == FREE && has_no_free_plan(kind) { DEFAULT_PLAN } else { plan };
     if kind == ServiceKind::Postgres {
         let (memory_bytes, cpu_millis) = postgres(plan).ok_or(PlanProblem::Unknown)?;
         return Ok(Limits { memory_bytes, cpu_millis, pids: pids(memory_bytes) });
@@ -53,8 +63,7 @@ pub(crate) fn limits(plan: &str, kind: ServiceKind) -> Result<Limits, PlanProble
     let named = PLANS.iter().find(|(name, ..)| *name == plan).map(|(_, memory, cpu)| (memory * MIB, *cpu));
     let (memory_bytes, cpu_millis) = named.or_else(|| sized(plan)).or_else(|| memory_only(plan, kind)).ok_or(PlanProblem::Unknown)?;
     let allowed = match kind {
-        ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres => true,
-        ServiceKind::Pserv | ServiceKind::Worker => plan != "free",
+        ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres | ServiceKind::Pserv | ServiceKind::Worker => true,
         ServiceKind::Cron => !matches!(plan, "pro max" | "pro ultra"),
     };
     if !allowed {
@@ -80,7 +89,7 @@ fn postgres(plan: &str) -> Option<(u64, u32)> {
 
 /// The names of the plans that a kind can have.
 pub(crate) fn names(kind: ServiceKind) -> impl Iterator<Item = &'static str> {
-    let offered = move |name: &&str| limits(name, kind).is_ok() && !(kind == ServiceKind::Cron && *name == "free");
+    let offered = move |name: &&str| limits(name, kind).is_ok() && !(has_no_free_plan(kind) && *name == FREE);
     PLANS.iter().map(|(name, ..)| *name).filter(offered)
 }
 
@@ -172,8 +181,9 @@ mod tests {
             let free = matches!(kind, ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres);
             assert_eq!(names(kind).any(|name| name == "free"), free, "{kind}");
         }
-        assert_eq!(limits("free", ServiceKind::Pserv), Err(PlanProblem::NotForKind));
-        assert_eq!(limits("free", ServiceKind::Cron), limits("starter", ServiceKind::Cron), "as reading says");
+        for kind in [ServiceKind::Pserv, ServiceKind::Worker, ServiceKind::Cron] {
+            assert_eq!(limits("free", kind), limits("starter", kind), "{kind}: they are told");
+        }
         assert_eq!(names(ServiceKind::Cron).collect::<Vec<_>>(), ["starter", "standard", "pro", "pro plus"]);
     }
 

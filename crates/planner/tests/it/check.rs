@@ -145,11 +145,11 @@ fn services() {
         ),
         (
             "{type: pserv, name: p, runtime: python, plan: free, buildCommand: b, startCommand: s}",
-            "E0308 services/0/plan: a private service can't have the plan `free` | write `starter`, `standard`, `pro`, `pro plus`, `pro max` or `pro ultra`",
+            "N0308 services/0/plan: a private service has no plan `free`: it gets the limits of `starter` | write `starter`",
         ),
         (
             "{type: worker, name: w, runtime: python, plan: free, buildCommand: b, startCommand: s}",
-            "E0308 services/0/plan: a background worker can't have the plan `free` | write `starter`, `standard`, `pro`, `pro plus`, `pro max` or `pro ultra`",
+            "N0308 services/0/plan: a background worker has no plan `free`: it gets the limits of `starter` | write `starter`",
         ),
         (
             "{type: web, name: w, runtime: python, startCommand: s}",

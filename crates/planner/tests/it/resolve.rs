@@ -113,7 +113,7 @@ fn a_service_is_what_is_written() {
     assert_eq!((shop.limits.memory_bytes, shop.limits.cpu_millis), (2 << 30, 1000));
     assert_eq!((shop.health_check_path.as_deref(), shop.max_shutdown_delay_seconds), (Some("/healthz"), 60));
     let Workload::Native(native) = &shop.workload else { panic!() };
-    assert_eq!((native.source.as_path(), native.root_dir.as_path()), (Path::new("/shop"), Path::new("shop")));
+    assert_eq!((&native.source, native.root_dir.as_path()), (&"/shop".into(), Path::new("shop")));
     assert_eq!((native.version.as_deref(), native.pre_deploy_command.as_deref()), (Some("3.10"), Some("migrate")));
     assert_eq!((shop.blueprint.as_path(), shop.region.as_str(), shop.network.index()), (Path::new(PATH), "oregon", 0));
     assert!(shop.id.as_str().starts_with("srv-") && shop.id.as_str().len() == 24);
@@ -404,7 +404,7 @@ fn a_dockerfile_is_where_it_is_written() {
         let Workload::Image(image) = &found.workload else { panic!("{rest}") };
         let dockerfile = image.dockerfile().unwrap();
         assert_eq!((dockerfile.file.as_path(), dockerfile.context.as_path()), (Path::new(file), Path::new(context)), "{rest}");
-        assert_eq!((dockerfile.source.as_path(), dockerfile.root_dir.as_path()), (Path::new("/shop"), Path::new(root_dir)), "{rest}");
+        assert_eq!((&dockerfile.source, dockerfile.root_dir.as_path()), (&"/shop".into(), Path::new(root_dir)), "{rest}");
         assert_eq!(image.credential.as_ref().map(Secret::expose), rest.contains("mine").then_some("me:word"));
         assert_eq!(
             (found.fingerprint == base.fingerprint, found.build_fingerprint == base.build_fingerprint),

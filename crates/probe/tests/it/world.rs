@@ -169,7 +169,7 @@ fn service(name: &str, offset: u16, kind: &Shape) -> Service {
     let native = NativeWorkload {
         runtime: NativeRuntime::Python,
         version: None,
-        source: PathBuf::from("/src"),
+        source: "/src".into(),
         root_dir: PathBuf::new(),
         build_command: None,
         pre_deploy_command: None,
