@@ -41,7 +41,9 @@ fn fetch(inner: &Inner, slug: &str, url: &str, branch: Option<&str>) -> Result<C
     };
     let refuse = |message: String| EngineError::new(&doing, message);
     if url.starts_with('-') || url.contains("::") || branch.is_some_and(|branch| branch.starts_with('-')) {
-        return Err(refuse(format!("`{url}` is not the URL of a repository")).hint("write `https://HOST/OWNER/NAME` or `git@HOST:OWNER/NAME`"));
+        return Err(
+            refuse(format!("`{url}` is not the URL of a repository")).hint("write `https://HOST/OWNER/NAME` or `git@HOST:OWNER/NAME`")
+        );
     }
     let git = toolchain::program("git").ok_or_else(|| refuse("`git` is not installed".to_owned()).hint("apt-get install git"))?;
 
@@ -67,7 +69,16 @@ fn fetch(inner: &Inner, slug: &str, url: &str, branch: Option<&str>) -> Result<C
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&git);
         command
-            .args(["-c", "core.hooksPath=/dev/null", "-c", "protocol.ext.allow=never", "-c", "safe.directory=*", "-c", "advice.detachedHead=false"])
+            .args([
+                "-c",
+                "core.hooksPath=/dev/null",
+                "-c",
+                "protocol.ext.allow=never",
+                "-c",
+                "safe.directory=*",
+                "-c",
+                "advice.detachedHead=false",
+            ])
             .args(["-c", "gc.auto=0"])
             .arg("-C")
             .arg(&folder)
@@ -81,7 +92,8 @@ fn fetch(inner: &Inner, slug: &str, url: &str, branch: Option<&str>) -> Result<C
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        let said: String = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ").chars().take(WORDS).collect();
+        let said: String =
+            said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ").chars().take(WORDS).collect();
         let what = branch.map_or_else(|| format!("`{url}`"), |branch| format!("branch `{branch}` of `{url}`"));
         Err(refuse(format!("{what}: {said}")).hint("root's git must be able to fetch it: try `sudo git ls-remote URL`"))
     };

@@ -6,8 +6,8 @@
 //!
 //! Invariant: an instance other than a build only ever runs a sealed release.
 
-use crate::engine::{Inner, LinuxEngine, folder};
 use crate::checkout::checkout;
+use crate::engine::{Inner, LinuxEngine, folder};
 use crate::lower::sandbox::UID;
 use crate::{recipe, source, tree};
 use moat_engine::EngineError;
@@ -172,8 +172,8 @@ pub fn prepare_copy(
 ) -> Result<Release, EngineError> {
     let slug = slug.as_str();
     let checkout = checkout(inner, slug, source)?;
-    let root = fs::canonicalize(&checkout.folder)
-        .map_err(|error| fail(slug, &checkout.folder, error).hint("the source folder must exist"))?;
+    let root =
+        fs::canonicalize(&checkout.folder).map_err(|error| fail(slug, &checkout.folder, error).hint("the source folder must exist"))?;
     if !root.join(root_dir).is_dir() {
         let message = format!("`rootDir` is `{}`, and `{}` has no such folder", root_dir.display(), root.display());
         return Err(EngineError::new(format!("prepare `{slug}`"), message));
