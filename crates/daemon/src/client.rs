@@ -1,7 +1,7 @@
 //! Finding or starting the daemon, and talking to it.
 
 use crate::Paths;
-use crate::protocol::{Event, Request};
+use crate::protocol::{Event, GREETING, Request};
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -10,6 +10,9 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// A daemon greets at once, on however busy a machine.
+const GREETED_WITHIN: Duration = Duration::from_secs(30);
 
 /// One request under way.
 #[derive(Debug)]
@@ -52,19 +55,31 @@ impl Conversation {
 
 /// Sends a request to a daemon that runs already.
 pub async fn ask(paths: &Paths, request: &Request) -> Result<Conversation, ClientError> {
-    let stream = UnixStream::connect(paths.socket()).await.map_err(|error| {
-        if error.kind() == io::ErrorKind::PermissionDenied { ClientError::Permission(error) } else { ClientError::NotRunning }
-    })?;
-    let (read, mut write) = stream.into_split();
+    let (lines, mut write) = connect(paths).await?;
     let mut line = serde_json::to_vec(request).map_err(ClientError::Foreign)?;
     line.push(b'\n');
     write.write_all(&line).await.map_err(ClientError::Broken)?;
-    Ok(Conversation { lines: BufReader::new(read).lines(), _write: write })
+    Ok(Conversation { lines, _write: write })
 }
 
 /// Whether a daemon answers.
 pub async fn is_running(paths: &Paths) -> bool {
-    UnixStream::connect(paths.socket()).await.is_ok()
+    connect(paths).await.is_ok()
+}
+
+/// A connection to a daemon that has greeted.
+async fn connect(paths: &Paths) -> Result<(Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf), ClientError> {
+    let stream = UnixStream::connect(paths.socket()).await.map_err(|error| {
+        if error.kind() == io::ErrorKind::PermissionDenied { ClientError::Permission(error) } else { ClientError::NotRunning }
+    })?;
+    let (read, write) = stream.into_split();
+    let mut lines = BufReader::new(read).lines();
+    match tokio::time::timeout(GREETED_WITHIN, lines.next_line()).await {
+        Ok(Ok(Some(line))) if line == GREETING => Ok((lines, write)),
+        Ok(Ok(Some(_))) => Err(ClientError::NoStart("something else listens at its socket".to_owned())),
+        Ok(Ok(None) | Err(_)) => Err(ClientError::NotRunning),
+        Err(_) => Err(ClientError::NoStart("it does not answer".to_owned())),
+    }
 }
 
 /// Starts the daemon unless one answers. Waits until it listens; what it wrote when it failed becomes the error.

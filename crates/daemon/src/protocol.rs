@@ -1,12 +1,17 @@
 //! What the command line and the daemon say to each other.
 //!
-//! One connection carries one [`Request`] and then [`Event`]s until [`Event::End`], each a line of JSON.
+//! One connection carries the daemon's [`GREETING`], one [`Request`] and then [`Event`]s until [`Event::End`], each a line, all but
+//! the first of JSON.
 
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, Purpose, Secret, ServiceKind, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+/// What a daemon says first. The kernel takes connections for a socket whose process is just being killed: only who is greeted
+/// has found a daemon.
+pub const GREETING: &str = "moat";
 
 /// What can be asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]

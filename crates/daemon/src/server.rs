@@ -2,7 +2,7 @@
 
 use crate::Paths;
 use crate::core::{Core, Msg};
-use crate::protocol::{Event, Failure, Request};
+use crate::protocol::{Event, Failure, GREETING, Request};
 use moat_engine_linux::{Config, LinuxEngine, Mirror};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -141,6 +141,9 @@ async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
     let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw());
     let (read, mut write) = stream.into_split();
     let (reply, mut events) = mpsc::unbounded_channel();
+    if write.write_all(format!("{GREETING}\n").as_bytes()).await.is_err() {
+        return;
+    }
     let mut reader = BufReader::new(tokio::io::AsyncReadExt::take(read, LONGEST_REQUEST));
     let mut line = String::new();
     if !allowed {

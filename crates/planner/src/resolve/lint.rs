@@ -37,7 +37,8 @@ impl Linter<'_, '_> {
     fn build(&mut self) {
         let spec = self.entry.spec;
         if let Some(repo) = spec.repo.as_ref().filter(|_| self.entry.runs() && spec.elsewhere) {
-            let message = format!("the source of {} is fetched from `repo` for each deploy, not taken from this folder", quoted(&spec.name));
+            let message =
+                format!("the source of {} is fetched from `repo` for each deploy, not taken from this folder", quoted(&spec.name));
             let help = "remove it when it names the repository that this blueprint is in".to_owned();
             self.say(Code::N0307, repo.span, "repo", message, help);
         }
