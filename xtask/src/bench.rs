@@ -4,7 +4,7 @@ use crate::packages::{self, Need, Present};
 use crate::run::{Failure, Outcome, Program};
 
 /// What is measured, each by the benchmark program's measurement of this name.
-const NAMES: [&str; 4] = ["plan", "net", "start", "verify"];
+const NAMES: [&str; 5] = ["plan", "net", "start", "image", "verify"];
 
 /// What the peers and the measured program need besides what runs Moat.
 const TO_BENCH: &[Need] = &[
@@ -24,6 +24,17 @@ const TO_BENCH: &[Need] = &[
     Need { what: "docker, a peer", present: Present::Program(&["dockerd"]), packages: &["docker.io"] },
 ];
 
+/// What the figures of images need besides: the registry and what makes its images, peers, servers and their client.
+const TO_BENCH_IMAGES: &[Need] = &[
+    Need { what: "a container registry", present: Present::Program(&["docker-registry"]), packages: &["docker-registry"] },
+    Need { what: "`skopeo`", present: Present::Program(&["skopeo"]), packages: &["skopeo"] },
+    Need { what: "`zstd`", present: Present::Program(&["zstd"]), packages: &["zstd"] },
+    Need { what: "`umoci`, a peer", present: Present::Program(&["umoci"]), packages: &["umoci"] },
+    Need { what: "a Redis server", present: Present::Program(&["redis-server"]), packages: &["redis-server"] },
+    Need { what: "`redis-benchmark`", present: Present::Program(&["redis-benchmark"]), packages: &["redis-tools"] },
+    Need { what: "a Memcached server", present: Present::Program(&["memcached"]), packages: &["memcached"] },
+];
+
 /// Installs what is missing, builds `moat` and the benchmark program as they ship, and measures what is named.
 pub fn run(arguments: &[String]) -> Outcome {
     let (name, options) = arguments.split_first().ok_or_else(|| Failure::usage(format!("what is to be measured? {} or all", known())))?;
@@ -31,7 +42,8 @@ pub fn run(arguments: &[String]) -> Outcome {
     if wanted.is_empty() {
         return Err(Failure::usage(format!("`{name}` is not measured; {} or all", known())));
     }
-    packages::ensure(&[packages::TO_RUN, TO_BENCH])?;
+    let images = if wanted.contains(&"image") { TO_BENCH_IMAGES } else { &[] };
+    packages::ensure(&[packages::TO_RUN, TO_BENCH, images])?;
     Program::cargo().args(["build", "--release", "--locked", "--package", "moat-cli", "--package", "moat-bench"]).run()?;
     let bench = crate::demo::target_folder()?.join("release/moat-bench");
     wanted

@@ -67,7 +67,8 @@ pub const TO_TEST: &[Need] = &[
     },
 ];
 
-/// `apt-get install` in which no maintainer script starts a service, and after which no new service is enabled.
+/// `apt-get install` in which no maintainer script starts a service, and after which no unit and no init script is enabled
+/// that was not before, whichever package brought it.
 ///
 /// A machine with a `policy-rc.d` has its own rule, which holds. Runs in a mount namespace of its own, as root.
 const INSTALL: &str = r#"
@@ -81,14 +82,26 @@ if [ ! -x /usr/sbin/policy-rc.d ]; then
         if [ -e "$starter" ]; then mount --bind /mnt/start-nothing "$starter"; fi
     done
 fi
+# Names of the units and of the init scripts that a start of the machine would start.
+enabled() {
+    for link in /etc/systemd/system/*.wants/* /etc/systemd/system/*.requires/*; do
+        if [ -L "$link" ]; then printf '%s\n' "${link##*/}"; fi
+    done
+    for link in /etc/rc[2-5].d/S[0-9][0-9]*; do
+        if [ -L "$link" ]; then printf '%s\n' "${link##*/S[0-9][0-9]}"; fi
+    done
+}
+before=$(enabled)
 code=0
 apt-get install --yes --no-install-recommends "$@" || code=$?
-for package in "$@"; do
-    case $package in
-        docker-registry|redis-server|valkey-server|postgresql)
-            if [ -d /run/systemd/system ]; then systemctl --quiet disable "$package.service" || code=$?
-            elif [ -e "/etc/init.d/$package" ]; then update-rc.d "$package" disable || code=$?
+for name in $(enabled | sort -u); do
+    if printf '%s\n' "$before" | grep -qxF -e "$name"; then continue; fi
+    case $name in
+        *.*)
+            if [ -x /usr/bin/systemctl ]; then systemctl --quiet disable "$name" || code=$?
+            else deb-systemd-helper disable "$name" || code=$?
             fi ;;
+        *) update-rc.d "$name" disable || code=$? ;;
     esac
 done
 exit "$code"

@@ -4,12 +4,16 @@
 //! Invariant: a figure is compared only with figures of the same run, whose rounds were interleaved with its own.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it talks to the person who called it")]
 
+mod docker;
+mod engine;
 mod failure;
 mod figures;
+mod image;
 mod machine;
 mod net;
 mod place;
 mod plan;
+mod podman;
 mod process;
 mod start;
 mod sys;
@@ -34,6 +38,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "net", rounds: 25, apart: true, run: net::run },
     Measurement { name: "change", rounds: 21, apart: true, run: net::change },
     Measurement { name: "start", rounds: 15, apart: true, run: start::run },
+    Measurement { name: "image", rounds: 7, apart: false, run: image::run },
     Measurement { name: "verify", rounds: 3, apart: true, run: verify::run },
 ];
 
@@ -55,6 +60,11 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> Outcome {
     if arguments.first().is_some_and(|role| role == net::scene::HOLD) {
         return net::scene::hold();
+    }
+    if let [role, rest @ ..] = arguments
+        && role == image::CLIENT
+    {
+        return image::client(rest);
     }
     let (measurement, rounds) = parse(arguments)?;
     println!("Machine: {}.\n", machine::facts());

@@ -62,7 +62,16 @@ const CRATES: &[Crate] = &[
     Crate {
         name: "moat-bench",
         pure: false,
-        may: &["moat-model", "moat-blueprint", "moat-planner", "moat-engine", "moat-net-linux", "moat-engine-linux"],
+        may: &[
+            "moat-model",
+            "moat-blueprint",
+            "moat-planner",
+            "moat-engine",
+            "moat-image",
+            "moat-net-linux",
+            "moat-engine-linux",
+            "moat-testkit",
+        ],
         may_in_tests: &[],
     },
     Crate { name: "xtask", pure: false, may: &[], may_in_tests: &[] },

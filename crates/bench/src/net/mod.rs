@@ -4,7 +4,7 @@
 
 mod change;
 mod load;
-mod peers;
+pub mod peers;
 pub mod policy;
 pub mod scene;
 

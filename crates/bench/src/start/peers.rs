@@ -3,44 +3,34 @@
 //! Every peer has its data in folders of this run, and its processes end with it.
 
 use super::hello;
-use crate::failure::{Doing, Failure, Outcome};
-use crate::process::{found, timed};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, chown};
+use crate::docker::Docker;
+use crate::failure::{Doing, Outcome};
+use crate::podman::Podman;
+use crate::process::timed;
+use nix::unistd::chown;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 const IMAGE: &str = "localhost/moat-bench-hello:1";
-const UNIFIED: &str = "/sys/fs/cgroup/unified";
-/// How long a daemon may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
 
-/// One way of starting the program.
+/// One way of starting a program that says the time first of all.
 pub struct Peer {
     /// What the table calls it.
     pub name: String,
-    program: PathBuf,
-    arguments: Vec<String>,
+    command: Command,
 }
 
 impl Peer {
-    fn new(name: &str, program: impl Into<PathBuf>, arguments: &[&str]) -> Self {
-        Self { name: name.to_owned(), program: program.into(), arguments: arguments.iter().map(|&argument| argument.to_owned()).collect() }
-    }
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).stdin(Stdio::null());
-        command
+    /// One with its whole command line.
+    pub fn new(name: impl Into<String>, mut command: Command) -> Self {
+        command.stdin(Stdio::null());
+        Self { name: name.into(), command }
     }
     /// Milliseconds from running the command to the program's first instruction.
-    pub fn start(&self) -> Outcome<f64> {
-        hello::through(&mut self.command())
+    pub fn start(&mut self) -> Outcome<f64> {
+        hello::through(&mut self.command)
     }
 }
 
@@ -68,21 +58,6 @@ impl Drop for Groups {
     }
 }
 
-/// Runs work in a thread whose mount namespace has no version 2 of control groups beside version 1, which crun refuses.
-pub fn without_hybrid<T: Send>(work: impl FnOnce() -> Outcome<T> + Send) -> Outcome<T> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNS).doing("make a mount namespace")?;
-            if Path::new(UNIFIED).exists() {
-                umount2(UNIFIED, MntFlags::MNT_DETACH).doing("unmount version 2 of control groups")?;
-                mount(Some("bench"), UNIFIED, Some("tmpfs"), MsFlags::empty(), None::<&str>).doing("mount a folder in its place")?;
-            }
-            work()
-        });
-        thread.join().map_err(|_| Failure::new("a thread panicked"))?
-    })
-}
-
 /// `crun run` of an instance's own bundle: same ids, limits, filter, masks and mounts. Its network namespace is made by crun
 /// and empty; its root is a folder made before; the program is started without Moat's first process and without a shell.
 pub fn crun(folder: &Path, mut bundle: Value, program: &Path) -> Outcome<Peer> {
@@ -105,9 +80,9 @@ pub fn crun(folder: &Path, mut bundle: Value, program: &Path) -> Outcome<Peer> {
     }
     fs::write(folder.join("crun/config.json"), bundle.to_string()).doing("write a bundle")?;
     let (state, bundle) = (folder.join("crun/state"), folder.join("crun"));
-    let arguments =
-        ["--root", &*state.to_string_lossy(), "--cgroup-manager=cgroupfs", "run", "--bundle", &*bundle.to_string_lossy(), "moat-bench"];
-    Ok(Peer::new("`crun run` of the same bundle", "crun", &arguments))
+    let mut command = Command::new("crun");
+    command.arg("--root").arg(state).args(["--cgroup-manager=cgroupfs", "run", "--bundle"]).arg(bundle).arg("moat-bench");
+    Ok(Peer::new("`crun run` of the same bundle", command))
 }
 
 /// A tarball with nothing but the program.
@@ -118,95 +93,24 @@ fn tarball(folder: &Path, program: &Path) -> Outcome<PathBuf> {
     Ok(tar)
 }
 
-/// podman with storage of its own, without and with its network; none when it is not installed.
-pub fn podman(folder: &Path, program: &Path) -> Outcome<Option<Vec<Peer>>> {
-    if !found("podman") {
-        return Ok(None);
-    }
-    let (data, run) = (folder.join("podman"), folder.join("podman-run"));
-    let common = [
-        "--root",
-        &*data.to_string_lossy(),
-        "--runroot",
-        &*run.to_string_lossy(),
-        "--cgroup-manager",
-        "cgroupfs",
-        "--events-backend",
-        "none",
-    ];
-    let base: Vec<&str> = common.iter().map(|text| &**text).collect();
-    timed(Command::new("podman").args(&base).arg("import").arg(tarball(folder, program)?).arg(IMAGE)).map(drop)?;
-    // podman asks for higher limits than this process may give.
-    let limit = |name: &str, resource| getrlimit(resource).map(|(_, hard)| format!("{name}={0}:{0}", hard.min(4096))).doing("read a limit");
-    let (files, processes) = (limit("nofile", Resource::RLIMIT_NOFILE)?, limit("nproc", Resource::RLIMIT_NPROC)?);
+/// podman without and with its network.
+pub fn podman(podman: &Podman, folder: &Path, program: &Path) -> Outcome<Vec<Peer>> {
+    timed(podman.command().arg("import").arg(tarball(folder, program)?).arg(IMAGE)).map(drop)?;
     let peer = |name, network| {
-        Peer::new(
-            name,
-            "podman",
-            &[&base[..], &["run", "--rm", "--ulimit", &files, "--ulimit", &processes, "--network", network, IMAGE, "/hello"]].concat(),
-        )
+        let mut command = podman.run(network)?;
+        command.args([IMAGE, "/hello"]);
+        Ok(Peer::new(name, command))
     };
-    Ok(Some(vec![peer("`podman run`, no network", "none"), peer("`podman run`, its default network", "bridge")]))
+    Ok(vec![peer("`podman run`, no network", "none")?, peer("`podman run`, its default network", "bridge")?])
 }
 
-/// A docker daemon of this run, which ends with this.
-pub struct Docker {
-    daemon: Child,
-    /// Without and with its network.
-    pub peers: Vec<Peer>,
-}
-
-impl Docker {
-    /// Starts the daemon and imports the program; none when docker is not installed.
-    pub fn start(folder: &Path, program: &Path) -> Outcome<Option<Self>> {
-        // What is called `docker` in `PATH` may be something else.
-        let Some(client) =
-            ["/usr/bin/docker", "/usr/local/bin/docker"].map(PathBuf::from).into_iter().find(is_docker).filter(|_| found("dockerd"))
-        else {
-            return Ok(None);
-        };
-        let at = |name: &str| folder.join(name);
-        let socket = format!("unix://{}", at("docker.sock").display());
-        let log = fs::File::create(at("docker.log")).doing("make docker's log")?;
-        let daemon = Command::new("dockerd")
-            .args(["--host", &socket, "--data-root"])
-            .arg(at("docker"))
-            .arg("--exec-root")
-            .arg(at("docker-run"))
-            .arg("--pidfile")
-            .arg(at("docker.pid"))
-            .args(["--log-level", "error"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().doing("make docker's log")?)
-            .stderr(log)
-            .spawn()
-            .doing("start `dockerd`")?;
-        let mut docker = Self { daemon, peers: Vec::new() };
-        let since = Instant::now();
-        while !Command::new(&client).args(["--host", &socket, "version"]).output().is_ok_and(|output| output.status.success()) {
-            if since.elapsed() > PATIENCE || !matches!(docker.daemon.try_wait(), Ok(None)) {
-                let said = fs::read_to_string(at("docker.log")).unwrap_or_default();
-                return Err(Failure::new(format!("`dockerd` does not answer: {}", said.trim())));
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        timed(Command::new(&client).args(["--host", &socket, "import"]).arg(tarball(folder, program)?).arg(IMAGE)).map(drop)?;
-        let peer = |name, network| Peer::new(name, &client, &["--host", &socket, "run", "--rm", "--network", network, IMAGE, "/hello"]);
-        docker.peers = vec![peer("`docker run`, no network", "none"), peer("`docker run`, its default network", "bridge")];
-        Ok(Some(docker))
-    }
-}
-
-fn is_docker(client: &PathBuf) -> bool {
-    Command::new(client).arg("--version").output().is_ok_and(|output| String::from_utf8_lossy(&output.stdout).starts_with("Docker version"))
-}
-
-impl Drop for Docker {
-    fn drop(&mut self) {
-        let ended = i32::try_from(self.daemon.id()).is_ok_and(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM).is_ok());
-        if !ended {
-            let _ = self.daemon.kill();
-        }
-        let _ = self.daemon.wait();
-    }
+/// docker without and with its network.
+pub fn docker(docker: &Docker, folder: &Path, program: &Path) -> Outcome<Vec<Peer>> {
+    timed(docker.command().arg("import").arg(tarball(folder, program)?).arg(IMAGE)).map(drop)?;
+    let peer = |name, network| {
+        let mut command = docker.command();
+        command.args(["run", "--rm", "--network", network, IMAGE, "/hello"]);
+        Peer::new(name, command)
+    };
+    Ok(vec![peer("`docker run`, no network", "none"), peer("`docker run`, its default network", "bridge")])
 }

@@ -1,7 +1,7 @@
 //! One layer of an image: the files of packages and of a recipe in a tar archive.
 //!
 //! Invariants: paths are where a machine with merged `/usr` has them (`bin/x` is `usr/bin/x`), so that a layer never writes through a link
-//! of the layer below; no file of a package comes twice, or where the recipe has one; the same packages and recipe give the same bytes.
+//! of the layer below; no path comes twice (podman and docker refuse such a layer); the same packages and recipe give the same bytes.
 
 use super::{File, Folder, User};
 use std::collections::BTreeSet;
@@ -35,10 +35,10 @@ pub struct Layer<'a, W: Write> {
 }
 
 impl<'a, W: Write> Layer<'a, W> {
-    /// An empty layer. Owners are looked up in `users`. Files at the paths of `instead` are left out of packages.
+    /// An empty layer. Owners are looked up in `users`. What packages have at the paths of `instead` is left out.
     pub fn new(to: W, users: &'a [User], instead: &[&str]) -> Self {
-        let files = instead.iter().map(|path| PathBuf::from(path.trim_start_matches('/'))).collect();
-        Self { tar: Builder::new(to), users, folders: BTreeSet::new(), files }
+        let taken: BTreeSet<PathBuf> = instead.iter().map(|path| PathBuf::from(path.trim_start_matches('/'))).collect();
+        Self { tar: Builder::new(to), users, folders: taken.clone(), files: taken }
     }
 
     /// All that a package holds.

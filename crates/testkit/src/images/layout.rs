@@ -11,7 +11,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// Counts up when what is made of a recipe changes though the recipe does not: a list or a step of this module.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What every image stands on.
 const BASE: &[&str] = &[
@@ -32,6 +32,27 @@ const BASE: &[&str] = &[
     "procps",
     "sed",
     "tzdata",
+];
+
+/// Folders of the base layer and their modes, whatever packages say of them.
+const BASE_FOLDERS: &[(&str, u32)] = &[
+    ("/run", 0o755),
+    ("/run/lock", 0o1777),
+    ("/tmp", 0o1777),
+    ("/root", 0o700),
+    ("/proc", 0o555),
+    ("/sys", 0o555),
+    ("/dev", 0o755),
+    ("/usr/lib64", 0o755),
+];
+
+/// Symbolic links of the base layer.
+const BASE_LINKS: &[(&str, &str)] = &[
+    ("/var/run", "/run"),
+    ("/var/lock", "/run/lock"),
+    ("/usr/bin/awk", "mawk"),
+    ("/usr/bin/which", "which.debianutils"),
+    ("/etc/localtime", "/usr/share/zoneinfo/Etc/UTC"),
 ];
 
 /// The image of a recipe as an OCI image layout, which holds one manifest.
@@ -84,27 +105,19 @@ fn base(cache: &Cache, architecture: &str) -> io::Result<Base> {
         let packages = debian::closure(cache, BASE)?;
         let debs = debian::download(cache, &packages)?;
         let archive = folder.join("layer.tar");
-        let mut layer = Layer::new(BufWriter::new(File::create(&archive)?), &[], &[]);
+        let folders = BASE_FOLDERS.iter().map(|(path, _)| *path);
+        let instead: Vec<&str> = folders.chain(BASE_LINKS.iter().map(|(path, _)| *path)).collect();
+        let mut layer = Layer::new(BufWriter::new(File::create(&archive)?), &[], &instead);
         for name in MERGED {
             layer.link(name, &format!("usr/{name}"))?;
         }
         for deb in &debs {
             layer.package(deb)?;
         }
-        for (path, mode) in [("/run", 0o755), ("/run/lock", 0o1777), ("/tmp", 0o1777), ("/root", 0o700), ("/proc", 0o555), ("/sys", 0o555)]
-        {
+        for &(path, mode) in BASE_FOLDERS {
             layer.folder(&Folder { path, mode, owner: "root" })?;
         }
-        for path in ["/dev", "/usr/lib64"] {
-            layer.folder(&Folder { path, mode: 0o755, owner: "root" })?;
-        }
-        for (path, target) in [
-            ("/var/run", "/run"),
-            ("/var/lock", "/run/lock"),
-            ("/usr/bin/awk", "mawk"),
-            ("/usr/bin/which", "which.debianutils"),
-            ("/etc/localtime", "/usr/share/zoneinfo/Etc/UTC"),
-        ] {
+        for (path, target) in BASE_LINKS {
             layer.link(path, target)?;
         }
         let masters = masters(&debs)?;
@@ -148,7 +161,8 @@ fn own_layer(cache: &Cache, base: &Base, recipe: &Recipe, folder: &Path) -> io::
     let new: Vec<_> = packages.into_iter().filter(|package| !base.packages.contains(&package.name)).collect();
     let debs = debian::download(cache, &new)?;
     let archive = folder.join("layer.tar");
-    let instead: Vec<&str> = files.iter().map(|file| file.path).chain(links.iter().map(|link| link.0)).collect();
+    let folders_of_it = folders.iter().map(|folder| folder.path);
+    let instead: Vec<&str> = folders_of_it.chain(files.iter().map(|file| file.path)).chain(links.iter().map(|link| link.0)).collect();
     let mut layer = Layer::new(BufWriter::new(File::create(&archive)?), users, &instead);
     for deb in &debs {
         layer.package(deb)?;
