@@ -68,7 +68,7 @@ impl Site {
         let workload = NativeWorkload {
             runtime: NativeRuntime::Python,
             version: None,
-            source: program.parent().unwrap_or(program).into(),
+            source: program.parent().unwrap_or(program).to_owned().into(),
             root_dir: PathBuf::new(),
             build_command: None,
             pre_deploy_command: None,
@@ -95,7 +95,7 @@ impl Site {
     }
 
     /// Instance `number` of the policy. Its limits are those of a service in the blueprint's format that has half a processor.
-    pub fn spec(&self, number: u16, workload: Workload, release: &str) -> Outcome<InstanceSpec> {
+    pub fn spec(number: u16, workload: Workload, release: &str) -> Outcome<InstanceSpec> {
         let address = policy::instance(number).ok_or_else(|| Failure::new("no such address"))?;
         let service = service()?;
         Ok(InstanceSpec {
