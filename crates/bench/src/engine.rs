@@ -95,7 +95,7 @@ impl Site {
     }
 
     /// Instance `number` of the policy. Its limits are those of a service in the blueprint's format that has half a processor.
-    pub fn spec(&self, number: u16, workload: Workload, release: &str) -> Outcome<InstanceSpec> {
+    pub fn spec(number: u16, workload: Workload, release: &str) -> Outcome<InstanceSpec> {
         let address = policy::instance(number).ok_or_else(|| Failure::new("no such address"))?;
         let service = service()?;
         Ok(InstanceSpec {

@@ -2,7 +2,7 @@
 //!
 //! The release's folder holds the source's copy, as for every build, and [`Recipe`] beside it. Images that the Dockerfile
 //! builds on are pulled here, with this machine's credentials and mirrors, and shown to the build as an OCI layout; the build
-//! leaves an OCI layout in `project`, which is taken into the store of images with nothing believed. The image's id is then
+//! leaves an archive in `project`, which is taken into the store of images with nothing believed. The image's id is then
 //! what the service runs, and the folder only remembers it.
 
 use crate::dockerfile::{self, Scan};
@@ -228,13 +228,13 @@ fn seal(inner: &Inner, name: &str) -> Result<String, EngineError> {
     let folder = release::checked(inner, name)?;
     let doing = format!("take the image of `{name}`");
     let fail = |error: io::Error| EngineError::new(&doing, error.to_string()).caused_by(error);
-    let layout = folder.join("project").join(OUTPUT);
+    let left = folder.join("project").join(OUTPUT);
     // The build wrote here as it liked; a link could lead anywhere.
-    if !fs::symlink_metadata(&layout).is_ok_and(|about| about.is_dir()) {
+    if !fs::symlink_metadata(&left).is_ok_and(|about| about.is_dir() || about.is_file()) {
         return Err(EngineError::new(doing, "the build has left no image"));
     }
     let store: Store = images::store(inner).map_err(|error| images::image_error(&doing, error))?;
-    let loaded = store.load(&layout, &LoadOptions::default(), &mut |_| {}).map_err(|error| images::image_error(&doing, error))?;
+    let loaded = store.load(&left, &LoadOptions::default(), &mut |_| {}).map_err(|error| images::image_error(&doing, error))?;
     let [(_, id)] = loaded.as_slice() else { return Err(EngineError::new(doing, "the build has left more than one image")) };
     files::replace(&folder.join(SEALED), id.to_string().as_bytes()).map_err(fail)?;
     // All that is needed of it is in the store.

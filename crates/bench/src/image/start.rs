@@ -1,6 +1,7 @@
 //! How long it takes until the program of an image that is here already runs.
 
 use super::Stage;
+use crate::engine::Site;
 use crate::failure::Outcome;
 use crate::figures::{Samples, Table};
 use crate::podman::without_hybrid;
@@ -16,7 +17,7 @@ pub fn run(stage: &Stage, rounds: usize) -> Outcome {
     let image = &stage.large;
     let release = image.release(&stage.site)?;
     let own = |number| {
-        let spec = stage.site.spec(number, image.workload(&PROGRAM.join(" ")), &release)?;
+        let spec = Site::spec(number, image.workload(&PROGRAM.join(" ")), &release)?;
         let asked = hello::now()?;
         let id = stage.site.start(spec)?;
         Ok(hello::millis(asked, hello::first(&stage.site.end(&id)?)?))

@@ -29,7 +29,7 @@ impl Ours {
 
     fn spec(&self, number: u16, command: &str) -> Outcome<InstanceSpec> {
         let workload = NativeWorkload { start_command: command.to_owned(), ..self.workload.clone() };
-        self.site.spec(number, Workload::Native(workload), &self.release)
+        Site::spec(number, Workload::Native(workload), &self.release)
     }
 
     /// Milliseconds from the call of the step to the first instruction.

@@ -1,6 +1,6 @@
 //! One row per thing that is said: a text, and `CODE line:column pointer` of each diagnostic.
 
-use moat_blueprint::{Read, Severity, read, read_beside};
+use moat_blueprint::{Read, read, read_beside};
 
 fn said(read: &Read) -> Vec<String> {
     read.diagnostics.iter().map(|d| format!("{} {}:{} {}", d.code, d.span.line, d.span.column, d.pointer)).collect()

@@ -18,6 +18,7 @@ ARG NOT_GIVEN=by-default
 RUN mkdir -p /www /tmp && echo "$GREETING $NOT_GIVEN $UNASKED $(echo -n $TOKEN | wc -c)" > /www/index.html && sleep 1
 COPY --chown=33:33 page.txt /www/
 RUN --mount=type=secret,id=note wc -c < /run/secrets/note > /www/note
+RUN --mount=type=cache,target=/cache echo build >> /cache/builds && cp /cache/builds /www/
 USER 33
 CMD ["false"]
 "#;
@@ -56,7 +57,7 @@ services:
       - {{key: GREETING, value: hello from a build}}
       - {{key: TOKEN, value: {SECRET}}}
       - {{key: UNASKED, value: never-asked-for}}
-    x-moat: {{secretFiles: {{note: ../note.txt}}}}
+    x-moat: {{secretFiles: {{note: note.txt}}}}
 {more}
   - type: pserv
     name: vault
@@ -110,7 +111,7 @@ fn a_dockerfile_is_built_runs_and_reaches_only_datastores() {
     busybox(&host, "shop/front");
     host.write("shop/front/page.txt", "a page of the source\n");
     let dockerfile = host.write("shop/front/Dockerfile", DOCKERFILE);
-    host.write("note.txt", "12345");
+    host.write("shop/note.txt", "12345");
     let serve = "httpd -f -h /www -p $PORT";
     let file = host.write("shop/render.yaml", &blueprint(serve, ""));
     let file = file.to_str().unwrap();
@@ -184,6 +185,11 @@ fn a_dockerfile_is_built_runs_and_reaches_only_datastores() {
     }
     assert!(!report.contains("user: 0 0"), "root of the build is root of the machine:\n{report}");
     assert!(logs(&host, "front").1.contains("Using cache"), "the steps before are not repeated");
+
+    // A cache mount is there for the next build.
+    host.write("shop/front/page.txt", "another page\n");
+    host.moat(&["up", "-d", file]).ok();
+    assert_eq!(host.http(8080, "front.localhost", "/builds"), (200, "build\nbuild\n".to_owned()));
 
     // A step that fails: its last lines are shown, and what ran before stays.
     fs::write(&dockerfile, format!("{DOCKERFILE}RUN echo just before it fails; exit 3\n")).unwrap();

@@ -164,3 +164,46 @@ fn what_is_no_longer_named_runs_on_until_it_is_pruned() {
     host.moat(&["up", "-d", file]).ok();
     assert_eq!(names(), ["first"]);
 }
+
+#[test]
+fn a_repository_of_elsewhere_is_fetched_for_each_deploy() {
+    let Some(host) = host() else { return };
+    let git = |script: &str| {
+        let script = format!("set -e; cd '{}'; export GIT_CONFIG_GLOBAL=/dev/null; {script}", host.path("").display());
+        host.sh(&script).ok();
+    };
+    git("git init -q -b main work; cd work; git config user.name t; git config user.email t@example.com; \
+         mkdir app; echo 'print(\"first\")' > app/say.py; echo secret > .env; echo .env > .gitignore; git add .; git commit -qm one; \
+         git clone -q --bare . ../theirs.git; git remote add up ../theirs.git");
+    let blueprint = |branch: &str| {
+        format!(
+            "services:\n  - type: worker\n    name: sayer\n    runtime: python\n    repo: 'file://{}'\n    branch: {branch}\n    rootDir: app\n    buildCommand: 'true'\n    startCommand: python3 -u say.py; ls -A ..; exec sleep 100000\n",
+            host.path("theirs.git").display()
+        )
+    };
+    let file = host.write("ours/render.yaml", &blueprint("main"));
+    let file = file.to_str().unwrap();
+    let checked = host.moat(&["check", file]).ok();
+    assert!(checked.out.contains("N0307"), "{}", checked.out);
+    host.moat(&["up", "-d", file]).ok();
+    let says = |word: &str| wait_for(word, || host.moat(&["logs", "sayer"]).ok().out.lines().any(|line| line.ends_with(word)));
+    says("first");
+    says(".gitignore");
+    assert!(!host.moat(&["logs", "sayer"]).ok().out.contains(".env\n"), "what is not committed is not there");
+
+    // What is pushed comes with the next deploy; another branch as well.
+    git("cd work; echo 'print(\"second\")' > app/say.py; git commit -qam two; git push -q up main; \
+         git checkout -qb side; echo 'print(\"third\")' > app/say.py; git commit -qam three; git push -q up side");
+    host.moat(&["up", "-d", file]).ok();
+    says("second");
+    host.write("ours/render.yaml", &blueprint("side"));
+    host.moat(&["up", "-d", file]).ok();
+    says("third");
+
+    // A branch that is not there: what ran before stays, and git's words are told.
+    host.write("ours/render.yaml", &blueprint("nowhere"));
+    let up = host.moat(&["up", "-d", file]);
+    assert_eq!(up.code, 1);
+    assert!(up.err.contains("branch `nowhere`") && up.err.contains("what ran before stays"), "{}", up.err);
+    assert_eq!(host.ps()["services"][0]["instances"].as_array().unwrap().len(), 1);
+}

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Folder of the OCI layout that a build leaves, below the release's `project`.
+/// The image that a build leaves, an archive, below the release's `project`.
 pub const OUTPUT: &str = "image";
 /// What the sandbox runs.
 const SCRIPT: &str = "/run/moat-build/build.sh";
@@ -23,6 +23,8 @@ const SCRIPT: &str = "/run/moat-build/build.sh";
 const FILTER: &str = "/run/moat-build/seccomp.json";
 /// The images that it builds on: an OCI layout.
 const BASES: &str = "/run/moat-build/bases";
+/// Buildah's temporary files.
+const TEMPORARY: &str = "/opt/render/.cache/tmp";
 /// Mebibytes of the service's build storage above which the next build begins with an empty one.
 const STORAGE_LIMIT: u32 = 20 << 10;
 
@@ -57,7 +59,8 @@ pub(super) fn environment(input: &Input<'_>, recipe: &Recipe) -> BTreeMap<String
     let own = [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOME", super::sandbox::HOME),
-        ("TMPDIR", "/tmp"),
+        // Where cache mounts are, which the next build finds again.
+        ("TMPDIR", TEMPORARY),
         ("LANG", "C.UTF-8"),
     ];
     let mut env: BTreeMap<String, Secret> = own.iter().map(|(key, value)| ((*key).to_owned(), Secret::new(*value))).collect();
@@ -90,7 +93,7 @@ fn script(input: &Input<'_>, recipe: &Recipe) -> String {
     let mut text = format!(
         "set -eu\n\
          storage={CACHE}\n\
-         if [ \"$(du -sm $storage | cut -f1)\" -gt {STORAGE_LIMIT} ]; then rm -rf $storage/overlay $storage/vfs; fi\n\
+         if [ \"$(du -sm $storage | cut -f1)\" -gt {STORAGE_LIMIT} ]; then rm -rf $storage/*; fi\n\
          export CONTAINERS_STORAGE_CONF=/tmp/storage.conf\n\
          keep() {{ printf '[storage]\\ndriver = \"%s\"\\ngraphroot = \"%s\"\\nrunroot = \"/tmp/containers\"\\n' \"$1\" \"$storage/$1\" >/tmp/storage.conf; }}\n\
          keep overlay\n\
@@ -98,7 +101,8 @@ fn script(input: &Input<'_>, recipe: &Recipe) -> String {
          buildah info >/tmp/info 2>&1 || keep vfs\n\
          # What a build that was killed has left.\n\
          buildah rm --all >/tmp/info 2>&1 || true\n\
-         rm -rf {output}\n"
+         mkdir -p $TMPDIR\n\
+         rm -rf {output} $TMPDIR/buildah[0-9]* $TMPDIR/storage*\n"
     );
     // Writing to a text does not fail.
     for (index, (name, reference)) in recipe.bases.iter().enumerate() {
@@ -118,7 +122,8 @@ fn script(input: &Input<'_>, recipe: &Recipe) -> String {
         let _ = write!(text, " --secret {}", quoted(&format!("id={name},src={SECRETS}/{name}")));
     }
     let _ = writeln!(text, " --file {} {}", shown(&source.join(&recipe.file)), shown(&source.join(&recipe.context)));
-    let _ = writeln!(text, "buildah push --quiet localhost/moat oci:{output}:latest");
+    // In this form, layers are not packed only to be unpacked at once.
+    let _ = writeln!(text, "buildah push --quiet localhost/moat docker-archive:{output}");
     text
 }
 

@@ -98,6 +98,15 @@ pub enum MountOp {
         /// Where.
         target: PathBuf,
     },
+    /// A folder of the host that the service's own builds mount parts of again, which works only where no flag (no devices,
+    /// no set-user-id) is put on it from outside. It can hold neither in effect: the sandbox makes no devices, and gains no
+    /// privileges.
+    Storage {
+        /// Path on the host.
+        source: PathBuf,
+        /// Where.
+        target: PathBuf,
+    },
     /// A folder of the host below, writes kept in another one.
     Overlay {
         /// Folder of the host that is never written.
@@ -472,7 +481,8 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
     ops.push(MountOp::Writable { source: places.scratch.join("home"), target: HOME.into() });
     if instance.purpose == Purpose::Build {
         ops.push(MountOp::Writable { source: places.scratch.join("tmp"), target: "/tmp".into() });
-        ops.push(MountOp::Writable { source: places.cache.clone(), target: CACHE.into() });
+        let (source, target) = (places.cache.clone(), CACHE.into());
+        ops.push(if input.recipe.is_some() { MountOp::Storage { source, target } } else { MountOp::Writable { source, target } });
     } else {
         ops.push(MountOp::Tmpfs { target: "/tmp".into(), size: instance.limits.memory_bytes, mode: 0o1777 });
     }

@@ -39,7 +39,9 @@ pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp]) -> Result<(), Strin
     let inside = RootFs { top, layered };
     for op in ops {
         inside.apply(op).map_err(|error| match op {
-            MountOp::ReadOnly { source, .. } | MountOp::Writable { source, .. } => fail("showing", source, &error),
+            MountOp::ReadOnly { source, .. } | MountOp::Writable { source, .. } | MountOp::Storage { source, .. } => {
+                fail("showing", source, &error)
+            }
             MountOp::Overlay { lower, .. } => fail("showing", lower, &error),
             MountOp::Layers { scratch, .. } => fail("mounting", scratch, &error),
             MountOp::Dir { path, .. } | MountOp::File { path, .. } | MountOp::Symlink { path, .. } => fail("making", path, &error),
@@ -89,6 +91,7 @@ impl RootFs {
                 let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
                 Ok(mount(NONE, &handle_path(&handle), NONE, flags, NONE)?)
             }
+            MountOp::Storage { source, target } => self.bind(source, target),
             MountOp::Overlay { lower, scratch, target } => self.overlay(lower, scratch, target),
             // Only the first one makes a root.
             MountOp::Layers { .. } => Err(Errno::EINVAL.into()),

@@ -116,6 +116,9 @@ fn download(
     }
     let part = path.with_extension("part");
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&part).doing("open", &part)?;
+    if file.metadata().doing("look at", &part)?.len() > layer.size {
+        restart(&mut file, &part)?;
+    }
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; BUFFER];
     loop {

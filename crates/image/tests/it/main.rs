@@ -10,6 +10,7 @@ mod fake;
 mod fixture;
 mod fuzz;
 mod kill;
+mod layout;
 mod load;
 mod overlay;
 mod pull;

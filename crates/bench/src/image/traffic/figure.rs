@@ -24,13 +24,12 @@ impl fmt::Display for Figure {
 ///
 /// `GET` and the like are rows of `redis-benchmark --csv`: test, requests each second, mean, least, p50, p95, p99, most.
 pub fn read(said: &str, test: Option<&str>) -> Outcome<Figure> {
-    let found = said.lines().find_map(|line| match test {
-        Some(test) => {
+    let found = said.lines().find_map(|line| {
+        if let Some(test) = test {
             let row = line.split_once(&format!("\"{test}\","))?.1;
             let numbers: Vec<f64> = row.split(',').map_while(|cell| cell.trim().trim_matches('"').parse().ok()).collect();
             Some(Figure { thousands: numbers.first()? / 1e3, p99_ms: *numbers.get(5)? })
-        }
-        None => {
+        } else {
             let (thousands, p99) = line.split_once(MARK)?.1.trim().split_once(' ')?;
             Some(Figure { thousands: thousands.parse().ok()?, p99_ms: p99.parse().ok()? })
         }

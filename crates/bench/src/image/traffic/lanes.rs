@@ -121,7 +121,7 @@ impl<'a> Lane<'a> {
         let mut servers = Vec::new();
         for ((image, command), (number, port)) in commands(stage).into_iter().zip(SERVERS.into_iter().zip(PORTS)) {
             let quoted: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
-            let mut spec = site.spec(number, image.workload(&quoted.join(" ")), &image.release(site)?)?;
+            let mut spec = Site::spec(number, image.workload(&quoted.join(" ")), &image.release(site)?)?;
             spec.limits.cpu_millis = 1000;
             let id = site.start(spec)?;
             let heard = || Ok(site.runtime.block_on(site.engine.listeners(&id)).words()?.iter().any(|one| one.endpoint.port == port));
@@ -168,7 +168,7 @@ impl<'a> Lane<'a> {
                 }
                 let command = format!("exec {}", load.arguments("./client", host).join(" "));
                 let workload = Workload::Native(NativeWorkload { start_command: command, ..NativeWorkload::clone(workload) });
-                let mut spec = site.spec(number, workload, release)?;
+                let mut spec = Site::spec(number, workload, release)?;
                 spec.limits.cpu_millis = 1000;
                 let id = site.start(spec)?;
                 site.end(&id)
