@@ -1,6 +1,6 @@
 //! `runtime: docker`: what a Dockerfile makes, what it may reach meanwhile, and what becomes of a failed one.
 
-use crate::host::{Host, Said, host, wait_for};
+use crate::host::{Host, Said, host, service, wait_for};
 use std::fs;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -160,7 +160,7 @@ fn a_dockerfile_is_built_runs_and_reaches_only_datastores() {
 
     // A build that tries what it must not, with all that it tries to reach running.
     let ps = host.ps();
-    let vault = ps["services"].as_array().unwrap().iter().find(|s| s["state"]["service"] == "vault").unwrap();
+    let vault = service(&ps, "vault");
     let address = vault["instances"][0]["address"]["v4"].as_str().unwrap();
     let served = host.moat(&["exec", "front", "--", "wget", "-q", "-O", "-", "http://vault:10000/"]).ok();
     assert!(served.out.contains("of-the-vault"), "{served:?}");

@@ -1,6 +1,6 @@
 //! Bad input and faults: a clear message, and nothing half-made is left.
 
-use crate::host::{Host, example, host, wait_for};
+use crate::host::{Host, example, host, service, wait_for};
 use std::time::Duration;
 
 fn blueprint(kind: &str, start: &str) -> String {
@@ -155,8 +155,7 @@ fn a_killed_daemon_hurts_no_workload_and_the_next_one_adopts() {
     };
     let first = pids(&host);
     let instance = |ps: &serde_json::Value, slug: &str| {
-        let all = ps["services"].as_array().unwrap();
-        let one = &all.iter().find(|s| s["state"]["service"] == slug).unwrap()["instances"][0];
+        let one = &service(ps, slug)["instances"][0];
         (one["pid"].as_u64().unwrap(), one["address"]["v4"].as_str().unwrap().to_owned())
     };
     let ps = host.ps();

@@ -248,3 +248,9 @@ pub fn example(host: &Host, name: &str) -> PathBuf {
     assert!(Command::new("cp").arg("-r").arg(&from).arg(&to).status().unwrap().success());
     to.join("render.yaml")
 }
+
+/// A service in what `ps` answered.
+#[track_caller]
+pub fn service<'a>(ps: &'a Value, slug: &str) -> &'a Value {
+    ps["services"].as_array().unwrap().iter().find(|s| s["state"]["service"] == slug).unwrap_or_else(|| panic!("no {slug} in {ps}"))
+}

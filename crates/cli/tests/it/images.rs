@@ -1,6 +1,6 @@
 //! Published images: pulled from a registry, run as private services, reached by whom they should, kept over restarts.
 
-use crate::host::{Host, host, wait_for};
+use crate::host::{Host, host, service, wait_for};
 use moat_testkit::images::{Folder, Recipe, Registry, docker_archive, layout, recipes};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
@@ -122,8 +122,7 @@ fn published_images_run_private_keep_their_disk_and_are_proved() {
 
     // Killed at any moment, it comes back with what it had acknowledged.
     let seen = counted(&host).unwrap();
-    let pid =
-        host.ps()["services"].as_array().unwrap().iter().find(|s| s["state"]["service"] == "cache").unwrap()["instances"][0]["pid"].clone();
+    let pid = service(&host.ps(), "cache")["instances"][0]["pid"].clone();
     host.kill(u32::try_from(pid.as_u64().unwrap()).unwrap(), "KILL");
     wait_for("the count to go on", || counted(&host).is_some_and(|n| n > seen));
 

@@ -1,7 +1,6 @@
 //! A database in a blueprint: who uses it, who does not, and what it keeps.
 
-use crate::host::{Host, host, wait_for};
-use serde_json::Value;
+use crate::host::{Host, host, service, wait_for};
 use std::io::Write as _;
 use std::process::Stdio;
 
@@ -51,10 +50,6 @@ projects:
         services:
           - {type: worker, name: stranger, runtime: python, buildCommand: "true", startCommand: sleep 100000}
 "#;
-
-fn service<'a>(ps: &'a Value, slug: &str) -> &'a Value {
-    ps["services"].as_array().unwrap().iter().find(|s| s["state"]["service"] == slug).unwrap_or_else(|| panic!("no {slug} in {ps}"))
-}
 
 /// The page's number of visits; each request is one.
 fn visit(host: &Host) -> Result<u32, String> {

@@ -1,11 +1,6 @@
 //! The main job.
 
-use crate::host::{example, host, wait_for};
-use serde_json::Value;
-
-fn service<'a>(ps: &'a Value, slug: &str) -> &'a Value {
-    ps["services"].as_array().unwrap().iter().find(|s| s["state"]["service"] == slug).unwrap_or_else(|| panic!("no {slug} in {ps}"))
-}
+use crate::host::{example, host, service, wait_for};
 
 #[test]
 fn hello_runs_is_proved_and_leaves_nothing() {

@@ -1,6 +1,6 @@
 //! `moat verify` sees sabotage and names the pair.
 
-use crate::host::{Host, example, host};
+use crate::host::{Host, example, host, service};
 
 fn verify_fails_naming(host: &Host, what: &str, names: &[&str]) {
     let said = host.moat(&["verify"]);
@@ -17,12 +17,7 @@ fn every_kind_of_sabotage_is_seen_and_named() {
     host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
     host.moat(&["verify"]).ok();
     let ps = host.ps();
-    let address = |slug: &str| {
-        ps["services"].as_array().unwrap().iter().find(|s| s["state"]["service"] == slug).unwrap()["instances"][0]["address"]["v4"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
+    let address = |slug: &str| service(&ps, slug)["instances"][0]["address"]["v4"].as_str().unwrap().to_owned();
     let (counter, greeter) = (address("counter"), address("greeter"));
 
     // A rule that lets everything through, first in the forward chain.

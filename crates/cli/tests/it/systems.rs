@@ -1,7 +1,7 @@
 //! The systems that private services are for, from images used as their makers' are: each is written and read by a real
 //! client library in a worker, by its private name; killed, it comes back with what it had acknowledged; nobody else gets in.
 
-use crate::host::{Host, host, wait_for};
+use crate::host::{Host, host, service, wait_for};
 use crate::images::registry;
 use moat_testkit::images::{layout, recipes};
 use std::fmt::Write as _;
@@ -208,8 +208,7 @@ fn the_systems_serve_their_clients_survive_and_are_closed_to_others() {
     // Killed, each comes back; what it had acknowledged is there.
     let ps = host.ps();
     for (name, .., keeps) in SYSTEMS {
-        let service = ps["services"].as_array().unwrap().iter().find(|s| s["state"]["service"] == name).unwrap();
-        host.kill(u32::try_from(service["instances"][0]["pid"].as_u64().unwrap()).unwrap(), "KILL");
+        host.kill(u32::try_from(service(&ps, name)["instances"][0]["pid"].as_u64().unwrap()).unwrap(), "KILL");
         let value = (!keeps).then(|| format!("{name} again"));
         let wanted = value.clone().unwrap_or_else(|| format!("to {name}"));
         wait_for(&format!("{name} to come back"), || client(&host, name, value.as_deref()).is_ok_and(|found| found == wanted));

@@ -23,7 +23,7 @@ impl Core {
             return;
         }
         self.cancel_deploy(&slug);
-        let mut deploy = Deploy {
+        let deploy = Deploy {
             service: service.clone(),
             phase: DeployPhase::Preparing,
             release: None,
@@ -64,7 +64,6 @@ impl Core {
             }
             Workload::Native(_) => {
                 let Some(request) = BuildRequest::of(service) else { return };
-                deploy.go(DeployPhase::Preparing);
                 self.deploys.insert(slug.clone(), deploy);
                 self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
                 let (engine, tx) = (self.engine.clone(), self.tx.clone());

@@ -15,7 +15,6 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -126,17 +125,7 @@ impl RootFs {
         }
         std::os::unix::fs::chown(&upper, Some(owner.uid()), Some(owner.gid()))?;
         fs::set_permissions(&upper, owner.permissions())?;
-        let mut options = Vec::new();
-        for (key, path) in [("lowerdir=", lower), (",upperdir=", &upper), (",workdir=", &work)] {
-            options.extend_from_slice(key.as_bytes());
-            for &byte in path.as_os_str().as_bytes() {
-                if matches!(byte, b'\\' | b':' | b',') {
-                    options.push(b'\\');
-                }
-                options.push(byte);
-            }
-        }
-        let options = PathBuf::from(std::ffi::OsString::from_vec(options));
+        let options = layers::options(&layers::escaped(lower), &upper, &work);
         let point = self.folder(target)?;
         match mount(Some("overlay"), &handle_path(&point), Some("overlay"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(&options)) {
             Ok(()) => Ok(()),

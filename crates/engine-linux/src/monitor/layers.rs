@@ -12,9 +12,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, pipe2};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
@@ -57,16 +59,27 @@ pub fn mount_root(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Pa
 }
 
 fn overlay(lower: &str, upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
-    let escaped = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
-    let options = format!("lowerdir={lower},upperdir={},workdir={}", escaped(upper), escaped(work));
+    let options = options(lower.as_bytes(), upper, work);
     // Set-user-id programs of the image give ids of the service's range at most, and `no_new_privileges` forbids even that.
-    mount(Some("overlay"), target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str())).map_err(|error| {
+    mount(Some("overlay"), target, Some("overlay"), MsFlags::MS_NODEV, Some(&options)).map_err(|error| {
         if error == Errno::EINVAL {
             io::Error::other("the kernel can't show layers with other ids below an overlay: images need Linux 5.19")
         } else {
             error.into()
         }
     })
+}
+
+/// The options of an overlay over `lower`, which is as the kernel reads it: folders with colons between.
+pub fn options(lower: &[u8], upper: &Path, work: &Path) -> PathBuf {
+    let parts = [&b"lowerdir="[..], lower, b",upperdir=", &escaped(upper), b",workdir=", &escaped(work)];
+    PathBuf::from(OsString::from_vec(parts.concat()))
+}
+
+/// A path as the options of a mount take it: what they would read as their own is marked.
+pub fn escaped(path: &Path) -> Vec<u8> {
+    let mark = |&byte: &u8| if matches!(byte, b'\\' | b':' | b',') { vec![b'\\', byte] } else { vec![byte] };
+    path.as_os_str().as_bytes().iter().flat_map(mark).collect()
 }
 
 /// A user namespace whose ids 0 to 65535 are those from `first_id` on.
@@ -102,5 +115,18 @@ fn users(first_id: u32) -> io::Result<File> {
             let _ = waitpid(child, None);
             made
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    #[test]
+    fn names_are_read_as_names_whatever_they_hold() {
+        let odd = Path::new(OsStr::from_bytes(b"/a:b,c\\d\xff"));
+        let text = options(b"0:1", odd, Path::new("/w"));
+        assert_eq!(text.as_os_str().as_bytes(), b"lowerdir=0:1,upperdir=/a\\:b\\,c\\\\d\xff,workdir=/w");
     }
 }
