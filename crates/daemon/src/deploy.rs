@@ -1,5 +1,6 @@
 //! One deploy of one service, and what is deployed.
 
+use moat_engine_linux::MissingTool;
 use moat_model::{InstanceId, Service};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ impl Deployed {
 /// A deploy under way.
 ///
 /// ```text
-/// Preparing ─▶ Waiting (datastores) ─▶ Building ─▶ Sealing ─▶ PreDeploy ─▶ Starting ─▶ done
+/// Preparing ─▶ Waiting (datastores, tools) ─▶ Building ─▶ Sealing ─▶ PreDeploy ─▶ Starting ─▶ done
 ///     └── the same source was built ───────────────────────────▲            └▶ failed: previous stays
 /// ```
 ///
@@ -43,6 +44,8 @@ pub struct Deploy {
     pub phase: DeployPhase,
     /// The release, once prepared.
     pub release: Option<String>,
+    /// Tools of the build that were not installed yet when it was prepared.
+    pub tools: Vec<MissingTool>,
     /// What ran before, to go back to.
     pub previous: Option<Deployed>,
     /// How long an instance may take until it is ready.
@@ -58,6 +61,10 @@ pub enum DeployPhase {
     Preparing,
     /// Waits for datastores and a free build place.
     Waiting,
+    /// A tool of the build is being installed in this instance.
+    Installing(InstanceId),
+    /// The tool's release of this name is being sealed.
+    SealingTool(String),
     /// The build runs in this instance.
     Building(InstanceId),
     /// The release is being sealed.
@@ -80,8 +87,13 @@ impl Deploy {
     /// The instance that runs for this deploy alone, if any.
     pub fn sandbox(&self) -> Option<&InstanceId> {
         match &self.phase {
-            DeployPhase::Building(id) | DeployPhase::PreDeploy(id) => Some(id),
-            DeployPhase::Preparing | DeployPhase::Waiting | DeployPhase::Sealing | DeployPhase::Built | DeployPhase::Starting => None,
+            DeployPhase::Installing(id) | DeployPhase::Building(id) | DeployPhase::PreDeploy(id) => Some(id),
+            DeployPhase::Preparing
+            | DeployPhase::Waiting
+            | DeployPhase::SealingTool(_)
+            | DeployPhase::Sealing
+            | DeployPhase::Built
+            | DeployPhase::Starting => None,
         }
     }
 }

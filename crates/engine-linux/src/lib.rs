@@ -5,7 +5,7 @@
 //! [`monitor`] makes it and stays beside it; this process may be killed at any moment without an instance noticing.
 //!
 //! Folders: `RUN/instances/ID` holds what is known of a live instance, `RUN/crun` the runtime's own state;
-//! `STATE/releases/NAME/project` a build's result, `STATE/images` the layers of published images, `STATE/sources` fetched repositories, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
+//! `STATE/releases/NAME/project` a build's result (with a `+` before it, a tool of builds), `STATE/images` the layers of published images, `STATE/sources` fetched repositories, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
 //! log, `STATE/cache/SLUG` a service's build cache, `STATE/disks/SERVICE/NAME` and `STATE/data/SERVICE` what it keeps,
 //! `STATE/certificates/SERVICE.pem` what a database shows to clients that ask for TLS.
 //!
@@ -18,6 +18,7 @@ mod dockerfile;
 pub mod doctor;
 mod engine;
 mod images;
+mod lock;
 pub mod log;
 pub mod lower;
 pub mod monitor;
@@ -29,6 +30,7 @@ mod release;
 mod source;
 mod sys;
 pub mod toolchain;
+mod tools;
 mod tree;
 
 pub use engine::LinuxEngine;
@@ -36,7 +38,7 @@ pub use engine::leftovers::Leftovers;
 pub use images::PullRequest;
 pub use moat_image::{Listed as ListedImage, Mirror};
 pub use recipe::ImageBuildRequest;
-pub use release::{BuildRequest, Release};
+pub use release::{BuildRequest, MissingTool, Prepared, Release};
 
 use std::path::PathBuf;
 

@@ -4,7 +4,7 @@ use super::{Core, Msg};
 use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
-use moat_engine_linux::{BuildRequest, ImageBuildRequest, PullRequest, Release};
+use moat_engine_linux::{BuildRequest, ImageBuildRequest, MissingTool, Prepared, PullRequest};
 use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
@@ -27,6 +27,7 @@ impl Core {
             service: service.clone(),
             phase: DeployPhase::Preparing,
             release: None,
+            tools: Vec::new(),
             previous: self.durable.deployed.get(&slug).cloned(),
             start_timeout,
             since: Instant::now(),
@@ -47,7 +48,7 @@ impl Core {
                             let text = format!("{}; using the image that is here", engine_words(&error));
                             let _ = tx.send(Msg::Said(slug.clone(), text));
                         }
-                        release
+                        release.into()
                     });
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
@@ -58,7 +59,7 @@ impl Core {
                 self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
                 let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
-                    let result = engine.prepare_image(request, tell).await;
+                    let result = engine.prepare_image(request, tell).await.map(Prepared::from);
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -66,9 +67,9 @@ impl Core {
                 let Some(request) = BuildRequest::of(service) else { return };
                 self.deploys.insert(slug.clone(), deploy);
                 self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
-                let (engine, tx) = (self.engine.clone(), self.tx.clone());
+                let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
-                    let result = engine.prepare_release(request).await;
+                    let result = engine.prepare_release(request, tell).await;
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -98,16 +99,20 @@ impl Core {
         }
     }
 
-    pub(super) fn prepared(&mut self, slug: &Slug, result: Result<Release, EngineError>) {
+    pub(super) fn prepared(&mut self, slug: &Slug, result: Result<Prepared, EngineError>) {
         let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.phase == DeployPhase::Preparing) else { return };
         match result {
             Err(error) => self.fail_deploy(slug, &engine_words(&error), None),
-            Ok(release) => {
-                let sealed = release.cached;
-                deploy.release = Some(release.name);
+            Ok(prepared) => {
+                let sealed = prepared.release.cached;
+                deploy.release = Some(prepared.release.name);
+                deploy.tools = prepared.tools;
                 deploy.go(if sealed { DeployPhase::Built } else { DeployPhase::Waiting });
                 if !sealed {
                     self.set_phase(slug, ServicePhase::Waiting, None);
+                }
+                for text in prepared.notices {
+                    self.notice(Some(slug), text);
                 }
             }
         }
@@ -115,6 +120,14 @@ impl Core {
 
     /// The release that a deploy prepared as `name` is finished, under the name that it runs by.
     pub(super) fn sealed(&mut self, slug: &Slug, name: &str, result: Result<String, EngineError>) {
+        if let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.phase == DeployPhase::SealingTool(name.to_owned())) {
+            match result {
+                Err(error) => self.fail_deploy(slug, &engine_words(&error), None),
+                // Whoever waits for it looks whether it is there.
+                Ok(_) => deploy.go(DeployPhase::Waiting),
+            }
+            return;
+        }
         let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.phase == DeployPhase::Sealing && d.release.as_deref() == Some(name))
         else {
             return;
@@ -135,13 +148,15 @@ impl Core {
             match deploy.phase.clone() {
                 DeployPhase::Waiting => self.try_build(&slug).await,
                 DeployPhase::Built => self.after_build(&slug).await,
-                DeployPhase::Building(_) if deploy.since.elapsed() > BUILD_LIMIT => {
+                DeployPhase::Installing(_) | DeployPhase::Building(_) if deploy.since.elapsed() > BUILD_LIMIT => {
                     self.fail_deploy(&slug, "the build took longer than 120 minutes", None);
                 }
                 DeployPhase::PreDeploy(_) if deploy.since.elapsed() > PRE_DEPLOY_LIMIT => {
                     self.fail_deploy(&slug, "the pre-deploy command took longer than 30 minutes", None);
                 }
                 DeployPhase::Preparing
+                | DeployPhase::Installing(_)
+                | DeployPhase::SealingTool(_)
                 | DeployPhase::Building(_)
                 | DeployPhase::Sealing
                 | DeployPhase::PreDeploy(_)
@@ -166,9 +181,13 @@ impl Core {
             self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
             return;
         }
-        let building = self.deploys.values().filter(|d| matches!(d.phase, DeployPhase::Building(_))).count();
+        let building = self.deploys.values().filter(|d| matches!(d.phase, DeployPhase::Installing(_) | DeployPhase::Building(_))).count();
         if building >= BUILDS_AT_ONCE {
             self.set_phase(slug, ServicePhase::Waiting, Some("for a free build place".to_owned()));
+            return;
+        }
+        if let Some(tool) = deploy.tools.iter().find(|tool| !self.engine.is_sealed(&tool.release)).cloned() {
+            self.install(slug, &service, tool).await;
             return;
         }
         let release = deploy.release.clone();
@@ -180,6 +199,36 @@ impl Core {
             deploy.go(DeployPhase::Building(id));
         }
         self.set_phase(slug, ServicePhase::Building, Some(does));
+    }
+
+    /// Installs a tool of a build, unless another deploy does: then this one waits.
+    async fn install(&mut self, slug: &Slug, service: &Service, tool: MissingTool) {
+        let installs = |deploy: &Deploy| match &deploy.phase {
+            DeployPhase::Installing(_) => {
+                deploy.tools.iter().find(|tool| !self.engine.is_sealed(&tool.release)).is_some_and(|first| first.release == tool.release)
+            }
+            DeployPhase::SealingTool(name) => *name == tool.release,
+            DeployPhase::Preparing
+            | DeployPhase::Waiting
+            | DeployPhase::Building(_)
+            | DeployPhase::Sealing
+            | DeployPhase::Built
+            | DeployPhase::PreDeploy(_)
+            | DeployPhase::Starting => false,
+        };
+        if self.deploys.values().any(installs) {
+            self.set_phase(slug, ServicePhase::Waiting, Some(format!("for {}, which another build installs", tool.words)));
+            return;
+        }
+        match self.start_sandbox(service, Purpose::Build, Some(tool.release), Some(tool.command)).await {
+            Err(why) => self.fail_deploy(slug, &why, None),
+            Ok(id) => {
+                if let Some(deploy) = self.deploys.get_mut(slug) {
+                    deploy.go(DeployPhase::Installing(id));
+                }
+                self.set_phase(slug, ServicePhase::Building, Some(format!("installing {}", tool.words)));
+            }
+        }
     }
 
     /// The datastore of the service's network that is being deployed and not ready, if any.
@@ -206,8 +255,21 @@ impl Core {
     /// A build, pre-deploy or job instance ended.
     pub(super) fn sandbox_ended(&mut self, slug: &Slug, purpose: Purpose, id: &moat_model::InstanceId, code: Option<i32>, why: &str) {
         let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.sandbox() == Some(id)) else { return };
-        let what = if purpose == Purpose::Build { "build" } else { "pre-deploy command" };
-        if code == Some(0) {
+        let installing = matches!(deploy.phase, DeployPhase::Installing(_));
+        let tool = deploy.tools.iter().find(|tool| !self.engine.is_sealed(&tool.release)).filter(|_| installing).cloned();
+        let what = match &tool {
+            Some(tool) => format!("installation of {}", tool.words),
+            None if purpose == Purpose::Build => "build".to_owned(),
+            None => "pre-deploy command".to_owned(),
+        };
+        if let (Some(tool), Some(0)) = (&tool, code) {
+            deploy.go(DeployPhase::SealingTool(tool.release.clone()));
+            let (engine, tx, slug, name) = (self.engine.clone(), self.tx.clone(), slug.clone(), tool.release.clone());
+            tokio::spawn(async move {
+                let result = engine.seal_release(&name).await.map(|()| name.clone());
+                let _ = tx.send(Msg::Sealed(slug, name, result));
+            });
+        } else if code == Some(0) {
             if purpose == Purpose::Build {
                 self.seal(slug);
             } else {

@@ -71,6 +71,11 @@ impl Core {
                 .map_err(|full| full.to_string())?;
         let mut spec = InstanceSpec::of(service, id.clone(), purpose, address, release);
         spec.command = command;
+        if purpose == Purpose::Build && spec.command.is_some() {
+            // A tool is everybody's: nothing of the service goes into it.
+            spec.env.clear();
+            spec.secret_files.clear();
+        }
         if purpose == Purpose::Build {
             let passed = self.durable.blueprints.get(&service.blueprint).map(|up| up.pass_env.clone()).unwrap_or_default();
             spec.env.extend(passed.iter().filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.to_owned(), Secret::new(value))));

@@ -23,7 +23,7 @@ use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
 use crate::state_file::Durable;
 use moat_engine::EngineError;
-use moat_engine_linux::{LinuxEngine, Release};
+use moat_engine_linux::{LinuxEngine, Prepared};
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, DesiredState, InstanceId, Purpose, Slug};
@@ -47,7 +47,7 @@ pub enum Msg {
     /// Disks were measured.
     Disks(Vec<(Slug, DiskUse)>),
     /// A release was prepared (or could not be).
-    Prepared(Slug, Result<Release, EngineError>),
+    Prepared(Slug, Result<Prepared, EngineError>),
     /// A build's release was sealed.
     Sealed(Slug, String, Result<String, EngineError>),
     /// `StartInstance` came back.

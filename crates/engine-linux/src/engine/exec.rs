@@ -2,7 +2,7 @@
 
 use super::{LinuxEngine, folder};
 use crate::lower::oci::{Process, Spec};
-use crate::lower::sandbox::INIT;
+use crate::lower::sandbox::{INIT, LIBRARIES};
 use crate::monitor::{ENTER_FLAG, RUN_FLAG, VERB, files};
 use moat_engine::EngineError;
 use moat_model::{InstanceId, Secret};
@@ -69,9 +69,17 @@ impl LinuxEngine {
 
 fn process(mut process: Process, argv: Vec<String>, env: &BTreeMap<String, Secret>, tty: bool) -> Process {
     process.terminal = tty;
-    let ours = process.args.first().is_some_and(|first| first == INIT);
-    let before = if ours { &[INIT, VERB, RUN_FLAG, "--"][..] } else { &[] };
-    process.args = before.iter().map(|&arg| arg.to_owned()).chain(argv).collect();
+    // With what runs it before it, where the sandbox has an image's libraries.
+    let ours = match process.args.as_slice() {
+        [first, ..] if first == INIT => 1,
+        [linker, _, _, init, ..] if init == INIT && linker.starts_with(LIBRARIES) => 4,
+        _ => 0,
+    };
+    process.args.truncate(ours);
+    if ours > 0 {
+        process.args.extend([VERB, RUN_FLAG, "--"].map(str::to_owned));
+    }
+    process.args.extend(argv);
     process.env.retain(|entry| entry.split_once('=').is_none_or(|(key, _)| !env.contains_key(key)));
     process.env.extend(env.iter().map(|(key, value)| format!("{key}={}", value.expose())));
     process

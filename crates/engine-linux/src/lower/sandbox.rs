@@ -5,6 +5,7 @@
 use super::oci::{Capabilities, Cpu, IdMapping, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User};
 use super::{builder, etc, image, keyvalue, postgres, seccomp};
 use crate::toolchain::Toolchain;
+use crate::tools;
 use moat_model::state::{Disk, NativeWorkload, Workload};
 use moat_model::{NativeRuntime, Purpose, Secret};
 use moat_planner::plan::InstanceSpec;
@@ -30,6 +31,10 @@ pub const INIT: &str = "/run/moat-init";
 pub const NAMES: &str = "/run/moat-toolchain";
 /// Where a Python service's virtual environment is.
 pub const VENV: &str = "/opt/render/project/src/.venv";
+/// Where `npm install --global` of a build puts programs.
+pub const GLOBAL: &str = "/opt/render/project/.npm-global";
+/// Where this program's own libraries are, in a sandbox that has an image's.
+pub const LIBRARIES: &str = "/run/moat-lib";
 /// Where secret files are.
 pub const SECRETS: &str = "/etc/secrets";
 
@@ -157,8 +162,13 @@ pub struct Machine {
     pub etc: Vec<PathBuf>,
     /// Whether `/bin/bash` exists.
     pub bash: bool,
+    /// The certificate authorities that this machine trusts, one file within [`HOST_ETC`].
+    pub authorities: Option<PathBuf>,
     /// This program.
     pub own_exe: PathBuf,
+    /// What runs it where the libraries of `/usr` are not this machine's: its dynamic linker, and then its libraries. Empty
+    /// where it needs none.
+    pub libraries: Vec<PathBuf>,
 }
 
 /// Folders of the host that belong to one instance.
@@ -180,6 +190,8 @@ pub struct Places {
     pub identity: Option<Secret>,
     /// The images that a Dockerfile builds on.
     pub bases: Option<PathBuf>,
+    /// Tools by the names of their releases: their folders.
+    pub tools: BTreeMap<String, PathBuf>,
     /// Control group, from the root of each hierarchy.
     pub cgroup: String,
 }
@@ -197,7 +209,8 @@ pub struct Input<'a> {
     pub first_id: u32,
     /// The toolchain, or the datastore's server.
     pub toolchain: &'a Toolchain,
-    /// What the image of an [`ImageWorkload`](moat_model::state::ImageWorkload) says.
+    /// What the image of an [`ImageWorkload`](moat_model::state::ImageWorkload) says, or the image that is a native
+    /// service's toolchain.
     pub image: Option<&'a image::Facts>,
     /// How an image is built, for the build of one.
     pub recipe: Option<&'a builder::Recipe>,
@@ -249,7 +262,7 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
                 user: User { uid: UID, gid: UID, additional_gids: Vec::new(), umask: 0o022 },
                 args: command(input)?,
                 env: environment(input),
-                cwd: cwd(&instance.workload),
+                cwd: if is_tool(instance) { HOME.to_owned() } else { cwd(&instance.workload) },
                 capabilities: Capabilities::default(),
             },
             mounts(input),
@@ -360,6 +373,11 @@ fn cwd(workload: &Workload) -> String {
     }
 }
 
+/// Whether it installs a tool.
+fn is_tool(instance: &InstanceSpec) -> bool {
+    instance.purpose == Purpose::Build && instance.release.as_deref().is_some_and(tools::is_tool)
+}
+
 /// PID 1 of ours, before a program and its arguments.
 fn init(stop_signal: Option<String>) -> impl Iterator<Item = String> {
     let own = strings(&[INIT, crate::monitor::VERB, crate::monitor::INIT_FLAG]);
@@ -369,7 +387,8 @@ fn init(stop_signal: Option<String>) -> impl Iterator<Item = String> {
 /// The program and its arguments, PID 1 of ours before them.
 fn command(input: &Input<'_>) -> Result<Vec<String>, &'static str> {
     let stop = matches!(input.instance.workload, Workload::Postgres(_)).then_some(postgres::STOP_SIGNAL);
-    let mut args: Vec<String> = init(stop.as_ref().map(ToString::to_string)).collect();
+    let mut args = if input.image.is_some() { linker(input.machine) } else { Vec::new() };
+    args.extend(init(stop.as_ref().map(ToString::to_string)));
     match &input.instance.workload {
         Workload::Native(native) => args.extend(shell(input, native)?),
         Workload::KeyValue(_) => args.extend([input.toolchain.program.to_string_lossy().into_owned(), keyvalue::CONFIG.to_owned()]),
@@ -388,10 +407,14 @@ fn shell(input: &Input<'_>, native: &NativeWorkload) -> Result<Vec<String>, &'st
         Purpose::Job => None,
     };
     let text = input.instance.command.as_ref().or(own).ok_or("the service has no command for this purpose")?;
-    let text = if purpose == Purpose::Build && native.runtime == NativeRuntime::Python {
-        format!("test -x {VENV}/bin/python || python3 -m venv {VENV}\n{text}")
-    } else {
-        text.clone()
+    let text = match native.runtime {
+        _ if purpose != Purpose::Build || is_tool(input.instance) => text.clone(),
+        NativeRuntime::Python => format!("test -x {VENV}/bin/python || python3 -m venv {VENV}\n{text}"),
+        // `corepack enable` puts programs beside itself.
+        NativeRuntime::Node => format!(
+            "mkdir -p {GLOBAL}/bin\nif command -v corepack >/dev/null; then ln -sf \"$(command -v corepack)\" {GLOBAL}/bin/corepack; fi\n{text}"
+        ),
+        NativeRuntime::Ruby | NativeRuntime::Go | NativeRuntime::Rust | NativeRuntime::Elixir => text.clone(),
     };
     let strict = matches!(purpose, Purpose::Build | Purpose::PreDeploy);
     let mut args = strings(match (input.machine.bash, strict) {
@@ -411,15 +434,32 @@ fn environment(input: &Input<'_>) -> BTreeMap<String, Secret> {
         env.insert(key.to_owned(), Secret::new(value));
     };
     let mut path = Vec::new();
-    if let Workload::Native(native) = &input.instance.workload {
+    if let Workload::Native(native) = &input.instance.workload
+        && !is_tool(input.instance)
+    {
         if native.runtime == NativeRuntime::Python {
             path.push(format!("{VENV}/bin"));
             set("VIRTUAL_ENV", VENV);
             set("VENV_ROOT", VENV);
+            // uv makes one of its own below `rootDir` otherwise, where no start command finds its programs.
+            set("UV_PROJECT_ENVIRONMENT", VENV);
+            // The cache is another mount.
+            set("UV_LINK_MODE", "copy");
         }
         if native.runtime == NativeRuntime::Node {
             path.push(format!("{}/node_modules/.bin", cwd(&input.instance.workload)));
+            // Within the release, so that what a build brought is there at the start.
+            set("COREPACK_HOME", &format!("{PROJECT}/.corepack"));
+            set("COREPACK_ENABLE_DOWNLOAD_PROMPT", "0");
         }
+        path.extend(input.places.tools.keys().map(|tool| tools::place(tool).join(tools::SHIMS).to_string_lossy().into_owned()));
+        path.push(format!("{GLOBAL}/bin"));
+        set("npm_config_prefix", GLOBAL);
+    }
+    if matches!(input.instance.workload, Workload::Native(_)) {
+        // npm looks for it below its prefix otherwise, where the machine's is not.
+        let own = Path::new("/etc/npmrc");
+        set("npm_config_globalconfig", if input.machine.etc.iter().any(|path| path == own) { "/etc/npmrc" } else { "/usr/etc/npmrc" });
     }
     if let Workload::Postgres(server) = &input.instance.workload {
         for (key, value) in postgres::environment(server) {
@@ -437,6 +477,15 @@ fn environment(input: &Input<'_>) -> BTreeMap<String, Secret> {
     set("LOGNAME", "render");
     set("SHELL", if input.machine.bash { "/bin/bash" } else { "/bin/sh" });
     set("LANG", "C.UTF-8");
+    // Many programs bring a list of authorities of their own, which knows nothing of a company's.
+    let authorities = input.machine.authorities.as_ref().map(|file| file.to_string_lossy());
+    if let (Some(file), Workload::Native(_)) = (&authorities, &input.instance.workload) {
+        set("SSL_CERT_FILE", file);
+        if input.instance.purpose == Purpose::Build {
+            set("REQUESTS_CA_BUNDLE", file);
+            set("NODE_EXTRA_CA_CERTS", file);
+        }
+    }
     if input.instance.purpose == Purpose::Build {
         set("XDG_CACHE_HOME", CACHE);
         set("npm_config_cache", &format!("{CACHE}/npm"));
@@ -452,20 +501,25 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
     let user = input.first_id + UID;
     let dir = |path: &str, mode: u32, owner: u32| MountOp::Dir { path: path.into(), mode, owner };
     let read_only = |source: &Path, target: &Path| MountOp::ReadOnly { source: source.to_owned(), target: target.to_owned() };
-    let mut ops = vec![read_only(Path::new("/usr"), Path::new("/usr"))];
-    for (name, link) in &machine.usr_merge {
-        let path = Path::new("/").join(name);
-        ops.push(match link {
-            Some(target) => MountOp::Symlink { path, target: target.clone() },
-            None => read_only(&path, &path),
-        });
-    }
-    for folder in ["/proc", "/dev", "/etc", "/run", "/var", "/mnt"] {
-        ops.push(dir(folder, 0o755, 0));
-    }
-    for (path, target) in [("/var/run", "/run"), ("/var/tmp", "/tmp")] {
-        ops.push(MountOp::Symlink { path: path.into(), target: target.into() });
-    }
+    let mut ops = if let Some(image) = input.image {
+        language(input, image)
+    } else {
+        let mut ops = vec![read_only(Path::new("/usr"), Path::new("/usr"))];
+        for (name, link) in &machine.usr_merge {
+            let path = Path::new("/").join(name);
+            ops.push(match link {
+                Some(target) => MountOp::Symlink { path, target: target.clone() },
+                None => read_only(&path, &path),
+            });
+        }
+        for folder in ["/proc", "/dev", "/etc", "/run", "/var", "/mnt"] {
+            ops.push(dir(folder, 0o755, 0));
+        }
+        for (path, target) in [("/var/run", "/run"), ("/var/tmp", "/tmp")] {
+            ops.push(MountOp::Symlink { path: path.into(), target: target.into() });
+        }
+        ops
+    };
     ops.push(MountOp::Sysfs { target: "/sys".into() });
     ops.extend(machine.etc.iter().map(|path| read_only(path, path)));
     ops.extend(etc::own(input));
@@ -486,8 +540,12 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
     } else {
         ops.push(MountOp::Tmpfs { target: "/tmp".into(), size: instance.limits.memory_bytes, mode: 0o1777 });
     }
+    ops.extend(places.tools.iter().map(|(name, folder)| read_only(folder, &tools::place(name))));
     if let Some(project) = &places.project {
-        ops.push(if instance.purpose == Purpose::Build {
+        ops.push(if let (true, Some(name)) = (is_tool(instance), &instance.release) {
+            // Programs of a tool know the place that they were installed at.
+            MountOp::Writable { source: project.clone(), target: tools::place(name) }
+        } else if instance.purpose == Purpose::Build {
             MountOp::Writable { source: project.clone(), target: PROJECT.into() }
         } else {
             MountOp::Overlay { lower: project.clone(), scratch: places.scratch.join("project"), target: PROJECT.into() }
@@ -523,4 +581,21 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
         ops.push(MountOp::File { path: Path::new(SECRETS).join(name), mode: 0o400, owner: user, content: content.clone() });
     }
     ops
+}
+
+/// The root of an image that is a language's toolchain: its own `/usr`, and libraries for PID 1 of ours.
+fn language(input: &Input<'_>, image: &image::Facts) -> Vec<MountOp> {
+    let layers = MountOp::Layers { layers: image.layers.clone(), scratch: input.places.scratch.join("root"), first_id: input.first_id };
+    let libraries = input.machine.libraries.iter().filter_map(|library| {
+        let target = Path::new(LIBRARIES).join(library.file_name()?);
+        Some(MountOp::ReadOnly { source: library.clone(), target })
+    });
+    std::iter::once(layers).chain(libraries).collect()
+}
+
+/// What runs PID 1 of ours with this machine's libraries: those of an image can be older, or another C library's.
+fn linker(machine: &Machine) -> Vec<String> {
+    let Some(name) = machine.libraries.first().and_then(|linker| linker.file_name()) else { return Vec::new() };
+    let linker = Path::new(LIBRARIES).join(name).to_string_lossy().into_owned();
+    vec![linker, "--library-path".to_owned(), LIBRARIES.to_owned()]
 }

@@ -4,8 +4,10 @@
 //! Invariant: a tree that is shown holds a toolchain, never a home folder or a top-level folder.
 
 mod find;
+pub mod official;
 pub mod postgres;
 pub mod version;
+pub mod wanted;
 
 use moat_engine::EngineError;
 use moat_model::NativeRuntime;

@@ -2,6 +2,7 @@
 
 use crate::bed::{Bed, spec};
 use moat_engine_linux::lower::builder::Recipe;
+use moat_engine_linux::lower::image::Facts;
 use moat_engine_linux::lower::sandbox::{Input, Machine, Places, lower};
 use moat_engine_linux::toolchain::Toolchain;
 use moat_model::net::{NetworkId, Ula};
@@ -19,7 +20,9 @@ fn machine() -> Machine {
         usr_merge: BTreeMap::from([("bin".to_owned(), Some(PathBuf::from("usr/bin"))), ("lib32".to_owned(), None)]),
         etc: vec!["/etc/ssl/certs".into()],
         bash: true,
+        authorities: Some("/etc/ssl/certs/ca-certificates.crt".into()),
         own_exe: "/usr/bin/moat".into(),
+        libraries: vec!["/lib64/ld-linux-x86-64.so.2".into(), "/usr/lib/x86_64-linux-gnu/libc.so.6".into()],
     }
 }
 
@@ -33,6 +36,7 @@ fn places() -> Places {
         data: Some("/s/data/red-x".into()),
         identity: Some(Secret::new("KEY AND CERTIFICATE")),
         bases: None,
+        tools: BTreeMap::new(),
         cgroup: "/moat-t/i".to_owned(),
     }
 }
@@ -85,6 +89,10 @@ fn dockerfile() -> (InstanceSpec, Recipe) {
 }
 
 fn check(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>) {
+    check_over(name, instance, recipe, None);
+}
+
+fn check_over(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>, image: Option<&Facts>) {
     let toolchain = Toolchain {
         program: "/root/.pyenv/versions/3.11.7/bin/python3.11".into(),
         version: "3.11.7".to_owned(),
@@ -94,14 +102,17 @@ fn check(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>) {
         env: BTreeMap::new(),
     };
     let pass_env = BTreeMap::from([("PIP_INDEX_URL".to_owned(), Secret::new("https://index"))]);
-    let places = Places { bases: recipe.map(|_| "/s/builds/srv-app/bases".into()), ..places() };
+    let tool = recipe.is_none() && matches!(instance.workload, Workload::Native(_));
+    let tools = BTreeMap::from([("+uv-0123".to_owned(), PathBuf::from("/s/releases/+uv-0123/project"))]);
+    let tools = if tool { tools } else { BTreeMap::new() };
+    let places = Places { bases: recipe.map(|_| "/s/builds/srv-app/bases".into()), tools, ..places() };
     let input = Input {
         instance,
         machine: &machine(),
         places: &places,
         first_id: 1_000_000,
         toolchain: if recipe.is_some() { &Toolchain::default() } else { &toolchain },
-        image: None,
+        image,
         recipe,
         pass_env: &pass_env,
     };
@@ -129,6 +140,22 @@ fn an_instance_lowers_to_this() {
     let postgres =
         InstanceSpec { workload: Bed::postgres(Some(15)).workload, env: BTreeMap::new(), secret_files: BTreeMap::new(), ..native() };
     check("postgres.json", &postgres, None);
+    let facts = Facts {
+        layers: vec!["/s/images/layers/b".into(), "/s/images/layers/a".into()],
+        entrypoint: Vec::new(),
+        command: Vec::new(),
+        env: Vec::new(),
+        working_dir: "/".to_owned(),
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        home: "/root".to_owned(),
+        stop_signal: 15,
+    };
+    check_over("language.json", &native(), None, Some(&facts));
+    let release = Some("+uv-0123".to_owned());
+    let install = Some("install it".to_owned());
+    check("tool.json", &InstanceSpec { purpose: Purpose::Build, release, command: install, ..native() }, None);
     let (spec, recipe) = dockerfile();
     check("dockerfile.json", &spec, Some(&recipe));
 }
