@@ -90,6 +90,8 @@ codes! {
     N0307;
     /// A plan `free` of a kind that has none.
     N0308;
+    /// A language that comes from its official image.
+    N0310;
 }
 
 impl Code {

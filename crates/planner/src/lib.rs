@@ -8,6 +8,7 @@ pub mod check;
 mod codes;
 pub mod diff;
 pub mod explain;
+pub mod languages;
 pub mod memory;
 mod names;
 pub mod plan;

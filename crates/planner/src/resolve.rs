@@ -14,6 +14,9 @@ mod references;
 mod values;
 mod workspace;
 
+pub(crate) use assemble::root_dir;
+pub(crate) use defaults::version_key;
+
 use crate::codes::Report;
 use crate::memory::Memory;
 use moat_blueprint::Blueprint;

@@ -5,7 +5,9 @@ use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui};
 use moat_blueprint::{Blueprint, Read};
 use moat_daemon::protocol::UpRequest;
-use moat_model::{DesiredState, Diagnostic, Severity};
+use moat_engine_linux::toolchain::instead;
+use moat_engine_linux::toolchain::wanted::wanted;
+use moat_model::{DesiredState, Diagnostic, NativeRuntime, Severity};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -46,6 +48,20 @@ pub fn load(file: &Path) -> Result<Checked, CommandError> {
         blueprint,
         diagnostics,
     })
+}
+
+impl Checked {
+    /// Adds what this machine has to do with it: languages that it does not have.
+    pub fn look_around(&mut self) {
+        let mut known: BTreeMap<(NativeRuntime, Option<String>), Option<String>> = BTreeMap::new();
+        let source = self.path.parent().unwrap_or(Path::new("/")).to_owned();
+        let found = moat_planner::languages::notices(&self.blueprint, &mut |runtime, variable, root_dir| {
+            let version = wanted(runtime, variable, &source, root_dir).map(|wanted| wanted.version);
+            known.entry((runtime, version)).or_insert_with_key(|(runtime, version)| instead(*runtime, version.as_deref())).clone()
+        });
+        self.diagnostics.extend(found);
+        self.diagnostics.sort_by_key(|d| (d.span.start, d.severity));
+    }
 }
 
 /// What a git command in a folder prints; `None` where it fails, or there is no git or no repository.
@@ -91,7 +107,8 @@ pub fn run(args: &CheckArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     }
     let (mut wrong, mut json) = (false, Vec::new());
     for file in &args.files {
-        let checked = load(file)?;
+        let mut checked = load(file)?;
+        checked.look_around();
         wrong |= checked.has(&[Severity::Error]);
         if ui.json() {
             json.push(

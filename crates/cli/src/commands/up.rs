@@ -89,7 +89,8 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
 
 /// Reads the file and stops at what can't be run; notices are counted, warnings shown.
 pub fn load(file: &Path, ui: &Ui) -> Result<Checked, CommandError> {
-    let checked = check::load(file)?;
+    let mut checked = check::load(file)?;
+    checked.look_around();
     if checked.has(&REFUSED) {
         checked.say(ui, &REFUSED);
         return Err(CommandError::usage(format!("`{}` can't be run", checked.shown))

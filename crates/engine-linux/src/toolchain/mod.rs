@@ -79,6 +79,19 @@ pub fn resolve(runtime: NativeRuntime, wanted: Option<&str>) -> Result<Toolchain
     Err(EngineError::new(doing, message).hint(find::hint(runtime, Some(wanted))))
 }
 
+/// What a service's language comes from where this machine does not have what it asks for, in words; nothing where it does.
+/// Nothing is run, except to compare versions.
+pub fn instead(runtime: NativeRuntime, wanted: Option<&str>) -> Option<String> {
+    if wanted.is_none() && program(find::program(runtime)).is_some() {
+        return None;
+    }
+    let missing = resolve(runtime, wanted).err()?;
+    Some(match official::reference(runtime, wanted) {
+        Some(reference) => format!("{}: the image `{reference}` is used", missing.message),
+        None => format!("{}, and no image has a tag for it", missing.message),
+    })
+}
+
 /// Finds a program on `PATH` or in the system's folders.
 pub fn program(name: &str) -> Option<PathBuf> {
     find::on_path(name).into_iter().next()

@@ -489,7 +489,7 @@ impl Assembly<'_, '_> {
 }
 
 /// The folder below the source: `.`, `./a`, `/a` and `a/` are all within it. `..` counts for nothing; reading said so.
-fn root_dir(spec: &ServiceSpec) -> PathBuf {
+pub(crate) fn root_dir(spec: &ServiceSpec) -> PathBuf {
     let written = spec.root_dir.as_ref().map_or("", |text| text.value.trim());
     Path::new(written).components().filter(|part| matches!(part, Component::Normal(_))).collect()
 }
