@@ -7,18 +7,21 @@ use moat_model::{Diagnostic, NativeRuntime};
 use std::path::Path;
 
 /// A notice for each native service whose language comes from elsewhere. `instead` looks at the machine: given the language, the
-/// version that a variable of the file asks for, and the service's working folder below its source, it says in words what is
-/// used instead of the machine's own toolchain, or nothing where there is no need.
-pub fn notices(blueprint: &Blueprint, instead: &mut dyn FnMut(NativeRuntime, Option<&str>, &Path) -> Option<String>) -> Vec<Diagnostic> {
+/// version that a variable of the file asks for, and the service's working folder below the blueprint's (none where its source is
+/// another repository's), it says in words what is used instead of the machine's own toolchain, or nothing where there is no
+/// need.
+pub fn notices(
+    blueprint: &Blueprint,
+    instead: &mut dyn FnMut(NativeRuntime, Option<&str>, Option<&Path>) -> Option<String>,
+) -> Vec<Diagnostic> {
     let mut report = Report::default();
     for service in &blueprint.services {
         let Some(written) = &service.runtime else { continue };
         let RuntimeSpec::Native(runtime) = written.value else { continue };
         let version = crate::resolve::version_key(runtime).and_then(|key| variable(blueprint, service, key));
         let text = version.map(|text| text.value.trim()).filter(|text| !text.is_empty());
-        // The source of another repository is not here to be looked at.
-        let root_dir = if service.elsewhere { Path::new("") } else { &crate::resolve::root_dir(service) };
-        let Some(message) = instead(runtime, text, root_dir) else { continue };
+        let root_dir = (!service.elsewhere).then(|| crate::resolve::root_dir(service));
+        let Some(message) = instead(runtime, text, root_dir.as_deref()) else { continue };
         let span = version.map_or(written.span, |text| text.span);
         let pointer = format!("{}/runtime", service.pointer);
         report.say(0, Code::N0310, span, pointer, message, "install it on this machine to do without the image".to_owned());
@@ -63,15 +66,15 @@ envVarGroups:
         let blueprint = moat_blueprint::read(TEXT).blueprint;
         let mut asked = Vec::new();
         let said = notices(&blueprint, &mut |runtime, version, root_dir| {
-            asked.push((runtime, version.map(str::to_owned), root_dir.display().to_string()));
+            asked.push((runtime, version.map(str::to_owned), root_dir.map(|folder| folder.display().to_string())));
             (runtime != NativeRuntime::Go).then(|| format!("{} is an image", runtime.word()))
         });
         assert_eq!(
             asked,
             [
-                (NativeRuntime::Python, Some("3.10".to_owned()), "api".to_owned()),
-                (NativeRuntime::Node, Some("18".to_owned()), String::new()),
-                (NativeRuntime::Go, None, String::new()),
+                (NativeRuntime::Python, Some("3.10".to_owned()), Some("api".to_owned())),
+                (NativeRuntime::Node, Some("18".to_owned()), Some(String::new())),
+                (NativeRuntime::Go, None, Some(String::new())),
             ]
         );
         let said: Vec<_> = said.iter().map(|d| (d.code, d.span.line, d.message.as_str())).collect();

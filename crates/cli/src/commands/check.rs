@@ -56,7 +56,10 @@ impl Checked {
         let mut known: BTreeMap<(NativeRuntime, Option<String>), Option<String>> = BTreeMap::new();
         let source = self.path.parent().unwrap_or(Path::new("/")).to_owned();
         let found = moat_planner::languages::notices(&self.blueprint, &mut |runtime, variable, root_dir| {
-            let version = wanted(runtime, variable, &source, root_dir).map(|wanted| wanted.version);
+            let version = match root_dir {
+                Some(root_dir) => wanted(runtime, variable, &source, root_dir).map(|wanted| wanted.version),
+                None => variable.map(str::to_owned),
+            };
             known.entry((runtime, version)).or_insert_with_key(|(runtime, version)| instead(*runtime, version.as_deref())).clone()
         });
         self.diagnostics.extend(found);

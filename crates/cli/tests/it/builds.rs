@@ -52,7 +52,7 @@ def connect():
     url = urllib.parse.urlparse(os.environ["DATABASE_URL"])
     trust = ssl.create_default_context()
     trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-    db = pg8000.native.Connection(url.username, url.hostname, url.path[1:], url.port, urllib.parse.unquote(url.password), ssl_context=trust)
+    db = pg8000.native.Connection(url.username, url.hostname, url.path[1:], url.port or 5432, urllib.parse.unquote(url.password), ssl_context=trust)
     yield db
     db.close()
 "#;
@@ -80,6 +80,12 @@ dependencies = ["itsdangerous==2.2.0"]
 
 [tool.poetry]
 package-mode = false
+
+# As with a company's own index, which has pages and no more.
+[[tool.poetry.source]]
+name = "index"
+url = "https://pypi.org/simple/"
+priority = "primary"
 "#;
 
 /// Name, runtime, build command, start command, further variables.
