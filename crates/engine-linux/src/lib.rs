@@ -32,7 +32,7 @@ mod sys;
 pub mod toolchain;
 mod tree;
 
-pub use datastore::{DatastoreRequest, Provided, ServerImages};
+pub use datastore::{DatastoreRequest, Origin, Provided, ServerImages};
 pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;
 pub use images::PullRequest;

@@ -4,7 +4,7 @@ use super::{Core, Msg};
 use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
-use moat_engine_linux::{BuildRequest, DatastoreRequest, ImageBuildRequest, Provided, PullRequest, Release};
+use moat_engine_linux::{BuildRequest, DatastoreRequest, ImageBuildRequest, Origin, Provided, PullRequest, Release};
 use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
@@ -35,7 +35,7 @@ impl Core {
             Workload::KeyValue(_) | Workload::Postgres(_) => {
                 // What runs well is not moved to another server by a tag that moved, or by what was installed since.
                 let before = deploy.previous.as_ref().filter(|p| p.good && p.service.fingerprint == service.fingerprint);
-                let Some(request) = DatastoreRequest::of(service, before.map(|p| p.release.clone())) else { return };
+                let Some(request) = DatastoreRequest::of(service, before.map(|p| Origin::of(p.release.clone()))) else { return };
                 self.deploys.insert(slug.clone(), deploy);
                 self.set_phase(&slug, ServicePhase::Starting, None);
                 let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
@@ -129,7 +129,7 @@ impl Core {
         match result {
             Err(error) => self.fail_deploy(slug, &engine_words(&error), None),
             Ok(provided) => {
-                deploy.release = provided.release;
+                deploy.release = provided.origin.release();
                 for text in provided.said {
                     self.notice(Some(slug), text);
                 }

@@ -25,19 +25,43 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+/// Where a datastore's server comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The machine.
+    Machine,
+    /// The image of this id, which instances name as their release.
+    Image(String),
+}
+
+impl Origin {
+    /// That of an instance with this release.
+    pub fn of(release: Option<String>) -> Self {
+        release.map_or(Self::Machine, Self::Image)
+    }
+
+    /// The release of its instances.
+    pub fn release(self) -> Option<String> {
+        match self {
+            Self::Machine => None,
+            Self::Image(id) => Some(id),
+        }
+    }
+}
+
 /// A datastore that is to be started.
 #[derive(Debug, Clone)]
 pub struct DatastoreRequest {
     service: ServiceId,
     slug: Slug,
     workload: Workload,
-    before: Option<Option<String>>,
+    before: Option<Origin>,
 }
 
 impl DatastoreRequest {
-    /// Of a service; `None` for what is no datastore. `before` is the release of the very same datastore where that has
-    /// run well: it stays what it is for as long as it can.
-    pub fn of(service: &Service, before: Option<Option<String>>) -> Option<Self> {
+    /// Of a service; `None` for what is no datastore. `before` is what the very same datastore has run on so far, and well: it
+    /// stays so for as long as it can.
+    pub fn of(service: &Service, before: Option<Origin>) -> Option<Self> {
         let it = || Self { service: service.id.clone(), slug: service.slug.clone(), workload: service.workload.clone(), before };
         service.workload.is_datastore().then(it)
     }
@@ -46,8 +70,8 @@ impl DatastoreRequest {
 /// Who provides a datastore's server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provided {
-    /// The image's id, which instances name as their release; none for the machine's own server.
-    pub release: Option<String>,
+    /// Where it comes from.
+    pub origin: Origin,
     /// What people should know about the choice.
     pub said: Vec<String>,
 }
@@ -96,11 +120,11 @@ fn provider(images: &ServerImages, workload: &Workload, data: &Path) -> Result<P
 
 fn provide(inner: &Inner, request: &DatastoreRequest, tell: impl Fn(String)) -> Result<Provided, EngineError> {
     let data = inner.paths.data(&request.service);
-    if let Some(release) = kept(inner, request, &data)? {
-        return Ok(Provided { release, said: Vec::new() });
+    if let Some(origin) = kept(inner, request, &data)? {
+        return Ok(Provided { origin, said: Vec::new() });
     }
     let wanted = match provider(&inner.config.server_images, &request.workload, &data)? {
-        Provider::Machine(_) => return Ok(Provided { release: None, said: Vec::new() }),
+        Provider::Machine(_) => return Ok(Provided { origin: Origin::Machine, said: Vec::new() }),
         Provider::Image(wanted) => wanted,
     };
     let mut said = vec![format!("{}: the image `{}` is used", wanted.because, wanted.image)];
@@ -117,17 +141,17 @@ fn provide(inner: &Inner, request: &DatastoreRequest, tell: impl Fn(String)) -> 
         EngineError::new(format!("use `{}` for `{}`", wanted.image, request.slug), why)
             .hint(format!("{}, or name another image", wanted.hint))
     })?;
-    Ok(Provided { release: Some(id.to_string()), said })
+    Ok(Provided { origin: Origin::Image(id.to_string()), said })
 }
 
 /// What the same datastore has run so far, where it still can.
-fn kept(inner: &Inner, request: &DatastoreRequest, data: &Path) -> Result<Option<Option<String>>, EngineError> {
-    let Some(before) = &request.before else { return Ok(None) };
-    let there = match before {
-        None => matches!(provider(&ServerImages::default(), &request.workload, data)?, Provider::Machine(_)),
-        Some(release) => release.parse().is_ok_and(|id: ImageId| images::store(inner).and_then(|store| store.image(&id)).is_ok()),
+fn kept(inner: &Inner, request: &DatastoreRequest, data: &Path) -> Result<Option<Origin>, EngineError> {
+    let there = match &request.before {
+        None => false,
+        Some(Origin::Machine) => matches!(provider(&ServerImages::default(), &request.workload, data)?, Provider::Machine(_)),
+        Some(Origin::Image(id)) => id.parse().is_ok_and(|id: ImageId| images::store(inner).and_then(|store| store.image(&id)).is_ok()),
     };
-    Ok(there.then(|| before.clone()))
+    Ok(request.before.clone().filter(|_| there))
 }
 
 /// What a datastore's instance is started with: its server, and the image that has it, if any.

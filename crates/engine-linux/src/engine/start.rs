@@ -222,7 +222,9 @@ fn alone(inner: &Inner, id: &InstanceId, exclusive: &Path) -> Result<(), EngineE
     for other in folder::ids(inner)? {
         let Some(look) = folder::look(inner, &other)? else { continue };
         let writes = look.facts.is_some_and(|facts| facts.exclusive.as_deref() == Some(exclusive));
-        if other != *id && writes && matches!(look.phase, InstancePhase::Running | InstancePhase::Preparing) {
+        // An image's program outlives a monitor that was killed, until its instance is removed.
+        let lives = look.program.is_some() || matches!(look.phase, InstancePhase::Running | InstancePhase::Preparing);
+        if other != *id && writes && lives {
             let mut error = EngineError::new(format!("start `{id}`"), format!("`{}` is in use by `{other}`", exclusive.display()))
                 .hint("stop that instance first");
             error.retry = true;

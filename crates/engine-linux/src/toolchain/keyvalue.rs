@@ -36,11 +36,10 @@ impl Server {
         let number = version::key(&self.version);
         let since = |floor: &str| number >= version::key(floor);
         match (self.make, format) {
-            (_, ..10) => true,
+            (_, ..10) | (Make::Valkey, 10 | 11) => true,
             (Make::Redis, 10) => since("7.0"),
             (Make::Redis, 11) => since("7.2"),
             (Make::Redis, REDIS..VALKEY) => since("7.4"),
-            (Make::Valkey, 10 | 11) => true,
             (Make::Valkey, VALKEY..) => since("9"),
             (Make::Redis, VALKEY..) | (Make::Valkey, REDIS..VALKEY) => false,
         }
