@@ -54,6 +54,7 @@ impl Site {
             oci_runtime: None,
             pass_env: Vec::new(),
             mirrors: Vec::new(),
+            shortcut: true,
             own_exe,
         };
         let engine = runtime.block_on(async { LinuxEngine::open(config) }).words()?;

@@ -30,6 +30,9 @@ pub enum DaemonError {
         /// Why.
         source: io::Error,
     },
+    /// `MOAT_SHORTCUT` can't be read.
+    #[error("`MOAT_SHORTCUT` holds `{0}`: write `on` or `off`")]
+    Shortcut(String),
     /// `MOAT_REGISTRY_MIRRORS` can't be read.
     #[error("`MOAT_REGISTRY_MIRRORS` holds `{0}`: write `REGISTRY=HOST[:PORT][/PATH]`, several with commas between")]
     Mirrors(String),
@@ -74,6 +77,7 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
         oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(PathBuf::from),
         pass_env: Vec::new(),
         mirrors: mirrors(&std::env::var("MOAT_REGISTRY_MIRRORS").unwrap_or_default())?,
+        shortcut: shortcut(&std::env::var("MOAT_SHORTCUT").unwrap_or_default())?,
         own_exe,
     })?;
     let (tx, rx) = mpsc::unbounded_channel();
@@ -94,6 +98,15 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
     // The last answers leave through tasks of their own.
     tokio::time::sleep(Duration::from_millis(50)).await;
     Ok(())
+}
+
+/// Whether packets of open flows may go from link to link: they may unless told otherwise.
+fn shortcut(text: &str) -> Result<bool, DaemonError> {
+    match text {
+        "" | "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(DaemonError::Shortcut(other.to_owned())),
+    }
 }
 
 /// The probes and the ingress use many sockets: as many as may be opened without privileges. A failure leaves the usual number.

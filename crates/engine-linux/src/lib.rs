@@ -53,6 +53,8 @@ pub struct Config {
     pub pass_env: Vec<String>,
     /// Copies of registries, asked before the registries themselves.
     pub mirrors: Vec<Mirror>,
+    /// Whether packets of open flows may go from link to link where the kernel can do it.
+    pub shortcut: bool,
     /// The program whose `__monitor` sub-command is [`monitor::main`].
     pub own_exe: PathBuf,
 }

@@ -72,6 +72,7 @@ pub fn open_engine() -> Result<LinuxEngine, CommandError> {
         oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(Into::into),
         mirrors: Vec::new(),
         pass_env: Vec::new(),
+        shortcut: true,
         own_exe: own_exe()?,
     })
     .map_err(engine_error)

@@ -27,6 +27,7 @@ fn start(args: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
         oci_runtime: None,
         pass_env: Vec::new(),
         mirrors: Vec::new(),
+        shortcut: true,
         own_exe: std::env::current_exe()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

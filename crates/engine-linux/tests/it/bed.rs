@@ -72,6 +72,7 @@ fn config(state: &Path, run: &Path) -> Config {
         oci_runtime: None,
         pass_env: vec!["PIP_INDEX_URL".to_owned()],
         mirrors: Vec::new(),
+        shortcut: true,
         own_exe: PathBuf::from(env!("CARGO_BIN_EXE_moat-monitor-test")),
     }
 }
