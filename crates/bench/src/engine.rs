@@ -55,6 +55,7 @@ impl Site {
             pass_env: Vec::new(),
             mirrors: Vec::new(),
             server_images: ServerImages::default(),
+            shortcut: true,
             own_exe,
         };
         let engine = runtime.block_on(async { LinuxEngine::open(config) }).words()?;

@@ -30,6 +30,9 @@ pub enum DaemonError {
         /// Why.
         source: io::Error,
     },
+    /// `MOAT_SHORTCUT` can't be read.
+    #[error("`MOAT_SHORTCUT` holds `{0}`: write `on` or `off`")]
+    Shortcut(String),
     /// `MOAT_REGISTRY_MIRRORS` can't be read.
     #[error("`MOAT_REGISTRY_MIRRORS` holds `{0}`: write `REGISTRY=HOST[:PORT][/PATH]`, several with commas between")]
     Mirrors(String),
@@ -75,6 +78,7 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
         pass_env: Vec::new(),
         mirrors: mirrors(&std::env::var("MOAT_REGISTRY_MIRRORS").unwrap_or_default())?,
         server_images: ServerImages::from_env(),
+        shortcut: shortcut(&std::env::var("MOAT_SHORTCUT").unwrap_or_default())?,
         own_exe,
     })?;
     let (tx, rx) = mpsc::unbounded_channel();
@@ -95,6 +99,15 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
     // The last answers leave through tasks of their own.
     tokio::time::sleep(Duration::from_millis(50)).await;
     Ok(())
+}
+
+/// Whether packets of open flows may go from link to link: they may unless told otherwise.
+fn shortcut(text: &str) -> Result<bool, DaemonError> {
+    match text {
+        "" | "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(DaemonError::Shortcut(other.to_owned())),
+    }
 }
 
 /// Copies of registries, `REGISTRY=LOCATION` with commas between.

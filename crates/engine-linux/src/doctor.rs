@@ -54,6 +54,12 @@ pub fn facts() -> Vec<Finding> {
         finding("seccomp", true, seccomp(), "use a kernel built with CONFIG_SECCOMP_FILTER"),
         finding("veth", true, veth(), "modprobe veth"),
         finding("nftables", true, nftables(), "modprobe nf_tables nft_ct nft_nat nft_masq"),
+        finding(
+            "shortcut",
+            false,
+            shortcut(),
+            "use a kernel of 5.11 or newer with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (without it, packets between services take the router's whole path)",
+        ),
         finding("ipv6", false, exists("/proc/sys/net/ipv6", "on", "off"), "start the kernel without ipv6.disable=1"),
         finding("overlayfs", false, overlay(), "modprobe overlay (sources are copied for each instance without it)"),
         cgroups(),
@@ -161,6 +167,11 @@ fn nftables() -> Result<String, String> {
         })?
     };
     attempt().map_err(|error| error.to_string()).and_then(|tried| tried).map(|()| "sets, verdict maps, connection tracking, NAT".to_owned())
+}
+
+fn shortcut() -> Result<String, String> {
+    let short = |error: moat_net_linux::ShortcutError| error.to_string().lines().next().unwrap_or("refused").to_owned();
+    moat_net_linux::check_shortcut().map(|()| "packets of open flows go from service to service".to_owned()).map_err(short)
 }
 
 fn overlay() -> Result<String, String> {

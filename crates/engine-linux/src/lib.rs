@@ -57,6 +57,8 @@ pub struct Config {
     pub mirrors: Vec<Mirror>,
     /// Images that datastores run, where they are not the official ones.
     pub server_images: ServerImages,
+    /// Whether packets of open flows may go from link to link where the kernel can do it.
+    pub shortcut: bool,
     /// The program whose `__monitor` sub-command is [`monitor::main`].
     pub own_exe: PathBuf,
 }

@@ -73,6 +73,7 @@ pub fn open_engine() -> Result<LinuxEngine, CommandError> {
         mirrors: Vec::new(),
         server_images: ServerImages::default(),
         pass_env: Vec::new(),
+        shortcut: true,
         own_exe: own_exe()?,
     })
     .map_err(engine_error)

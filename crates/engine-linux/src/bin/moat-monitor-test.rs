@@ -28,6 +28,7 @@ fn start(args: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
         pass_env: Vec::new(),
         mirrors: Vec::new(),
         server_images: ServerImages::default(),
+        shortcut: true,
         own_exe: std::env::current_exe()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -73,6 +73,7 @@ fn config(state: &Path, run: &Path) -> Config {
         pass_env: vec!["PIP_INDEX_URL".to_owned()],
         mirrors: Vec::new(),
         server_images: ServerImages::default(),
+        shortcut: true,
         own_exe: PathBuf::from(env!("CARGO_BIN_EXE_moat-monitor-test")),
     }
 }
