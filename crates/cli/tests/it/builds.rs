@@ -135,7 +135,7 @@ fn blueprint() -> String {
 }
 
 fn write_sources(host: &Host) -> std::path::PathBuf {
-    host.write("shop/front/requirements.txt", "gunicorn==23.0.0\npg8000==1.31.2\n");
+    host.write("shop/front/requirements.txt", "gunicorn==23.0.0\npg8000==1.31.2\nscramp==1.4.5\n");
     for (name, text) in [("manage.py", MANAGE_PY), ("store.py", STORE_PY), ("app.py", APP_PY)] {
         host.write(&format!("shop/front/{name}"), text);
     }

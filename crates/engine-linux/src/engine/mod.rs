@@ -55,7 +55,8 @@ impl LinuxEngine {
             None => toolchain::program("crun")
                 .ok_or_else(|| EngineError::new("find the OCI runtime", "`crun` is not installed").hint("apt-get install crun"))?,
         };
-        let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned() })
+        let shortcut = config.shortcut;
+        let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned(), shortcut })
             .map_err(|error| network_error("open the network", error))?;
         let machine = machine(&config)?;
         let pass_env =

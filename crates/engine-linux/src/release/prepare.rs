@@ -117,17 +117,16 @@ fn from_image(
         return own_instead(inner, request, wanted, "no image has a tag for it", notices).ok_or(missing);
     };
     tell(format!("{}: pulling `{reference}`", missing.message));
-    let error = match images::pull(inner, reference, tell) {
-        Ok(id) => {
-            notices.push(format!("{}: the image `{reference}` is used", missing.message));
+    let error = match images::pull(inner, reference, None, tell) {
+        Ok((id, instead_of)) => {
+            notices.push(match instead_of {
+                None => format!("{}: the image `{reference}` is used", missing.message),
+                Some(error) => format!("{error}; using the image that is here"),
+            });
             return Ok(Base::image(reference, &id.to_string()));
         }
         Err(error) => error,
     };
-    if let Some(id) = images::known(inner, reference)? {
-        notices.push(format!("{error}; using the image that is here"));
-        return Ok(Base::image(reference, &id.to_string()));
-    }
     if let Some(base) = own_instead(inner, request, wanted, &format!("{error}"), notices) {
         return Ok(base);
     }
