@@ -132,13 +132,14 @@ impl Need {
         let (place, package, tool) = (place.display(), self.package(), self.tool.word());
         let clean = format!("echo 'installing {tool} ({package})'\nfind {place} -mindepth 1 -delete\n");
         if self.tool.of_python() {
-            let names = std::iter::once(tool).chain(self.tool.runner());
-            let links: String =
-                names.map(|name| format!("test ! -e {place}/bin/{name} || ln -s ../bin/{name} {place}/{SHIMS}/{name}\n")).collect();
+            let names: Vec<&str> = std::iter::once(tool).chain(self.tool.runner()).collect();
+            let names = names.join(" ");
             return format!(
                 "{clean}python3 -m venv {place}\n\
                  {place}/bin/python -m pip install --quiet --no-input --no-cache-dir --disable-pip-version-check '{package}'\n\
-                 mkdir {place}/{SHIMS}\n{links}test -x {place}/{SHIMS}/{tool}"
+                 mkdir {place}/{SHIMS}\n\
+                 for name in {names}; do test ! -e {place}/bin/$name || ln -s ../bin/$name {place}/{SHIMS}/$name; done\n\
+                 test -x {place}/{SHIMS}/{tool}"
             );
         }
         format!(
@@ -218,14 +219,22 @@ fn below(root_dir: &Path, path: &Path) -> Option<PathBuf> {
     Some(joined)
 }
 
-/// What could be a script of the source: words that end as one, have a folder, or follow a shell's name.
+/// Whether a word is a shell's script, or a program in a folder. A list of packages that is passed to an installer is not.
+fn looks_like_one(word: &str) -> bool {
+    match Path::new(word).extension().and_then(|extension| extension.to_str()) {
+        Some(extension) => matches!(extension, "sh" | "bash"),
+        None => word.contains('/'),
+    }
+}
+
+/// What could be a script of the source, and the Makefile where `make` is used.
 fn scripts(text: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for segment in segments(text) {
         let words: Vec<&str> = unquoted(segment);
         for (index, word) in words.iter().enumerate() {
             let after_shell = index > 0 && matches!(words[index - 1], "sh" | "bash" | "source" | ".");
-            if after_shell || word.contains('/') || word.ends_with(".sh") {
+            if after_shell || looks_like_one(word) {
                 found.push(PathBuf::from(word));
             }
             if *word == "make" {
@@ -359,6 +368,7 @@ mod tests {
             (&["./build.sh"], &[], script, "", &["poetry<3"]),
             (&["bash build.sh"], &[], script, "", &["poetry<3"]),
             (&["bin/build"], &[], nested, "web", &["uv<1"]),
+            (&["pip install -r lists/all.txt"], &[], &[("lists/all.txt", "pipenv\n")], "", &[]),
             (&["make build"], &[], makefile, "", &["pipenv"]),
             (&["yarn && yarn build"], &[], &[], "", &["yarn@1"]),
             (&["npm run b"], &[], berry, "web", &["@yarnpkg/cli-dist@4.5.0"]),

@@ -6,14 +6,21 @@ use moat_blueprint::spec::{EnvSource, EnvVarSpec, RuntimeSpec, ServiceSpec, Text
 use moat_model::{Diagnostic, NativeRuntime};
 use std::path::Path;
 
-/// A notice for each native service whose language comes from elsewhere. `instead` looks at the machine: given the language, the
-/// version that a variable of the file asks for, and the service's working folder below the blueprint's (none where its source is
-/// another repository's), it says in words what is used instead of the machine's own toolchain, or nothing where there is no
-/// need.
-pub fn notices(
-    blueprint: &Blueprint,
-    instead: &mut dyn FnMut(NativeRuntime, Option<&str>, Option<&Path>) -> Option<String>,
-) -> Vec<Diagnostic> {
+/// What a service asks for of its language.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked<'a> {
+    /// The language.
+    pub runtime: NativeRuntime,
+    /// The version that a variable of the file names.
+    pub version: Option<&'a str>,
+    /// The service's working folder below the blueprint's, whose files may name one; none where its source is another
+    /// repository's.
+    pub root_dir: Option<&'a Path>,
+}
+
+/// A notice for each native service whose language comes from elsewhere. `instead` looks at the machine: it says in words what
+/// is used instead of the machine's own toolchain, or nothing where there is no need.
+pub fn notices(blueprint: &Blueprint, instead: &mut dyn FnMut(Asked<'_>) -> Option<String>) -> Vec<Diagnostic> {
     let mut report = Report::default();
     for service in &blueprint.services {
         let Some(written) = &service.runtime else { continue };
@@ -21,7 +28,7 @@ pub fn notices(
         let version = crate::resolve::version_key(runtime).and_then(|key| variable(blueprint, service, key));
         let text = version.map(|text| text.value.trim()).filter(|text| !text.is_empty());
         let root_dir = (!service.elsewhere).then(|| crate::resolve::root_dir(service));
-        let Some(message) = instead(runtime, text, root_dir.as_deref()) else { continue };
+        let Some(message) = instead(Asked { runtime, version: text, root_dir: root_dir.as_deref() }) else { continue };
         let span = version.map_or(written.span, |text| text.span);
         let pointer = format!("{}/runtime", service.pointer);
         report.say(0, Code::N0310, span, pointer, message, "install it on this machine to do without the image".to_owned());
@@ -51,7 +58,7 @@ fn variable<'a>(blueprint: &'a Blueprint, service: &'a ServiceSpec, key: &str) -
 mod tests {
     use super::*;
 
-    const TEXT: &str = r#"
+    const TEXT: &str = r"
 services:
   - {type: web, name: a, runtime: python, rootDir: api, buildCommand: x, startCommand: x, envVars: [{key: PYTHON_VERSION, value: 3.10}]}
   - {type: worker, name: b, runtime: node, buildCommand: x, startCommand: x, envVars: [{fromGroup: g}]}
@@ -59,13 +66,13 @@ services:
   - {type: pserv, name: d, runtime: image, image: {url: redis}}
 envVarGroups:
   - {name: g, envVars: [{key: NODE_VERSION, value: 18}]}
-"#;
+";
 
     #[test]
     fn what_comes_from_elsewhere_is_said_where_its_version_is_written() {
         let blueprint = moat_blueprint::read(TEXT).blueprint;
         let mut asked = Vec::new();
-        let said = notices(&blueprint, &mut |runtime, version, root_dir| {
+        let said = notices(&blueprint, &mut |Asked { runtime, version, root_dir }| {
             asked.push((runtime, version.map(str::to_owned), root_dir.map(|folder| folder.display().to_string())));
             (runtime != NativeRuntime::Go).then(|| format!("{} is an image", runtime.word()))
         });

@@ -8,6 +8,7 @@ use moat_daemon::protocol::UpRequest;
 use moat_engine_linux::toolchain::instead;
 use moat_engine_linux::toolchain::wanted::wanted;
 use moat_model::{DesiredState, Diagnostic, NativeRuntime, Severity};
+use moat_planner::languages::Asked;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -55,7 +56,7 @@ impl Checked {
     pub fn look_around(&mut self) {
         let mut known: BTreeMap<(NativeRuntime, Option<String>), Option<String>> = BTreeMap::new();
         let source = self.path.parent().unwrap_or(Path::new("/")).to_owned();
-        let found = moat_planner::languages::notices(&self.blueprint, &mut |runtime, variable, root_dir| {
+        let found = moat_planner::languages::notices(&self.blueprint, &mut |Asked { runtime, version: variable, root_dir }| {
             let version = match root_dir {
                 Some(root_dir) => wanted(runtime, variable, &source, root_dir).map(|wanted| wanted.version),
                 None => variable.map(str::to_owned),

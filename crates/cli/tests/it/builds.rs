@@ -102,9 +102,9 @@ fn blueprint() -> String {
     let mut asks = String::new();
     for (name, runtime, build, start, more) in SERVICES {
         // Writing to a text does not fail.
-        let _ = write!(
+        let _ = writeln!(
             text,
-            "  - {{type: pserv, name: {name}, runtime: {runtime}, rootDir: services/{name}, buildCommand: '{build}', startCommand: '{start}', envVars: [{{key: TOOL, value: {name}}}, {more}]}}\n"
+            "  - {{type: pserv, name: {name}, runtime: {runtime}, rootDir: services/{name}, buildCommand: '{build}', startCommand: '{start}', envVars: [{{key: TOOL, value: {name}}}, {more}]}}"
         );
         let key = name.to_uppercase();
         let _ = writeln!(asks, "      - {{key: {key}, fromService: {{type: pserv, name: {name}, property: hostport}}}}");

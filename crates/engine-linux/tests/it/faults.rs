@@ -8,6 +8,7 @@ use moat_model::state::Workload;
 use moat_planner::Step;
 use nix::mount::{MsFlags, mount, umount};
 use nix::pty::openpty;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
@@ -26,7 +27,7 @@ fn a_full_disk_is_named() {
             runtime: native.runtime,
             version: None,
             commands: Vec::new(),
-            env: Default::default(),
+            env: BTreeMap::new(),
         };
         let releases = bed.state.join("releases");
         mount(Some("small"), &releases, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
