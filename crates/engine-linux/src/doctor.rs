@@ -53,7 +53,12 @@ pub fn facts() -> Vec<Finding> {
         finding("seccomp", true, seccomp(), "use a kernel built with CONFIG_SECCOMP_FILTER"),
         finding("veth", true, veth(), "modprobe veth"),
         finding("nftables", true, nftables(), "modprobe nf_tables nft_ct nft_nat nft_masq"),
-        finding("shortcut", false, shortcut(), "use a kernel of 5.11 or newer with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (without it, packets between services take the router's whole path)"),
+        finding(
+            "shortcut",
+            false,
+            shortcut(),
+            "use a kernel of 5.11 or newer with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (without it, packets between services take the router's whole path)",
+        ),
         finding("ipv6", false, exists("/proc/sys/net/ipv6", "on", "off"), "start the kernel without ipv6.disable=1"),
         finding("overlayfs", false, overlay(), "modprobe overlay (sources are copied for each instance without it)"),
         cgroups(),
