@@ -3,7 +3,7 @@
 use crate::Paths;
 use crate::core::{Core, Msg};
 use crate::protocol::{Event, Failure, GREETING, Request};
-use moat_engine_linux::{Config, LinuxEngine, Mirror};
+use moat_engine_linux::{Config, LinuxEngine, Mirror, ServerImages};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
@@ -77,6 +77,7 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
         oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(PathBuf::from),
         pass_env: Vec::new(),
         mirrors: mirrors(&std::env::var("MOAT_REGISTRY_MIRRORS").unwrap_or_default())?,
+        server_images: ServerImages::from_env(),
         shortcut: shortcut(&std::env::var("MOAT_SHORTCUT").unwrap_or_default())?,
         own_exe,
     })?;
@@ -109,7 +110,6 @@ fn shortcut(text: &str) -> Result<bool, DaemonError> {
     }
 }
 
-/// The probes and the ingress use many sockets: as many as may be opened without privileges. A failure leaves the usual number.
 /// Copies of registries, `REGISTRY=LOCATION` with commas between.
 fn mirrors(text: &str) -> Result<Vec<Mirror>, DaemonError> {
     let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
@@ -120,6 +120,7 @@ fn mirrors(text: &str) -> Result<Vec<Mirror>, DaemonError> {
     entries.map(|entry| parse(entry).ok_or_else(|| DaemonError::Mirrors(entry.to_owned()))).collect()
 }
 
+/// The probes and the ingress use many sockets: as many as may be opened without privileges. A failure leaves the usual number.
 fn raise_open_files() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

@@ -3,6 +3,7 @@
 //! Main type: [`Finding`]. Invariant: nothing is changed.
 
 use crate::cgroup::{self, Layout};
+use crate::datastore;
 use crate::toolchain::{self, version};
 use moat_model::NativeRuntime;
 use moat_net_linux::{link, ns};
@@ -234,23 +235,17 @@ fn tool(name: &str, required: bool, args: &[&str], floor: Option<&str>, hint: &s
 }
 
 fn key_value() -> Finding {
-    let found = ["valkey-server", "redis-server"].into_iter().find(|name| toolchain::program(name).is_some());
-    match found {
-        Some(name) => {
-            let mut finding = tool(name, false, &["--version"], None, "");
-            finding.found = format!("{name} {}", finding.found);
-            "key value server".clone_into(&mut finding.name);
-            finding
-        }
-        None => finding("key value server", false, Err("not installed".to_owned()), "apt-get install redis-server (or valkey-server)"),
-    }
+    let found = toolchain::keyvalue::installed().map(|(_, server)| server.words());
+    let [_, instead] = datastore::instead();
+    finding("key value server", false, found.ok_or(instead), "apt-get install redis-server (or valkey-server) to need no image")
 }
 
 fn postgres() -> Finding {
     let installed = toolchain::postgres::installed();
     let versions: Vec<&str> = installed.values().map(|(_, version)| version.as_str()).collect();
-    let found = if versions.is_empty() { Err("not installed".to_owned()) } else { Ok(versions.join(", ")) };
-    finding("postgresql server", false, found, "apt-get install postgresql (its own server need not run)")
+    let [instead, _] = datastore::instead();
+    let found = if versions.is_empty() { Err(instead) } else { Ok(versions.join(", ")) };
+    finding("postgresql server", false, found, "apt-get install postgresql to need no image (its own server need not run)")
 }
 
 #[cfg(test)]

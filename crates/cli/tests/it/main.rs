@@ -10,4 +10,5 @@ mod offline;
 mod postgres;
 mod run;
 mod sabotage;
+mod stores;
 mod systems;
