@@ -209,12 +209,26 @@ fn version_in(text: &str) -> Option<&str> {
     bare.into_iter().find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
 }
 
+/// What a program says of itself.
+fn first_line(program: &Path, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Whether an OCI runtime is new enough; one that is no `crun` is taken as it is. What is wrong, else.
+pub fn runtime_is_new_enough(program: &Path) -> Result<(), String> {
+    let line = first_line(program, &["--version"])?;
+    match version_in(&line).filter(|_| line.starts_with("crun")) {
+        Some(found) => at_least(found, CRUN).map(drop),
+        None => Ok(()),
+    }
+}
+
 fn tool(name: &str, required: bool, args: &[&str], floor: Option<&str>, hint: &str) -> Finding {
     let ask = || -> Result<String, String> {
         let path = toolchain::program(name).ok_or("not installed")?;
-        let output = Command::new(&path).args(args).stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        let found = version_in(text.lines().next().unwrap_or_default()).unwrap_or("installed").to_owned();
+        let found = version_in(&first_line(&path, args)?).unwrap_or("installed").to_owned();
         floor.map_or(Ok(found.clone()), |floor| at_least(&found, floor))
     };
     finding(name, required, ask(), hint)
@@ -237,6 +251,20 @@ fn postgres() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_runtime_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for (says, fine) in
+            [("crun version 1.8.1", true), ("crun version 1.7.2", false), ("crun version 0.17", false), ("runc version 1.1.5", true)]
+        {
+            let program = folder.path().join("runtime");
+            fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+            fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            assert_eq!(runtime_is_new_enough(&program).is_ok(), fine, "{says}");
+        }
+        assert!(runtime_is_new_enough(Path::new("/nowhere")).is_err());
+    }
 
     #[test]
     fn versions_are_found_in_what_tools_print() {

@@ -407,23 +407,22 @@ int moat_out(struct __sk_buff *skb)
 	reply.seen = now;
 	reply.told = now;
 
-	// The same first packet again keeps the port that it was given.
-	found = lookup(&moat_flows, &noted->key);
-	if (found && found->link == there.link && same(found->ends.to, there.ends.to) && found->ends.to_port == there.ends.to_port &&
-	    same(found->ends.from, there.ends.from) && found->ends.from_port != there.ends.from_port) {
-		there.ends.from_port = found->ends.from_port;
-		translated = 1;
-	}
 	other_way(&there.ends, there.link, packet.proto, &back);
-	if (!translated) {
-		found = lookup(&moat_flows, &back);
-		if (found && !is_old(found, packet.proto, now) &&
-		    !(found->link == noted->key.link && same_ends(&found->ends, &reply.ends))) {
+	found = lookup(&moat_flows, &back);
+	if (found && !is_old(found, packet.proto, now) && !(found->link == noted->key.link && same_ends(&found->ends, &reply.ends))) {
+		// The way back is another flow's: this one gets another port for its client, and keeps it when its first packet is
+		// sent again.
+		found = lookup(&moat_flows, &noted->key);
+		if (found && found->link == there.link && same(found->ends.to, there.ends.to) && same(found->ends.from, there.ends.from) &&
+		    found->ends.to_port == there.ends.to_port && found->ends.from_port != there.ends.from_port) {
+			there.ends.from_port = found->ends.from_port;
+			back.ends.to_port = there.ends.from_port;
+		} else {
 			there.ends.from_port = free_port(&back);
-			if (!there.ends.from_port)
-				return TC_ACT_SHOT;
-			translated = 1;
 		}
+		if (!there.ends.from_port)
+			return TC_ACT_SHOT;
+		translated = 1;
 	}
 	reply.own = back;
 	there.own = noted->key;

@@ -53,8 +53,9 @@ impl Site {
         let (Some(address), Some(vip)) = (policy::instance(self.size), policy::service(self.size)) else {
             return Err(Failure::new("no such address"));
         };
-        let path =
-            |what: &str, target, port| Path::new(format!("Moat{way}, {} services, {what}", self.size), &self.first, &self.last, target, port);
+        let path = |what: &str, target, port| {
+            Path::new(format!("Moat{way}, {} services, {what}", self.size), &self.first, &self.last, target, port)
+        };
         Ok([
             path("instance address", address.v4.into(), PORT)?,
             path("service address", vip.v4.into(), PORT + 1)?,
@@ -67,7 +68,8 @@ impl Site {
 pub fn run(rounds: usize) -> Outcome {
     let runtime = runtime()?;
     // The last one shows what the filter costs where the kernel has no shortcut.
-    let sites = [(SIZES[0], true), (SIZES[1], true), (SIZES[2], true), (SIZES[2], false)].map(|(size, shortcut)| Site::new(&runtime, size, shortcut));
+    let sites = [(SIZES[0], true), (SIZES[1], true), (SIZES[2], true), (SIZES[2], false)]
+        .map(|(size, shortcut)| Site::new(&runtime, size, shortcut));
     let mut measured: Vec<Measured> = Vec::new();
     let mut rooms = Vec::new();
     for peer in [peers::direct()?, peers::routed()?] {
