@@ -161,7 +161,7 @@ pub struct Asked<'a> {
     pub root_dir: &'a Path,
 }
 
-/// The tools that a service uses and does not bring itself, each once.
+/// The tools that a service uses and does not bring itself for good, each once.
 pub fn needed(asked: &Asked<'_>) -> Vec<Need> {
     let package = package_json(asked);
     let mut words = Words::default();
@@ -186,8 +186,9 @@ pub fn needed(asked: &Asked<'_>) -> Vec<Need> {
     }
     ALL.into_iter()
         .filter(|tool| {
-            let names = std::iter::once(tool.word()).chain(tool.runner());
-            names.clone().any(|name| words.used.contains(name)) && !names.into_iter().any(|name| words.brought.contains(name))
+            let named = |list: &BTreeSet<String>| std::iter::once(tool.word()).chain(tool.runner()).any(|name| list.contains(name));
+            // `pip install uv && uv sync` takes uv away again: it is in no lock file.
+            named(&words.used) && (*tool == Tool::Uv || !named(&words.brought))
         })
         .map(|tool| {
             let variable = tool.variable().and_then(|key| asked.env.get(key)).map(|value| value.expose().trim().to_owned());
@@ -359,7 +360,7 @@ mod tests {
             (&["poetry install"], &[("POETRY_VERSION", "1.8.3")], &[], "", &["poetry==1.8.3"]),
             (&["poetry install"], &[("POETRY_VERSION", "1; reboot")], &[], "", &["poetry<3"]),
             (&["pip install poetry==1.8 && poetry install"], &[], &[], "", &[]),
-            (&["pip install 'uv>=0.5'\nuv sync"], &[], &[], "", &[]),
+            (&["pip install 'uv>=0.5'\nuv sync"], &[], &[], "", &["uv<1"]),
             (&["npm install -g pnpm@8 && pnpm i"], &[], &[], "", &[]),
             (&["corepack enable && pnpm i"], &[], &[], "", &["pnpm@10"]),
             (&["pnpm i"], &[], lock6, "", &["pnpm@8"]),
