@@ -26,6 +26,9 @@ pub struct Durable {
     pub blueprints: BTreeMap<PathBuf, UpRequest>,
     /// Services that their blueprint no longer names, and that nobody removed.
     pub kept: BTreeMap<Slug, Service>,
+    /// The last push of each blueprint that is not accepted yet.
+    #[serde(default)]
+    pub queued: BTreeMap<PathBuf, UpRequest>,
     /// What runs of each service.
     pub deployed: BTreeMap<Slug, Deployed>,
 }

@@ -54,7 +54,7 @@ impl LinuxEngine {
                     (id, Some(error))
                 }
             };
-            Ok((Release { name: id.to_string(), cached: true }, instead_of))
+            Ok((Release { name: id.to_string(), cached: true, commit: None }, instead_of))
         })
         .await
     }

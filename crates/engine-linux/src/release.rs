@@ -70,6 +70,8 @@ pub struct Release {
     /// Whether it is finished already: nothing is to be built. Otherwise run an instance with `Purpose::Build` (when there is
     /// a build command) and call [`LinuxEngine::seal_release`] once that has exited with 0.
     pub cached: bool,
+    /// The commit of its source, in hexadecimal, where that comes from a git repository.
+    pub commit: Option<String>,
 }
 
 impl LinuxEngine {
@@ -194,7 +196,7 @@ pub fn prepare_copy(
     let before = name_of(&source::ingest(&root, &files, None).map_err(|error| fail(slug, &root, error))?);
     let releases = inner.paths.releases();
     if releases.join(&before).join(SEALED).exists() {
-        return Ok(Release { name: before, cached: true });
+        return Ok(Release { name: before, cached: true, commit: checkout.commit });
     }
 
     let owner = inner.ranges.first(inner.paths.state(), service)? + owner;
@@ -202,7 +204,7 @@ pub fn prepare_copy(
     let made = copy(&root, &files, &fresh, owner, root_dir).and_then(|text| settle(inner, &fresh, name_of(&text)));
     // After success it is gone under this name.
     let _ = tree::remove(&fresh);
-    made
+    made.map(|release| Release { commit: checkout.commit, ..release })
 }
 
 fn copy(root: &Path, files: &[PathBuf], fresh: &Path, owner: u32, root_dir: &Path) -> Result<String, EngineError> {
@@ -233,7 +235,7 @@ fn copy(root: &Path, files: &[PathBuf], fresh: &Path, owner: u32, root_dir: &Pat
 fn settle(inner: &Inner, fresh: &Path, name: String) -> Result<Release, EngineError> {
     let place = inner.paths.releases().join(&name);
     if place.join(SEALED).exists() {
-        return Ok(Release { name, cached: true });
+        return Ok(Release { name, cached: true, commit: None });
     }
     for id in folder::ids(inner)? {
         let Some(look) = folder::look(inner, &id)? else { continue };
@@ -246,5 +248,5 @@ fn settle(inner: &Inner, fresh: &Path, name: String) -> Result<Release, EngineEr
     }
     tree::remove(&place).map_err(|error| fail(&name, &place, error))?;
     fs::rename(fresh, &place).map_err(|error| fail(&name, &place, error))?;
-    Ok(Release { name, cached: false })
+    Ok(Release { name, cached: false, commit: None })
 }

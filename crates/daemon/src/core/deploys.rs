@@ -27,6 +27,7 @@ impl Core {
             service: service.clone(),
             phase: DeployPhase::Preparing,
             release: None,
+            commit: None,
             previous: self.durable.deployed.get(&slug).cloned(),
             start_timeout,
             since: Instant::now(),
@@ -105,6 +106,7 @@ impl Core {
             Ok(release) => {
                 let sealed = release.cached;
                 deploy.release = Some(release.name);
+                deploy.commit = release.commit;
                 deploy.go(if sealed { DeployPhase::Built } else { DeployPhase::Waiting });
                 if !sealed {
                     self.set_phase(slug, ServicePhase::Waiting, None);
@@ -228,7 +230,8 @@ impl Core {
             self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
             return;
         }
-        let new = Deployed { service: service.clone(), release: release.clone(), hook_ran: false, good: false };
+        let new =
+            Deployed { service: service.clone(), release: release.clone(), commit: deploy.commit.clone(), hook_ran: false, good: false };
         let unchanged = deploy.previous.as_ref().is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
         match service.workload.pre_deploy_command() {
             Some(command) if !unchanged => {
@@ -252,6 +255,7 @@ impl Core {
         let mut new = Deployed {
             service: deploy.service.clone(),
             release: deploy.release.clone(),
+            commit: deploy.commit.clone(),
             hook_ran: before.is_some_and(|p| p.hook_ran),
             good: false,
         };
@@ -304,6 +308,7 @@ impl Core {
         self.save();
         self.set_phase(slug, ServicePhase::Live, None);
         self.sweep = true;
+        self.sweep_fetched = true;
         if let Some((service, release, command)) = hook {
             self.notice(Some(slug), format!("running the initial deploy hook: {}", first_line(&command)));
             self.queue_job(service, release, command);
@@ -323,6 +328,20 @@ impl Core {
         }
         if let Err(error) = self.engine.prune_images(&keep, false).await {
             tracing::warn!(%error, "old images can't be removed");
+        }
+    }
+
+    /// Removes what was fetched for services that are not there any more, once no deploy is under way.
+    pub(super) async fn sweep_fetched(&mut self) {
+        if !self.sweep_fetched || !self.deploys.is_empty() {
+            return;
+        }
+        self.sweep_fetched = false;
+        let services = || self.desired.services.values();
+        let sources = services().filter_map(|service| service.workload.source().cloned()).collect();
+        let built = services().filter(|service| ImageBuildRequest::of(service).is_some()).map(|service| service.id.clone());
+        if let Err(error) = self.engine.collect_fetched(sources, built.collect()).await {
+            tracing::warn!(%error, "old sources can't be removed");
         }
     }
 

@@ -56,7 +56,12 @@ pub fn resolve_files(files: &[(&str, &str)], given: &Given, memory: &mut Memory)
             blueprint,
             given: &given.values,
             files: &given.files,
-            git: GitFacts { branch: "main".to_owned(), commit: "c0ffee".to_owned(), repo_slug: "me/shop".to_owned() },
+            git: GitFacts {
+                branch: "main".to_owned(),
+                commit: "c0ffee".to_owned(),
+                repo_slug: "me/shop".to_owned(),
+                ..GitFacts::default()
+            },
         })
         .collect();
     resolve(&inputs, memory, &mut counter(0), &Settings::default())
