@@ -8,6 +8,7 @@ mod host;
 mod images;
 mod offline;
 mod postgres;
+mod push;
 mod run;
 mod sabotage;
 mod systems;

@@ -23,6 +23,7 @@ impl Core {
             return;
         }
         self.cancel_deploy(&slug);
+        self.durable.deploying.insert(slug.clone());
         let deploy = Deploy {
             service: service.clone(),
             phase: DeployPhase::Preparing,
@@ -78,6 +79,7 @@ impl Core {
 
     /// Forgets a deploy under way and stops the sandbox that runs for it.
     pub(super) fn cancel_deploy(&mut self, slug: &Slug) {
+        self.durable.deploying.remove(slug);
         if let Some(deploy) = self.deploys.remove(slug)
             && let Some(id) = deploy.sandbox().cloned()
         {
@@ -296,6 +298,7 @@ impl Core {
 
     fn deploy_is_live(&mut self, slug: &Slug) {
         self.deploys.remove(slug);
+        self.durable.deploying.remove(slug);
         let mut hook = None;
         if let Some(deployed) = self.durable.deployed.get_mut(slug) {
             deployed.good = true;
@@ -348,6 +351,7 @@ impl Core {
     /// Keeps what ran before and says why the new one does not.
     pub(super) fn fail_deploy(&mut self, slug: &Slug, why: &str, instance: Option<&moat_model::InstanceId>) {
         let Some(deploy) = self.deploys.remove(slug) else { return };
+        self.durable.deploying.remove(slug);
         if let Some(id) = deploy.sandbox().cloned() {
             self.stop_instance(&id, 1);
         }

@@ -131,6 +131,8 @@ impl Core {
                 self.begin_deploy(&service, timeout);
             }
         }
+        // A daemon that comes after this one goes on with these deploys.
+        self.save();
         self.waiting.push(Waiting { reply, until: Until::Settled { file: up.file } });
     }
 
