@@ -30,7 +30,8 @@ impl<'h> Tree<'h> {
     }
 
     fn moat(&self, args: &[&str]) -> Said {
-        self.host.moat_command(args).current_dir(self.host.path("shop")).stdin(Stdio::null()).output().unwrap().into()
+        let words: Vec<String> = args.iter().map(|arg| format!("'{arg}'")).collect();
+        self.run(&format!("'{}' {}", env!("CARGO_BIN_EXE_moat"), words.join(" ")))
     }
 
     /// Commits files, all that is there.
@@ -87,7 +88,10 @@ fn commit_of(host: &Host, slug: &str) -> String {
 }
 
 fn instance(host: &Host, slug: &str) -> String {
-    service(&host.ps(), slug)["instances"][0]["id"].as_str().unwrap_or_default().to_owned()
+    // The one before may still be ending.
+    let ps = host.ps();
+    let ready = service(&ps, slug)["instances"].as_array().unwrap().iter().find(|instance| instance["ready"] == true);
+    ready.map(|instance| instance["id"].as_str().unwrap().to_owned()).unwrap_or_default()
 }
 
 /// Lets a build that waits go on, once it has begun.
@@ -216,7 +220,7 @@ fn pushes_wait_for_each_other_and_outlive_whoever_watches() {
 
     // A watcher that goes away stops nothing, nor does a daemon that is killed.
     let mut push = tree.start_push();
-    wait_for("the build", || host.sh("cat state/logs/w/*.log 2>/dev/null").out.contains("held-build"));
+    wait_for("the build", || tree.run("cat ../state/logs/w/*.log 2>/dev/null").out.contains("held-build"));
     push.kill().unwrap();
     push.wait().unwrap();
     assert_eq!(service(&host.ps(), "w")["state"]["phase"], "building");
@@ -227,7 +231,7 @@ fn pushes_wait_for_each_other_and_outlive_whoever_watches() {
     // Of those that come while it builds, the last is deployed.
     let second = tree.commit("second", &[("render.yaml", &web("echo second-build", asks))]);
     let waiting = tree.start_push();
-    wait_for("the second push to wait", || host.daemon_log().contains("waits until") || host.sh("cat state/state.json").out.contains(&second));
+    wait_for("the second push to wait", || tree.run("cat ../state/state.json").out.contains(&second));
     let third = tree.commit("third", &[("render.yaml", &web("echo third-build", asks))]);
     let last = tree.start_push();
     let superseded = Said::from(waiting.wait_with_output().unwrap()).ok();
@@ -265,7 +269,7 @@ fn what_a_push_can_t_bring_is_said() {
     // Who is not root can't push, and is told.
     let binary = Path::new(env!("CARGO_BIN_EXE_moat"));
     let theirs = host.path("theirs");
-    host.sh(&format!("chmod 711 '{}' && cp -r shop theirs && chown -R 65534:65534 theirs", host.path("").display())).ok();
+    host.sh(&format!("cd '{}' && chmod 711 . && cp -r shop theirs && chown -R 65534:65534 theirs", host.path("").display())).ok();
     let as_nobody = |script: &str| {
         host.sh(&format!("cd '{}' && HOME=/nonexistent exec setpriv --reuid=65534 --regid=65534 --clear-groups bash -c \"{script}\"", theirs.display()))
     };
