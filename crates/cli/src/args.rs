@@ -164,6 +164,9 @@ pub enum GitVerb {
         name: String,
         /// Only these services; without any, all.
         services: Vec<String>,
+        /// Stop services that the blueprint no longer names, and forget variables that it no longer names.
+        #[arg(long)]
+        prune: bool,
     },
     /// Remove a repository whose services are down.
     Remove {

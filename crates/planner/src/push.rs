@@ -171,9 +171,8 @@ pub fn skip_phrase(message: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
-    fn filter(paths: &[&str], ignored: &[&str], root_dir: &str) -> PathFilter {
-        let texts = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
-        PathFilter { paths: texts(paths), ignored_paths: texts(ignored), root_dir: root_dir.to_owned() }
+    fn filter(paths: &str, ignored: &str, root_dir: &str) -> PathFilter {
+        PathFilter { paths: files(paths), ignored_paths: files(ignored), root_dir: root_dir.to_owned() }
     }
 
     fn files(list: &str) -> Vec<String> {
@@ -182,47 +181,47 @@ mod tests {
 
     #[test]
     fn files_concern_a_service_by_its_filter() {
-        let rows: &[(&[&str], &[&str], &str, &str, bool)] = &[
+        let rows = [
             // Nothing said: every commit.
-            (&[], &[], "", "a.txt", true),
-            (&[], &[], "", "", true),
+            ("", "", "", "a.txt", true),
+            ("", "", "", "", true),
             // `rootDir` is a filter.
-            (&[], &[], "api", "api/app.py", true),
-            (&[], &[], "api", "api2/app.py web/x", false),
-            (&[], &[], "api", "api", false),
-            (&[], &[], "api", "", false),
+            ("", "", "api", "api/app.py", true),
+            ("", "", "api", "api2/app.py web/x", false),
+            ("", "", "api", "api", false),
+            ("", "", "api", "", false),
             // `paths` says instead of it what concerns the service.
-            (&["api/**", "shared/**"], &[], "api", "shared/types.ts", true),
-            (&["api/**"], &[], "api", "web/x", false),
-            (&["src/*.py"], &[], "", "src/app.py", true),
-            (&["src/*.py"], &[], "", "src/deep/app.py", false),
-            (&["src/**/*.py"], &[], "", "src/app.py", true),
-            (&["src/**/*.py"], &[], "", "src/a/b/app.py", true),
-            (&["**/*.md"], &[], "", "README.md", true),
-            (&["*.md"], &[], "", "docs/README.md", false),
-            (&["src/?.js"], &[], "", "src/a.js", true),
-            (&["src/?.js"], &[], "", "src/ab.js", false),
-            (&["src/[!t]*.js"], &[], "", "src/test.js", false),
-            (&["{api,web}/**"], &[], "", "web/x", true),
+            ("api/** shared/**", "", "api", "shared/types.ts", true),
+            ("api/**", "", "api", "web/x", false),
+            ("src/*.py", "", "", "src/app.py", true),
+            ("src/*.py", "", "", "src/deep/app.py", false),
+            ("src/**/*.py", "", "", "src/app.py", true),
+            ("src/**/*.py", "", "", "src/a/b/app.py", true),
+            ("**/*.md", "", "", "README.md", true),
+            ("*.md", "", "", "docs/README.md", false),
+            ("src/?.js", "", "", "src/a.js", true),
+            ("src/?.js", "", "", "src/ab.js", false),
+            ("src/[!t]*.js", "", "", "src/test.js", false),
+            ("{api,web}/**", "", "", "web/x", true),
             // A bare path is a file, or a folder with all in it.
-            (&["render.yaml"], &[], "", "render.yaml", true),
-            (&["api"], &[], "", "api/deep/x", true),
-            (&["./api/"], &[], "", "api/x", true),
-            (&["/api"], &[], "", "api/x", true),
-            (&["api"], &[], "", "apis/x", false),
-            (&["."], &[], "", "x/y", true),
+            ("render.yaml", "", "", "render.yaml", true),
+            ("api", "", "", "api/deep/x", true),
+            ("./api/", "", "", "api/x", true),
+            ("/api", "", "", "api/x", true),
+            ("api", "", "", "apis/x", false),
+            (".", "", "", "x/y", true),
             // Ignored wins, file by file.
-            (&[], &["**/*.md"], "", "README.md docs/a.md", false),
-            (&[], &["**/*.md"], "", "README.md app.py", true),
-            (&["api/**"], &["api/tests/**"], "", "api/tests/test_a.py", false),
-            (&[], &["docs"], "", "docs/a/b.txt", false),
-            (&[], &["*.md"], "api", "api/x.py README.md", true),
-            (&[], &["api/*.md"], "api", "api/x.md", false),
+            ("", "**/*.md", "", "README.md docs/a.md", false),
+            ("", "**/*.md", "", "README.md app.py", true),
+            ("api/**", "api/tests/**", "", "api/tests/test_a.py", false),
+            ("", "docs", "", "docs/a/b.txt", false),
+            ("", "*.md", "api", "api/x.py README.md", true),
+            ("", "api/*.md", "api", "api/x.md", false),
             // What is no glob fits nothing.
-            (&["src/[a"], &[], "", "src/[a", false),
+            ("src/[a", "", "", "src/[a", false),
         ];
         for (paths, ignored, root_dir, changed, want) in rows {
-            assert_eq!(filter(paths, ignored, root_dir).concerns(&files(changed)), *want, "{paths:?} {ignored:?} {root_dir} {changed}");
+            assert_eq!(filter(paths, ignored, root_dir).concerns(&files(changed)), want, "{paths} {ignored} {root_dir} {changed}");
         }
     }
 
@@ -231,13 +230,13 @@ mod tests {
         let rule = |trigger, filter| PushRule::Source { trigger, filter };
         let other = files("web/x");
         for (rule, changed, want) in [
-            (rule(Trigger::Commit, filter(&[], &[], "")), Some(&other[..]), None),
-            (rule(Trigger::Commit, filter(&[], &[], "api")), Some(&other[..]), Some(Held::RootDir)),
-            (rule(Trigger::Commit, filter(&["api/**"], &[], "api")), Some(&other[..]), Some(Held::BuildFilter)),
-            (rule(Trigger::Commit, filter(&["api/**"], &[], "api")), None, None),
-            (rule(Trigger::Off, filter(&[], &[], "")), Some(&other[..]), Some(Held::Off)),
-            (rule(Trigger::Off, filter(&[], &[], "")), None, Some(Held::Off)),
-            (rule(Trigger::ChecksPass, filter(&[], &[], "")), Some(&other[..]), Some(Held::ChecksPass)),
+            (rule(Trigger::Commit, filter("", "", "")), Some(&other[..]), None),
+            (rule(Trigger::Commit, filter("", "", "api")), Some(&other[..]), Some(Held::RootDir)),
+            (rule(Trigger::Commit, filter("api/**", "", "api")), Some(&other[..]), Some(Held::BuildFilter)),
+            (rule(Trigger::Commit, filter("api/**", "", "api")), None, None),
+            (rule(Trigger::Off, filter("", "", "")), Some(&other[..]), Some(Held::Off)),
+            (rule(Trigger::Off, filter("", "", "")), None, Some(Held::Off)),
+            (rule(Trigger::ChecksPass, filter("", "", "")), Some(&other[..]), Some(Held::ChecksPass)),
             (PushRule::Settings, Some(&other[..]), Some(Held::NotPushed)),
         ] {
             assert_eq!(rule.held(changed), want, "{rule:?}");

@@ -311,7 +311,13 @@ struct Board<'a> {
 
 impl<'a> Board<'a> {
     fn new(ui: &'a Ui) -> Self {
-        Self { ui, bars: ui.terminal().then(indicatif::MultiProgress::new), by_service: BTreeMap::new(), last: BTreeMap::new(), printed: BTreeMap::new() }
+        Self {
+            ui,
+            bars: ui.terminal().then(indicatif::MultiProgress::new),
+            by_service: BTreeMap::new(),
+            last: BTreeMap::new(),
+            printed: BTreeMap::new(),
+        }
     }
 
     fn show(&mut self, state: &ServiceState) {

@@ -121,7 +121,8 @@ fn published_images_run_private_keep_their_disk_and_are_proved() {
     assert!(map[0] == 0 && map[1] >= 1_000_000 && map[2] == 65_536, "{inside}");
     assert!(inside.contains("redis") && !inside.contains("moat"), "{inside}");
     let exec = |command: &[&str]| host.moat(&[&["exec", "cache", "--"], command].concat());
-    exec(&["sh", "-c", "echo text > /data/text; cp /data/text /data/script; chmod 755 /data/script; echo '#!/no/such' > /data/script"]).ok();
+    exec(&["sh", "-c", "echo text > /data/text; cp /data/text /data/script; chmod 755 /data/script; echo '#!/no/such' > /data/script"])
+        .ok();
     for (command, code, words) in [
         (&["no-such-command"][..], 127, "`no-such-command`: command not found"),
         (&["/no/such/command"], 127, "command not found"),

@@ -152,12 +152,12 @@ fn a_push_deploys_what_it_concerns_and_leaves_nothing() {
     assert_eq!(host.http(8080, "site.localhost", "/"), (200, "two\n".to_owned()));
     assert_eq!((commit_of(&host, "site"), commit_of(&host, "side")), (second.clone(), first.clone()));
     assert_eq!((instance(&host, "side"), instance(&host, "frozen")), (side.clone(), frozen.clone()));
-    let site = instance(&host, "site");
+    let serving = instance(&host, "site");
     let third = tree.commit("third", &[("side/note", "third\n"), ("README.md", "words\n")]);
     let push = tree.push().ok();
     assert!(push.err.contains("no changed file fits its `buildFilter`"), "{}", push.err);
     assert_eq!((commit_of(&host, "site"), commit_of(&host, "side")), (second.clone(), third.clone()));
-    assert_eq!((instance(&host, "site"), instance(&host, "frozen")), (site, frozen.clone()));
+    assert_eq!((instance(&host, "site"), instance(&host, "frozen")), (serving, frozen.clone()));
     assert_ne!(instance(&host, "side"), side);
 
     // A commit whose message says so is kept only.
@@ -208,14 +208,20 @@ fn pushes_wait_for_each_other_and_outlive_whoever_watches() {
     let tree = Tree::new(&host);
     tree.moat(&["git", "init", "--start-timeout", "60"]).ok();
     let web = |build: &str, more: &str| {
-        format!("services:\n  - type: worker\n    name: w\n    runtime: python\n    buildCommand: '{build}'\n    startCommand: exec sleep 100000\n    maxShutdownDelaySeconds: 1\n{more}")
+        format!(
+            "services:\n  - type: worker\n    name: w\n    runtime: python\n    buildCommand: '{build}'\n    startCommand: exec sleep 100000\n    maxShutdownDelaySeconds: 1\n{more}"
+        )
     };
 
     // Values that nobody gave: refused, and given once.
     let asks = "    envVars: [{key: TOKEN, sync: false}]\n";
     tree.commit("asks", &[("render.yaml", &web(HELD, asks))]);
     let refused = tree.push();
-    assert!(refused.code != 0 && refused.err.contains("w.TOKEN") && refused.err.contains("moat git init --name shop --set"), "{}", refused.err);
+    assert!(
+        refused.code != 0 && refused.err.contains("w.TOKEN") && refused.err.contains("moat git init --name shop --set"),
+        "{}",
+        refused.err
+    );
     tree.moat(&["git", "init", "--set", "w.TOKEN=for-the-worker"]).ok();
 
     // A watcher that goes away stops nothing, nor does a daemon that is killed.
@@ -271,7 +277,10 @@ fn what_a_push_can_t_bring_is_said() {
     let theirs = host.path("theirs");
     host.sh(&format!("cd '{}' && chmod 711 . && cp -r shop theirs && chown -R 65534:65534 theirs", host.path("").display())).ok();
     let as_nobody = |script: &str| {
-        host.sh(&format!("cd '{}' && HOME=/nonexistent exec setpriv --reuid=65534 --regid=65534 --clear-groups bash -c \"{script}\"", theirs.display()))
+        host.sh(&format!(
+            "cd '{}' && HOME=/nonexistent exec setpriv --reuid=65534 --regid=65534 --clear-groups bash -c \"{script}\"",
+            theirs.display()
+        ))
     };
     if as_nobody(&format!("test -x {}", binary.display())).code != 0 {
         println!("skipped in part: `{}` can't be run by others", binary.display());

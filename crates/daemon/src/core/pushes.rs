@@ -25,9 +25,14 @@ const TAIL_EVERY: Duration = Duration::from_millis(200);
 
 impl Core {
     /// Queues a push behind the deploy of its blueprint that is under way, in place of one that waits.
-    pub(super) fn push(&mut self, up: UpRequest, reply: Reply) {
+    pub(super) fn push(&mut self, up: UpRequest, reply: &Reply) {
         let (file, commit) = (up.file.clone(), up.git[1].clone());
         let busy = self.is_busy(&file);
+        let some = up.pushed.as_ref().is_some_and(|pushed| matches!(&pushed.cause, Cause::Asked { services } if !services.is_empty()));
+        if some && self.durable.queued.contains_key(&file) {
+            // In place of that one it would deploy less than was pushed.
+            return end(reply, Some(Failure::refused("a push waits for its turn", Some("ask again once it is deployed".to_owned()))));
+        }
         if let Some(waiting) = self.pushers.insert(file.clone(), reply.clone()) {
             let _ = waiting.send(Event::Superseded { commit: commit.clone() });
             end(&waiting, None);
@@ -100,13 +105,7 @@ impl Core {
         self.save();
     }
 
-    fn decide(
-        &self,
-        file: &Path,
-        pushed: &Pushed,
-        outcome: &Outcome,
-        changed: &BTreeMap<String, Vec<String>>,
-    ) -> Result<Decided, Failure> {
+    fn decide(&self, file: &Path, pushed: &Pushed, outcome: &Outcome, changed: &BTreeMap<String, Vec<String>>) -> Result<Decided, Failure> {
         let mine = || outcome.state.services.values().filter(|service| service.blueprint == file);
         let is_called = |service: &Service, name: &String| service.name == *name || service.slug.as_str() == name;
         let asked: &[String] = if let Cause::Asked { services } = &pushed.cause { services } else { &[] };
@@ -148,9 +147,8 @@ impl Core {
     /// Whether a service that is held is left alone: nothing but its source would change. Says so.
     pub(super) fn keeps(&mut self, service: &Service, held: &BTreeMap<Slug, String>) -> bool {
         let Some(reason) = held.get(&service.slug) else { return false };
-        let same = self
-            .deployed(&service.slug)
-            .is_some_and(|running| running.good && without_commit(&running.service) == without_commit(service));
+        let same =
+            self.deployed(&service.slug).is_some_and(|running| running.good && without_commit(&running.service) == without_commit(service));
         let reason = Some(reason.clone()).filter(|reason| !reason.is_empty());
         if !same {
             if let Some(reason) = reason {

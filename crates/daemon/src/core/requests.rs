@@ -26,7 +26,7 @@ impl Core {
     pub(super) async fn request(&mut self, request: Request, reply: Reply) {
         match request {
             Request::Ping => end(&reply, None),
-            Request::Up(up) if up.pushed.is_some() => self.push(up, reply),
+            Request::Up(up) if up.pushed.is_some() => self.push(up, &reply),
             Request::Up(up) => {
                 if let Some(outcome) = self.resolve_with(&up, &reply) {
                     self.accept(up, outcome.state, &BTreeMap::new(), reply).await;
@@ -123,7 +123,8 @@ impl Core {
         }
         self.save();
         for slug in self.durable.kept.keys().cloned().collect::<Vec<_>>() {
-            self.notice(Some(&slug), "no longer named by its blueprint: it keeps running (`moat up --prune` stops it)");
+            let stops = if up.pushed.is_some() { "moat git deploy --prune" } else { "moat up --prune" };
+            self.notice(Some(&slug), format!("no longer named by its blueprint: it keeps running (`{stops}` stops it)"));
         }
         let timeout = Duration::from_secs(up.start_timeout_seconds);
         for service in self.desired.services.values().filter(|s| s.blueprint == up.file).cloned().collect::<Vec<_>>() {

@@ -33,12 +33,11 @@ pub fn problem(pid: i32, process: &Process) -> Option<(i32, String)> {
             Ok(Some(handle)) => {
                 let interpreter = interpreter(&handle)?;
                 return match look(&root, &Path::new(&process.cwd).join(&interpreter), &who) {
-                    Ok(Some(_)) => None,
                     Ok(None) => Some((NOT_EXECUTABLE, format!("`{name}`: its interpreter `{}` can't be run", interpreter.display()))),
                     Err(error) if is_missing(&error) => {
                         Some((NOT_FOUND, format!("`{name}`: its interpreter `{}` is not there", interpreter.display())))
                     }
-                    Err(_) => None,
+                    Ok(Some(_)) | Err(_) => None,
                 };
             }
             Ok(None) => found = true,

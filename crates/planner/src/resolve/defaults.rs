@@ -43,21 +43,17 @@ pub(crate) fn default_port(kind: Option<ServiceKind>) -> Option<u16> {
 /// Branch, commit and `user/repository` of a service's source. Which commit of a repository of elsewhere runs is not known
 /// before it is fetched.
 fn history(entry: &Entry<'_>, git: &GitFacts) -> [String; 3] {
-    match entry.spec.repo.as_ref().filter(|_| entry.spec.elsewhere) {
-        Some(repo) => {
-            let url = repo.value.trim().trim_end_matches('/').trim_end_matches(".git");
-            let mut parts = url.rsplit(['/', ':']);
-            let slug = match (parts.next(), parts.next()) {
-                (Some(name), Some(owner)) if !owner.is_empty() => format!("{owner}/{name}"),
-                _ => String::new(),
-            };
-            [entry.spec.branch.as_ref().map(|branch| branch.value.trim().to_owned()).unwrap_or_default(), String::new(), slug]
-        }
-        None => {
-            let commit = git.pins.get(&entry.spec.name.value).unwrap_or(&git.commit).clone();
-            [git.branch.clone(), commit, git.repo_slug.clone()]
-        }
-    }
+    let Some(repo) = entry.spec.repo.as_ref().filter(|_| entry.spec.elsewhere) else {
+        let commit = git.pins.get(&entry.spec.name.value).unwrap_or(&git.commit).clone();
+        return [git.branch.clone(), commit, git.repo_slug.clone()];
+    };
+    let url = repo.value.trim().trim_end_matches('/').trim_end_matches(".git");
+    let mut parts = url.rsplit(['/', ':']);
+    let slug = match (parts.next(), parts.next()) {
+        (Some(name), Some(owner)) if !owner.is_empty() => format!("{owner}/{name}"),
+        _ => String::new(),
+    };
+    [entry.spec.branch.as_ref().map(|branch| branch.value.trim().to_owned()).unwrap_or_default(), String::new(), slug]
 }
 
 /// The defaults of a service. A datastore has none.

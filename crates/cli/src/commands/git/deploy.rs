@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// Deploys a commit, and shows what becomes of it until it is over. Whoever stops watching stops nothing.
-pub async fn run(repository: &Repository, commit: &str, cause: Cause, ui: &Ui) -> Result<ExitCode, CommandError> {
+pub async fn run(repository: &Repository, commit: &str, cause: Cause, prune: bool, ui: &Ui) -> Result<ExitCode, CommandError> {
     let checked = blueprint(repository, commit)?;
     let asked = cause != Cause::Push;
     if asked {
@@ -24,7 +24,7 @@ pub async fn run(repository: &Repository, commit: &str, cause: Cause, ui: &Ui) -
             return Err(CommandError::usage(format!("`{}` of commit {} can't be run", checked.shown, short(commit))));
         }
     }
-    let request = request(repository, commit, &checked, cause);
+    let request = UpRequest { prune, ..request(repository, commit, &checked, cause) };
     let paths = Paths::from_env();
     client::ensure(&paths, &own_exe()?).await?;
     if !ui.json() {
@@ -47,7 +47,8 @@ pub async fn run(repository: &Repository, commit: &str, cause: Cause, ui: &Ui) -
         Ok(Progress::Failed(mut failure, status)) => {
             if let Some(status) = &status {
                 up::summary(ui, status, &repository.blueprint(), true).await;
-                failure.hints = vec![format!("the others run; push a mended commit, or `moat git deploy {}` to try again", repository.name)];
+                failure.hints =
+                    vec![format!("the others run; push a mended commit, or `moat git deploy {}` to try again", repository.name)];
             }
             Err(failure)
         }

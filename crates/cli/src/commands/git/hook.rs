@@ -47,7 +47,7 @@ pub async fn run(hook: Hook, ui: &Ui) -> Result<ExitCode, CommandError> {
                         repository.name
                     ));
                 } else {
-                    return deploy::run(&repository, commit, Cause::Push, ui).await;
+                    return deploy::run(&repository, commit, Cause::Push, false, ui).await;
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! `moat git init`: a bare repository with hooks, and the remote `moat` of the work tree around.
 
-use super::{ENDING, Repository, Settings, all};
+use super::{ENDING, REMOVED, Repository, Settings, all};
 use crate::args::GitInitArgs;
 use crate::command_error::CommandError;
 use crate::commands::{check, need_root, own_exe, up};
@@ -17,6 +17,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 /// Variables that a daemon or a deploy would be given by this shell, and is given by the hooks.
 const CARRIED: [&str; 2] = ["MOAT_OCI_RUNTIME", "MOAT_REGISTRY_MIRRORS"];
+/// End of the name of what is being made.
+const FRESH: &str = ".new";
 /// The remote's name.
 const REMOTE: &str = "moat";
 
@@ -31,13 +33,14 @@ pub fn run(args: &GitInitArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     DirBuilder::new().recursive(true).mode(0o711).create(&paths.state).map_err(fail)?;
     DirBuilder::new().recursive(true).mode(0o700).create(&parent).map_err(fail)?;
     let parent = fs::canonicalize(&parent).map_err(fail)?;
+    clean(&parent);
     let folder = parent.join(format!("{name}{ENDING}"));
     let before = Repository::open(&folder).ok();
     let settings = settings(args, before.as_ref().map(|repository| &repository.settings), tree.as_deref())?;
     check_branch(&settings.branch)?;
 
     // What is not whole yet has another name.
-    let fresh = parent.join(format!(".new-{name}-{}", std::process::id()));
+    let fresh = parent.join(format!("{name}.{}{FRESH}", std::process::id()));
     let at = if before.is_some() { &folder } else { &fresh };
     let made = make(at, &settings, &paths).map_err(fail);
     let placed = made.and_then(|()| if before.is_some() { Ok(()) } else { fs::rename(&fresh, &folder).map_err(fail) });
@@ -59,6 +62,18 @@ pub fn run(args: &GitInitArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     }
     ui.line(&ui.paint(Tone::Dim, &format!("from elsewhere: git remote add {REMOTE} ssh://root@THIS-MACHINE{}", folder.display())));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes what a killed `init` or `remove` has left.
+fn clean(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let maker = name.strip_suffix(FRESH).and_then(|name| name.rsplit('.').next());
+        if name.ends_with(REMOVED) || maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Tried again the next time.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// The root of the work tree that this is called in.
@@ -170,6 +185,7 @@ fn make(folder: &Path, settings: &Settings, paths: &Paths) -> io::Result<()> {
     git(&["symbolic-ref", "HEAD", &format!("refs/heads/{}", settings.branch)])?;
     // A service may keep a commit that a forced push has made unreachable.
     git(&["config", "gc.pruneExpire", "never"])?;
+    git(&["config", "receive.denyDeleteCurrent", "refuse"])?;
     git(&["config", "uploadpack.allowAnySHA1InWant", "true"])?;
     Repository::save(folder, settings)?;
     let hooks = folder.join("hooks");
@@ -187,19 +203,23 @@ fn make(folder: &Path, settings: &Settings, paths: &Paths) -> io::Result<()> {
 /// A hook, which is called with another environment than this.
 fn script(hook: &str, paths: &Paths) -> Result<String, CommandError> {
     let absolute = |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
-    let mut text = "#!/bin/sh\n# Written by `moat git init`.\n".to_owned();
     let folders = [("MOAT_STATE_DIR", &paths.state), ("MOAT_RUN_DIR", &paths.run)];
-    let mut variables: Vec<(&str, String)> =
-        folders.iter().map(|(name, path)| (*name, quoted(absolute(path).as_os_str()))).collect();
+    let mut variables: Vec<(&str, String)> = folders.iter().map(|(name, path)| (*name, quoted(absolute(path).as_os_str()))).collect();
     variables.extend(CARRIED.iter().filter_map(|name| Some((*name, quoted(&std::env::var_os(name)?)))));
-    for (name, value) in variables {
-        text.push_str(&format!("{name}={value}\nexport {name}\n"));
-    }
-    let own = quoted(own_exe()?.as_os_str());
-    text.push_str(&format!(
-        "moat={own}\n[ -x \"$moat\" ] || moat=$(command -v moat) || {{\n    echo \"error: there is no program $moat any more: say moat git init again\" >&2\n    exit 1\n}}\nexec \"$moat\" git hook {hook}\n"
-    ));
-    Ok(text)
+    let exports: Vec<String> = variables.iter().map(|(name, value)| format!("{name}={value}\nexport {name}\n")).collect();
+    Ok(format!(
+        r#"#!/bin/sh
+# Written by `moat git init`.
+{exports}moat={own}
+[ -x "$moat" ] || moat=$(command -v moat) || {{
+    echo "error: Moat's program is not where it was: say moat git init again" >&2
+    exit 1
+}}
+exec "$moat" git hook {hook}
+"#,
+        exports = exports.concat(),
+        own = quoted(own_exe()?.as_os_str()),
+    ))
 }
 
 /// As one word of a shell.

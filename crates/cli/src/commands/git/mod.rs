@@ -30,20 +30,22 @@ use std::process::{Command, ExitCode, Stdio};
 const SETTINGS: &str = "moat.json";
 /// End of the name of a repository's folder.
 const ENDING: &str = ".git";
+/// End of the name of one that is being removed.
+const REMOVED: &str = ".removed";
 
 /// Runs one of the verbs.
 pub async fn run(verb: GitVerb, ui: &Ui) -> Result<ExitCode, CommandError> {
     match verb {
         GitVerb::Init(args) => init::run(&args, ui),
         GitVerb::List => list(ui).await,
-        GitVerb::Deploy { name, services } => {
+        GitVerb::Deploy { name, services, prune } => {
             need_root()?;
             let repository = Repository::named(&name)?;
             let commit = repository.head().ok_or_else(|| {
                 CommandError::refused(format!("nothing was pushed to `{name}` yet"))
                     .hint(format!("`git push moat {}` in the work tree", repository.settings.branch))
             })?;
-            deploy::run(&repository, &commit, Cause::Asked { services }, ui).await
+            deploy::run(&repository, &commit, Cause::Asked { services }, prune, ui).await
         }
         GitVerb::Remove { name } => remove(&Repository::named(&name)?, ui).await,
         GitVerb::Receive { folder } => Err(receive(&folder)),
@@ -222,7 +224,7 @@ async fn remove(repository: &Repository, ui: &Ui) -> Result<ExitCode, CommandErr
     }
     let fail = |error: io::Error| CommandError::engine(format!("can't remove `{}`: {error}", repository.folder.display()));
     // Under another name first: what is half removed is no repository.
-    let aside = repository.folder.with_extension("removed");
+    let aside = repository.folder.with_file_name(format!("{name}{REMOVED}"));
     if aside.exists() {
         fs::remove_dir_all(&aside).map_err(fail)?;
     }
