@@ -272,6 +272,14 @@ fn what_a_push_can_t_bring_is_said() {
     let secret = host.moat(&["exec", "w", "--", "cat", "/etc/secrets/word"]).ok();
     assert_eq!(secret.out, "secret-word");
 
+    // Over ssh nothing of this environment is there, and no `moat git receive` in between.
+    let ssh = host.write("ssh", "#!/bin/sh\nwhile [ \"$1\" != root@machine ]; do shift; done\nshift\nexec env -i PATH=\"$PATH\" sh -c \"$*\"\n");
+    tree.commit("over ssh", &[("deploy/word", "another-word")]);
+    let url = format!("ssh://root@machine{}", host.path("state/git/other.git").display());
+    let pushed = tree.run(&format!("chmod 755 '{0}' && GIT_SSH_COMMAND='{0}' git push {url} main:live", ssh.display())).ok();
+    assert!(pushed.err.contains("deploying commit"), "{}", pushed.err);
+    assert_eq!(host.moat(&["exec", "w", "--", "cat", "/etc/secrets/word"]).ok().out, "another-word");
+
     // Who is not root can't push, and is told.
     let binary = Path::new(env!("CARGO_BIN_EXE_moat"));
     let theirs = host.path("theirs");
