@@ -43,7 +43,7 @@ pub fn run(arguments: &[String]) -> Outcome {
         return Err(Failure::usage(format!("`{name}` is not measured; {} or all", known())));
     }
     let images = if wanted.contains(&"image") { TO_BENCH_IMAGES } else { &[] };
-    packages::ensure(&[packages::TO_RUN, TO_BENCH, images])?;
+    packages::ensure(&[packages::TO_BUILD, packages::TO_RUN, TO_BENCH, images])?;
     Program::cargo().args(["build", "--release", "--locked", "--package", "moat-cli", "--package", "moat-bench"]).run()?;
     let bench = crate::demo::target_folder()?.join("release/moat-bench");
     wanted

@@ -18,7 +18,7 @@ const CHECKS: &[Check] = &[
 pub fn run(arguments: &[String]) -> Outcome {
     crate::no_arguments(arguments)?;
     let start = Instant::now();
-    packages::ensure(&[packages::TO_RUN, packages::TO_TEST])?;
+    packages::ensure(&[packages::TO_BUILD, packages::TO_RUN, packages::TO_TEST])?;
     let mut failed = Vec::new();
     for (name, check) in CHECKS {
         eprintln!("\n== {name}");

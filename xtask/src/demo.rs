@@ -26,7 +26,7 @@ pub fn run(arguments: &[String]) -> Outcome {
     if !cfg!(target_os = "linux") {
         return Err(Failure::new("Moat runs on Linux only"));
     }
-    packages::ensure(&[packages::TO_RUN])?;
+    packages::ensure(&[packages::TO_BUILD, packages::TO_RUN])?;
     Program::cargo().args(["build", "--release", "--locked", "--package", "moat-cli"]).run()?;
     let moat = target_folder()?.join("release/moat");
     let shown = moat.strip_prefix(root()).unwrap_or(&moat).display();

@@ -24,6 +24,16 @@ pub enum Present {
     Check(&'static [&'static str]),
 }
 
+/// What building needs besides Rust and a C compiler's linker.
+pub const TO_BUILD: &[Need] = &[
+    Need { what: "`clang`, for what runs in the kernel", present: Present::Program(&["clang"]), packages: &["clang"] },
+    Need {
+        what: "the kernel's headers",
+        present: Present::Check(&["sh", "-c", "echo '#include <linux/bpf.h>' | cc -fsyntax-only -xc -"]),
+        packages: &["linux-libc-dev"],
+    },
+];
+
 /// What `moat up` needs to run the examples.
 pub const TO_RUN: &[Need] = &[
     Need { what: "the OCI runtime", present: Present::Program(&["crun", "runc"]), packages: &["crun", "runc"] },

@@ -5,7 +5,7 @@ use crate::run::{Failure, Outcome, Program, is_root};
 
 /// Installs what is missing and runs every test; `arguments` go to the test runner.
 pub fn run(arguments: &[String]) -> Outcome {
-    packages::ensure(&[packages::TO_RUN, packages::TO_TEST])?;
+    packages::ensure(&[packages::TO_BUILD, packages::TO_RUN, packages::TO_TEST])?;
     tests(arguments)
 }
 

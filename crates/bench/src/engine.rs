@@ -4,7 +4,7 @@ use crate::failure::{Doing, Failure, Outcome};
 use crate::net::policy;
 use crate::process::Moat;
 use moat_engine::{Engine, EngineError};
-use moat_engine_linux::{BuildRequest, Config, LinuxEngine};
+use moat_engine_linux::{BuildRequest, Config, LinuxEngine, ServerImages};
 use moat_model::state::{NativeWorkload, Workload};
 use moat_model::{InstanceId, Limits, LinkName, NativeRuntime, Purpose, ServiceId, Slug};
 use moat_planner::Step;
@@ -54,6 +54,8 @@ impl Site {
             oci_runtime: None,
             pass_env: Vec::new(),
             mirrors: Vec::new(),
+            server_images: ServerImages::default(),
+            shortcut: true,
             own_exe,
         };
         let engine = runtime.block_on(async { LinuxEngine::open(config) }).words()?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 pub struct Deployed {
     /// The definition.
     pub service: Service,
-    /// The release folder's name, or an image's id; none for a datastore.
+    /// The release folder's name, or an image's id; none for a datastore on the machine's own server.
     pub release: Option<String>,
     /// The commit of its source, where that comes from a git repository.
     #[serde(default)]
@@ -37,7 +37,8 @@ impl Deployed {
 ///     └── the same source was built ───────────────────────────▲            └▶ failed: previous stays
 /// ```
 ///
-/// The pre-deploy command and the start wait for datastores too.
+/// The pre-deploy command and the start wait for datastores too. A datastore goes from Preparing, where its image is pulled if
+/// it needs one, to Starting.
 #[derive(Debug)]
 pub struct Deploy {
     /// The definition wanted.
@@ -59,7 +60,7 @@ pub struct Deploy {
 /// The phases of [`Deploy`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeployPhase {
-    /// The source is being copied and fingerprinted.
+    /// The source is being copied and fingerprinted, or an image pulled.
     Preparing,
     /// Waits for datastores and a free build place.
     Waiting,

@@ -3,7 +3,7 @@
 use crate::Paths;
 use crate::core::{Core, Msg};
 use crate::protocol::{Event, Failure, GREETING, Request};
-use moat_engine_linux::{Config, LinuxEngine, Mirror};
+use moat_engine_linux::{Config, LinuxEngine, Mirror, ServerImages};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
@@ -30,6 +30,9 @@ pub enum DaemonError {
         /// Why.
         source: io::Error,
     },
+    /// `MOAT_SHORTCUT` can't be read.
+    #[error("`MOAT_SHORTCUT` holds `{0}`: write `on` or `off`")]
+    Shortcut(String),
     /// `MOAT_REGISTRY_MIRRORS` can't be read.
     #[error("`MOAT_REGISTRY_MIRRORS` holds `{0}`: write `REGISTRY=HOST[:PORT][/PATH]`, several with commas between")]
     Mirrors(String),
@@ -74,6 +77,8 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
         oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(PathBuf::from),
         pass_env: Vec::new(),
         mirrors: mirrors(&std::env::var("MOAT_REGISTRY_MIRRORS").unwrap_or_default())?,
+        server_images: ServerImages::from_env(),
+        shortcut: shortcut(&std::env::var("MOAT_SHORTCUT").unwrap_or_default())?,
         own_exe,
     })?;
     let (tx, rx) = mpsc::unbounded_channel();
@@ -96,7 +101,15 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// The probes and the ingress use many sockets: as many as may be opened without privileges. A failure leaves the usual number.
+/// Whether packets of open flows may go from link to link: they may unless told otherwise.
+fn shortcut(text: &str) -> Result<bool, DaemonError> {
+    match text {
+        "" | "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(DaemonError::Shortcut(other.to_owned())),
+    }
+}
+
 /// Copies of registries, `REGISTRY=LOCATION` with commas between.
 fn mirrors(text: &str) -> Result<Vec<Mirror>, DaemonError> {
     let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
@@ -107,6 +120,7 @@ fn mirrors(text: &str) -> Result<Vec<Mirror>, DaemonError> {
     entries.map(|entry| parse(entry).ok_or_else(|| DaemonError::Mirrors(entry.to_owned()))).collect()
 }
 
+/// The probes and the ingress use many sockets: as many as may be opened without privileges. A failure leaves the usual number.
 fn raise_open_files() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

@@ -3,6 +3,7 @@
 //! Main type: [`Finding`]. Invariant: nothing is changed.
 
 use crate::cgroup::{self, Layout};
+use crate::datastore;
 use crate::toolchain::{self, version};
 use moat_model::NativeRuntime;
 use moat_net_linux::{link, ns};
@@ -53,6 +54,12 @@ pub fn facts() -> Vec<Finding> {
         finding("seccomp", true, seccomp(), "use a kernel built with CONFIG_SECCOMP_FILTER"),
         finding("veth", true, veth(), "modprobe veth"),
         finding("nftables", true, nftables(), "modprobe nf_tables nft_ct nft_nat nft_masq"),
+        finding(
+            "shortcut",
+            false,
+            shortcut(),
+            "use a kernel of 5.11 or newer with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (without it, packets between services take the router's whole path)",
+        ),
         finding("ipv6", false, exists("/proc/sys/net/ipv6", "on", "off"), "start the kernel without ipv6.disable=1"),
         finding("overlayfs", false, overlay(), "modprobe overlay (sources are copied for each instance without it)"),
         cgroups(),
@@ -162,6 +169,11 @@ fn nftables() -> Result<String, String> {
     attempt().map_err(|error| error.to_string()).and_then(|tried| tried).map(|()| "sets, verdict maps, connection tracking, NAT".to_owned())
 }
 
+fn shortcut() -> Result<String, String> {
+    let short = |error: moat_net_linux::ShortcutError| error.to_string().lines().next().unwrap_or("refused").to_owned();
+    moat_net_linux::check_shortcut().map(|()| "packets of open flows go from service to service".to_owned()).map_err(short)
+}
+
 fn overlay() -> Result<String, String> {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let module = || Command::new("modprobe").args(["-n", "-q", "overlay"]).status().is_ok_and(|status| status.success());
@@ -197,40 +209,62 @@ fn version_in(text: &str) -> Option<&str> {
     bare.into_iter().find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
 }
 
+/// What a program says of itself.
+fn first_line(program: &Path, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Whether an OCI runtime is new enough; one that is no `crun` is taken as it is. What is wrong, else.
+pub fn runtime_is_new_enough(program: &Path) -> Result<(), String> {
+    let line = first_line(program, &["--version"])?;
+    match version_in(&line).filter(|_| line.starts_with("crun")) {
+        Some(found) => at_least(found, CRUN).map(drop),
+        None => Ok(()),
+    }
+}
+
 fn tool(name: &str, required: bool, args: &[&str], floor: Option<&str>, hint: &str) -> Finding {
     let ask = || -> Result<String, String> {
         let path = toolchain::program(name).ok_or("not installed")?;
-        let output = Command::new(&path).args(args).stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        let found = version_in(text.lines().next().unwrap_or_default()).unwrap_or("installed").to_owned();
+        let found = version_in(&first_line(&path, args)?).unwrap_or("installed").to_owned();
         floor.map_or(Ok(found.clone()), |floor| at_least(&found, floor))
     };
     finding(name, required, ask(), hint)
 }
 
 fn key_value() -> Finding {
-    let found = ["valkey-server", "redis-server"].into_iter().find(|name| toolchain::program(name).is_some());
-    match found {
-        Some(name) => {
-            let mut finding = tool(name, false, &["--version"], None, "");
-            finding.found = format!("{name} {}", finding.found);
-            "key value server".clone_into(&mut finding.name);
-            finding
-        }
-        None => finding("key value server", false, Err("not installed".to_owned()), "apt-get install redis-server (or valkey-server)"),
-    }
+    let found = toolchain::keyvalue::installed().map(|(_, server)| server.words());
+    let [_, instead] = datastore::instead();
+    finding("key value server", false, found.ok_or(instead), "apt-get install redis-server (or valkey-server) to need no image")
 }
 
 fn postgres() -> Finding {
     let installed = toolchain::postgres::installed();
     let versions: Vec<&str> = installed.values().map(|(_, version)| version.as_str()).collect();
-    let found = if versions.is_empty() { Err("not installed".to_owned()) } else { Ok(versions.join(", ")) };
-    finding("postgresql server", false, found, "apt-get install postgresql (its own server need not run)")
+    let [instead, _] = datastore::instead();
+    let found = if versions.is_empty() { Err(instead) } else { Ok(versions.join(", ")) };
+    finding("postgresql server", false, found, "apt-get install postgresql to need no image (its own server need not run)")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_runtime_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for (says, fine) in
+            [("crun version 1.8.1", true), ("crun version 1.7.2", false), ("crun version 0.17", false), ("runc version 1.1.5", true)]
+        {
+            let program = folder.path().join("runtime");
+            fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+            fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            assert_eq!(runtime_is_new_enough(&program).is_ok(), fine, "{says}");
+        }
+        assert!(runtime_is_new_enough(Path::new("/nowhere")).is_err());
+    }
 
     #[test]
     fn versions_are_found_in_what_tools_print() {

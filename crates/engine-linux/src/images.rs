@@ -36,24 +36,7 @@ impl LinuxEngine {
         tell: impl Fn(String) + Send + 'static,
     ) -> Result<(Release, Option<EngineError>), EngineError> {
         self.blocking(move |inner| {
-            let doing = format!("pull `{}`", request.image);
-            let reference: Reference =
-                request.image.parse().map_err(|error: moat_image::ReferenceError| EngineError::new(&doing, error.to_string()))?;
-            let credentials =
-                request.credential.as_ref().map(|text| credentials(text)).transpose().map_err(|why| EngineError::new(&doing, why))?;
-            let options = PullOptions { credentials, mirrors: inner.config.mirrors.clone(), ..PullOptions::default() };
-            let mut teller = Teller::new(tell);
-            let store = store(inner).map_err(|error| image_error(&doing, error))?;
-            let (id, instead_of) = match store.pull(&reference, &options, &mut |progress| teller.take(&progress)) {
-                Ok(id) => (id, None),
-                Err(error) => {
-                    // An image that was loaded is in no registry, and one that was pulled before runs without its registry.
-                    let known = store.resolve(&reference).map_err(|error| image_error(&doing, error))?;
-                    let error = image_error(&doing, error);
-                    let Some(id) = known else { return Err(error) };
-                    (id, Some(error))
-                }
-            };
+            let (id, instead_of) = pull(inner, &request.image, request.credential.as_ref(), tell)?;
             Ok((Release { name: id.to_string(), cached: true, commit: None }, instead_of))
         })
         .await
@@ -95,6 +78,33 @@ impl LinuxEngine {
             collected.map(|it| (it.images.len(), it.bytes)).map_err(|error| image_error("remove old images", error))
         })
         .await
+    }
+}
+
+/// Brings an image into the store. Where it can't be pulled now and is here, that one is taken, and why is given as well: an
+/// image that was loaded is in no registry, and one that was pulled before runs without its registry.
+pub fn pull(
+    inner: &Inner,
+    image: &str,
+    credential: Option<&Secret>,
+    tell: impl Fn(String),
+) -> Result<(ImageId, Option<EngineError>), EngineError> {
+    let doing = format!("pull `{image}`");
+    let reference: Reference = image.parse().map_err(|error: moat_image::ReferenceError| EngineError::new(&doing, error.to_string()))?;
+    let credentials = credential.map(credentials).transpose().map_err(|why| EngineError::new(&doing, why))?;
+    let options = PullOptions { credentials, mirrors: inner.config.mirrors.clone(), ..PullOptions::default() };
+    let mut teller = Teller::new(tell);
+    let store = store(inner).map_err(|error| image_error(&doing, error))?;
+    match store.pull(&reference, &options, &mut |progress| teller.take(&progress)) {
+        Ok(id) => Ok((id, None)),
+        Err(error) => {
+            let known = store.resolve(&reference).map_err(|error| image_error(&doing, error))?;
+            let error = image_error(&doing, error);
+            match known {
+                Some(id) => Ok((id, Some(error))),
+                None => Err(error),
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 mod certificate;
 mod cgroup;
 mod checkout;
+pub mod datastore;
 mod dockerfile;
 pub mod doctor;
 mod engine;
@@ -31,6 +32,7 @@ mod sys;
 pub mod toolchain;
 mod tree;
 
+pub use datastore::{DatastoreRequest, Origin, Provided, ServerImages};
 pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;
 pub use images::PullRequest;
@@ -53,6 +55,10 @@ pub struct Config {
     pub pass_env: Vec<String>,
     /// Copies of registries, asked before the registries themselves.
     pub mirrors: Vec<Mirror>,
+    /// Images that datastores run, where they are not the official ones.
+    pub server_images: ServerImages,
+    /// Whether packets of open flows may go from link to link where the kernel can do it.
+    pub shortcut: bool,
     /// The program whose `__monitor` sub-command is [`monitor::main`].
     pub own_exe: PathBuf,
 }

@@ -17,19 +17,23 @@ const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const ID: u16 = 12;
 
-/// One known flow.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flow {
+/// The two ends of a known flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
     /// Who opened it.
     pub source: IpAddr,
-    /// Whom it was opened to, before translation.
-    pub destination: IpAddr,
     /// Who answers, after translation.
     pub responder: IpAddr,
     /// Protocol number.
     pub proto: u8,
     /// Destination port; 0 for protocols without.
     pub port: u16,
+}
+
+/// One known flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Flow {
+    ends: Ends,
     family: u8,
     tuple: Vec<u8>,
     id: Vec<u8>,
@@ -44,20 +48,18 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 
 struct Tuple {
     source: IpAddr,
-    destination: IpAddr,
     proto: u8,
     port: u16,
 }
 
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
-    let (mut source, mut destination, mut proto, mut port) = (None, None, 0, 0);
+    let (mut source, mut proto, mut port) = (None, 0, 0);
     for (kind, payload) in attributes(bytes) {
         match kind {
             1 => {
                 for (kind, payload) in attributes(payload) {
                     match kind {
                         1 | 3 => source = address(payload),
-                        2 | 4 => destination = address(payload),
                         _ => {}
                     }
                 }
@@ -74,7 +76,7 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
             _ => {}
         }
     }
-    Some(Tuple { source: source?, destination: destination?, proto, port })
+    Some(Tuple { source: source?, proto, port })
 }
 
 fn flow(body: &[u8]) -> Option<Flow> {
@@ -84,11 +86,7 @@ fn flow(body: &[u8]) -> Option<Flow> {
     let (there, back) = (tuple(original)?, tuple(find(TUPLE_REPLY)?)?);
     let id = find(ID).unwrap_or_default().to_vec();
     Some(Flow {
-        source: there.source,
-        destination: there.destination,
-        responder: back.source,
-        proto: there.proto,
-        port: there.port,
+        ends: Ends { source: there.source, responder: back.source, proto: there.proto, port: there.port },
         family,
         tuple: original.to_vec(),
         id,
@@ -115,14 +113,14 @@ fn list(socket: &Socket) -> io::Result<Vec<Flow>> {
 }
 
 /// Forgets every flow that `keep` refuses; how many.
-pub fn cut(keep: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+pub fn cut(keep: impl Fn(&Ends) -> bool) -> io::Result<usize> {
     // A dump walks the table of all namespaces.
     if sysctl::get("netfilter/nf_conntrack_count")?.as_deref() == Some("0") {
         return Ok(0);
     }
     let socket = open()?;
     let mut count = 0;
-    for flow in list(&socket)?.iter().filter(|flow| !keep(flow)) {
+    for flow in list(&socket)?.iter().filter(|flow| !keep(&flow.ends)) {
         let mut body = attribute(TUPLE_ORIGINAL | NESTED, &flow.tuple);
         if !flow.id.is_empty() {
             body.extend(attribute(ID, &flow.id));

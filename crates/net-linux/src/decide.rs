@@ -3,7 +3,7 @@
 //! [`decide`] is the specification that [`crate::trace`] over the lowered ruleset must agree with; [`flow_is_allowed`]
 //! says which known flows outlive a change of policy.
 
-use crate::conntrack::Flow;
+use crate::conntrack::Ends;
 use crate::lower::{Facts, PRIVATE_V4, PRIVATE_V6, base};
 use crate::packet::{FlowKind, Origin, Outcome, Packet};
 use ipnet::IpNet;
@@ -152,7 +152,7 @@ fn from_router(facts: &Facts, policy: &NetPolicy, packet: &Packet) -> Outcome {
 }
 
 /// Whether a known flow may go on under a policy: both its ends are still there, and it could be opened again.
-pub(crate) fn flow_is_allowed(facts: &Facts, known: &Known<'_>, flow: &Flow) -> bool {
+pub(crate) fn flow_is_allowed(facts: &Facts, known: &Known<'_>, flow: &Ends) -> bool {
     let (from, to) = (known.at(flow.source), known.at(flow.responder));
     let local = |address: IpAddr| known.local.contains(&address);
     match (from, to) {

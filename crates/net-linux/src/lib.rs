@@ -25,6 +25,7 @@ mod packet;
 pub mod ports;
 mod record;
 mod router;
+mod shortcut;
 pub mod sysctl;
 pub mod trace;
 mod uplink;
@@ -33,6 +34,7 @@ pub use error::NetError;
 pub use network::{Config, Network};
 pub use observe::{AddressWatch, DeniedFlow};
 pub use packet::{FlowKind, Origin, Outcome, Packet};
+pub use shortcut::{Counts, ShortcutError, check as check_shortcut};
 pub use uplink::Uplink;
 
 /// FNV-1a, for names that only have to differ.

@@ -174,6 +174,11 @@ impl Links {
         self.socket.batch(requests)?.into_iter().collect()
     }
 
+    /// Asks for all objects of a kind.
+    pub fn query(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.socket.dump(message)
+    }
+
     /// The link of this name, if there is one.
     pub fn find(&mut self, name: &str) -> io::Result<Option<LinkFacts>> {
         let mut message = LinkMessage::default();

@@ -4,20 +4,23 @@
 //! Invariant: changes hold the lock of the runtime folder, so two processes never interleave.
 #![expect(clippy::needless_pass_by_value, clippy::single_match_else, reason = "the two ways of making the router read side by side")]
 
-use crate::conntrack::{self, Flow};
+use crate::conntrack::{self, Ends};
 use crate::decide::{Known, flow_is_allowed};
 use crate::elements::Batch;
 use crate::host::Names;
 use crate::leaving::Leaving;
+use crate::link::Links;
 use crate::lower::{self, Facts, TABLE};
 use crate::mount::Pin;
 use crate::record::{HostRecord, Records, Stamp};
+use crate::shortcut::{Counts, Holder};
 use crate::{NetError, nft, ns, router};
 use moat_model::policy::NetPolicy;
 use moat_model::{AddressPair, LinkName};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::linux::fs::MetadataExt;
 use std::path::PathBuf;
@@ -29,6 +32,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Config {
     /// The runtime folder. Names that the host sees carry six hexadecimal digits of its hash.
     pub run_dir: PathBuf,
+    /// Whether packets of open flows may go from link to link where the kernel can do it.
+    pub shortcut: bool,
 }
 
 /// The network of one runtime folder. Cheap to clone.
@@ -44,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) records: Records,
     applied: Mutex<Option<(Stamp, Arc<NetPolicy>)>>,
     leaving: Leaving,
+    shortcut: Holder,
     /// Whether this process knows that no flow is left that the policy forbids.
     settled: AtomicBool,
 }
@@ -67,6 +73,7 @@ impl Network {
                 records: Records::new(&run_dir),
                 applied: Mutex::new(None),
                 leaving: Leaving::default(),
+                shortcut: Holder::new(config.shortcut),
                 settled: AtomicBool::new(false),
             }),
         })
@@ -166,6 +173,20 @@ impl Network {
         lower::full(&facts, &self.policy())
     }
 
+    /// What the shortcut between instances did since it was loaded; `None` where there is none.
+    pub fn shortcut(&self) -> Option<Counts> {
+        self.inner.shortcut.known().and_then(|shortcut| shortcut.counts().ok())
+    }
+
+    /// Makes room in the shortcut's list of flows: forgets those without a packet for long. To be called now and then.
+    pub async fn sweep(&self) -> Result<usize, NetError> {
+        self.run(|inner| match inner.shortcut.known() {
+            Some(shortcut) => shortcut.sweep().map_err(|error| NetError::io("forget idle flows")(io::Error::other(error))),
+            None => Ok(0),
+        })
+        .await
+    }
+
     /// Brings the set of the host's own addresses up to date; whether it changed.
     pub async fn refresh_host_addresses(&self) -> Result<bool, NetError> {
         self.run(Inner::refresh_host_addresses).await
@@ -260,10 +281,17 @@ impl Inner {
             done.push("loaded the filter of the router".to_owned());
         }
         done.extend(within(router, inside_settings)??);
+        let mended = within(router, || self.shortcut.repair(router, &mut Links::open()?))?;
+        done.extend(
+            mended
+                .map_err(NetError::link("look at the links' programs"))?
+                .into_iter()
+                .map(|name| format!("gave the link `{name}` its shortcut back")),
+        );
         // Another process may have ended between removing a link and forgetting its flows.
         if !self.settled.load(Ordering::Acquire) {
             if let Some(policy) = self.known_policy()? {
-                cut_forbidden(router, &record.facts, &policy)?;
+                self.cut_forbidden(router, &record.facts, &policy)?;
             }
             self.settled.store(true, Ordering::Release);
         }
@@ -275,7 +303,7 @@ impl Inner {
         self.records.begin()?;
         let text = lower::replace(&lower::full(facts, &policy));
         within(router, || nft::apply(&text, "load the filter"))??;
-        cut_forbidden(router, facts, &policy)?;
+        self.cut_forbidden(router, facts, &policy)?;
         self.records.finish(&policy)?;
         self.remember(policy);
         Ok(())
@@ -310,7 +338,9 @@ impl Inner {
             Err(error) => return Err(error),
         }
         if closes_between_listed(&gone, &policy) {
-            cut_forbidden(&router, &facts, &policy)?;
+            self.cut_forbidden(&router, &facts, &policy)?;
+        } else if !gone.sources.is_empty() {
+            self.leave_shortcut(&router, &addresses_of(&gone))?;
         }
         self.records.finish_change(&gone, &come, &policy)?;
         self.remember(policy);
@@ -340,7 +370,7 @@ impl Inner {
             tracing::warn!(%error, "the live filter is not what it was; loading it again");
             self.load(router, &record.facts, self.known_policy()?.unwrap_or_default())?;
         } else if let Some(policy) = self.known_policy()? {
-            cut_forbidden(router, &record.facts, &policy)?;
+            self.cut_forbidden(router, &record.facts, &policy)?;
         }
         self.records.write_host(&record)?;
         Ok(true)
@@ -356,7 +386,8 @@ impl Inner {
             return Err(doing()(io::Error::new(io::ErrorKind::InvalidInput, "it has no network namespace of its own")));
         }
         self.leaving.wait_for(Some(link), |links| self.take_away(links))?;
-        within(&router, || router::attach(&instance, address, link))?.map_err(NetError::link(format!("make the link `{link}`")))
+        let shortcut = |links: &mut Links, index| self.shortcut.attach(&router, links, index);
+        within(&router, || router::attach(&instance, address, link, shortcut))?.map_err(NetError::link(format!("make the link `{link}`")))
     }
 
     /// Whether the link is there, and whether somebody must take it away now.
@@ -382,7 +413,29 @@ impl Inner {
         for link in links {
             addresses.extend(within(&router, || router::detach(link))?.map_err(NetError::link(format!("remove the link `{link}`")))?);
         }
-        cut(&router, |flow| !addresses.contains(&flow.source) && !addresses.contains(&flow.responder))
+        self.cut(&router, |flow| !addresses.contains(&flow.source) && !addresses.contains(&flow.responder))
+    }
+
+    /// Forgets every flow that the policy forbids.
+    fn cut_forbidden(&self, router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {
+        let known = Known::new(facts, policy);
+        self.cut(router, |flow| flow_is_allowed(facts, &known, flow))
+    }
+
+    fn cut(&self, router: &File, keep: impl Fn(&Ends) -> bool + Send + Sync) -> Result<(), NetError> {
+        // The shortcut first: what it forgets meets the filter again.
+        let work = || Ok(self.shortcut.cut(router, &keep)?.max(conntrack::cut(&keep)?));
+        let count = within(router, work)?.map_err(NetError::io("cut flows that are forbidden now"))?;
+        if count > 0 {
+            tracing::info!(count, "cut flows that are forbidden now");
+        }
+        Ok(())
+    }
+
+    /// Sends flows of these addresses to the filter, which knows them no more.
+    fn leave_shortcut(&self, router: &File, lost: &BTreeSet<IpAddr>) -> Result<(), NetError> {
+        let work = || self.shortcut.cut(router, |flow| !lost.contains(&flow.source) && !lost.contains(&flow.responder));
+        within(router, work)?.map(drop).map_err(NetError::io("cut flows of an instance that goes"))
     }
 
     fn remove(&self) -> Result<bool, NetError> {
@@ -399,6 +452,7 @@ impl Inner {
             within(&router, router::dismantle)?.map_err(NetError::link("remove the links of the router"))?;
             changed = true;
         }
+        self.shortcut.forget();
         changed |= self.outside(|| self.names.remove(record.as_ref()))?;
         changed |= self.pin.remove()?;
         *self.applied() = None;
@@ -433,17 +487,9 @@ fn closes_between_listed(gone: &NetPolicy, policy: &NetPolicy) -> bool {
     !lost.is_empty() && policy.sources.values().any(|entry| lost.contains(&entry.address))
 }
 
-fn cut_forbidden(router: &File, facts: &Facts, policy: &NetPolicy) -> Result<(), NetError> {
-    let known = Known::new(facts, policy);
-    cut(router, |flow| flow_is_allowed(facts, &known, flow))
-}
-
-fn cut(router: &File, keep: impl Fn(&Flow) -> bool + Send) -> Result<(), NetError> {
-    let count = within(router, || conntrack::cut(keep))?.map_err(NetError::io("cut flows that are forbidden now"))?;
-    if count > 0 {
-        tracing::info!(count, "cut flows that are forbidden now");
-    }
-    Ok(())
+/// Addresses that a policy listed.
+fn addresses_of(policy: &NetPolicy) -> BTreeSet<IpAddr> {
+    policy.sources.values().flat_map(|entry| [IpAddr::V4(entry.address.v4), IpAddr::V6(entry.address.v6)]).collect()
 }
 
 /// Readies a new router namespace, which the calling thread is in: filter first, forwarding last.

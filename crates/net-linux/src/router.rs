@@ -13,7 +13,7 @@ use std::io;
 use std::net::IpAddr;
 
 /// Settings of the router namespace. `default` first: links inherit it when they are made.
-const SETTINGS: [(&str, &str); 33] = [
+const SETTINGS: [(&str, &str); 34] = [
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/route_localnet", "0"),
@@ -49,6 +49,8 @@ const SETTINGS: [(&str, &str); 33] = [
     ("netfilter/nf_conntrack_tcp_loose", "0"),
     ("netfilter/nf_conntrack_helper", "0"),
     ("netfilter/nf_conntrack_tcp_be_liberal", "0"),
+    // Of a flow that takes the shortcut only the first packet is seen here: such entries are many and short.
+    ("netfilter/nf_conntrack_tcp_timeout_syn_sent", "10"),
 ];
 
 /// Turned on last, when the filter is there.
@@ -102,8 +104,14 @@ fn link_name(text: &str) -> Option<LinkName> {
 /// The link in an instance.
 const FAR: &str = "eth0";
 
-/// Makes the pair between the router and `instance`, and configures both ends.
-pub fn attach(instance: &File, address: AddressPair, name: &LinkName) -> io::Result<()> {
+/// Makes the pair between the router and `instance`, and configures both ends; `before_up` is given the number of the
+/// router's end before anything passes.
+pub fn attach(
+    instance: &File,
+    address: AddressPair,
+    name: &LinkName,
+    before_up: impl FnOnce(&mut Links, u32) -> io::Result<()>,
+) -> io::Result<()> {
     let mut links = Links::open()?;
     ns::in_ns(instance, prepare_instance)??;
     let far = ns::in_ns(instance, || Links::open()?.find(FAR))??;
@@ -117,6 +125,7 @@ pub fn attach(instance: &File, address: AddressPair, name: &LinkName) -> io::Res
         near = links.find(name.as_str())?;
     }
     let Some(near) = near else { return Err(io::ErrorKind::NotFound.into()) };
+    before_up(&mut links, near.index)?;
     let v6 = sysctl::has_ipv6();
     let ends: Vec<IpAddr> = [IpAddr::V4(address.v4)].into_iter().chain(v6.then_some(IpAddr::V6(address.v6))).collect();
     // The instance first: it can't be reached before the router has a route to it.

@@ -72,7 +72,8 @@ pub struct InstanceSpec {
     pub secret_files: BTreeMap<String, Secret>,
     /// Limits.
     pub limits: Limits,
-    /// The build whose result it runs, a folder name in the state folder; none for a datastore and for the build itself.
+    /// What it runs: a folder name in the state folder that a build has filled, or an image's id; none for a datastore on the
+    /// machine's own server.
     pub release: Option<String>,
 }
 

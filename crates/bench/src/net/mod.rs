@@ -28,15 +28,16 @@ pub struct Site {
     first: Room,
     last: Room,
     size: u16,
+    shortcut: bool,
     // Last, so that the rooms go first.
     _folder: Folder,
 }
 
 impl Site {
-    fn new(runtime: &Runtime, size: u16) -> Outcome<Self> {
+    fn new(runtime: &Runtime, size: u16, shortcut: bool) -> Outcome<Self> {
         let folder = Folder::new()?;
-        let network = Network::open(Config { run_dir: folder.path().to_owned() }).doing("open the network")?;
-        let made = Self { network, first: Room::new()?, last: Room::new()?, size, _folder: folder };
+        let network = Network::open(Config { run_dir: folder.path().to_owned(), shortcut }).doing("open the network")?;
+        let made = Self { network, first: Room::new()?, last: Room::new()?, size, shortcut, _folder: folder };
         runtime.block_on(async {
             made.network.ensure_router().await.doing("make the router")?;
             made.network.set_policy(policy::of(size)).await.doing("set the policy")?;
@@ -48,11 +49,13 @@ impl Site {
         })
     }
     fn paths(&self) -> Outcome<[Path; 3]> {
+        let way = if self.shortcut { "" } else { " by the filter alone" };
         let (Some(address), Some(vip)) = (policy::instance(self.size), policy::service(self.size)) else {
             return Err(Failure::new("no such address"));
         };
-        let path =
-            |what: &str, target, port| Path::new(format!("Moat, {} services, {what}", self.size), &self.first, &self.last, target, port);
+        let path = |what: &str, target, port| {
+            Path::new(format!("Moat{way}, {} services, {what}", self.size), &self.first, &self.last, target, port)
+        };
         Ok([
             path("instance address", address.v4.into(), PORT)?,
             path("service address", vip.v4.into(), PORT + 1)?,
@@ -64,7 +67,9 @@ impl Site {
 /// Measures and prints.
 pub fn run(rounds: usize) -> Outcome {
     let runtime = runtime()?;
-    let sites = SIZES.map(|size| Site::new(&runtime, size));
+    // The last one shows what the filter costs where the kernel has no shortcut.
+    let sites = [(SIZES[0], true), (SIZES[1], true), (SIZES[2], true), (SIZES[2], false)]
+        .map(|(size, shortcut)| Site::new(&runtime, size, shortcut));
     let mut measured: Vec<Measured> = Vec::new();
     let mut rooms = Vec::new();
     for peer in [peers::direct()?, peers::routed()?] {
@@ -100,7 +105,7 @@ pub fn run(rounds: usize) -> Outcome {
     drop(rooms);
     for site in sites {
         let site = site?;
-        if site.size == SIZES[2] {
+        if site.size == SIZES[2] && site.shortcut {
             apart(|runtime| change::run(runtime, &site, "whose links have just carried the load above", rounds))?;
         }
         runtime.block_on(site.network.remove_router()).doing("remove the router")?;
@@ -111,7 +116,7 @@ pub fn run(rounds: usize) -> Outcome {
 /// Measures and prints changes of the largest policy in a network that is otherwise idle.
 pub fn change(rounds: usize) -> Outcome {
     apart(|runtime| {
-        let site = Site::new(runtime, SIZES[2])?;
+        let site = Site::new(runtime, SIZES[2], true)?;
         change::run(runtime, &site, "otherwise idle", rounds)?;
         runtime.block_on(site.network.remove_router()).doing("remove the router").map(drop)
     })

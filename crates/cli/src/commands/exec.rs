@@ -5,7 +5,7 @@ use crate::args::ExecArgs;
 use crate::command_error::CommandError;
 use moat_daemon::Paths;
 use moat_daemon::protocol::{Event, Request};
-use moat_engine_linux::{Config, LinuxEngine};
+use moat_engine_linux::{Config, LinuxEngine, ServerImages};
 use moat_model::{InstanceId, Purpose, Secret};
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -71,7 +71,9 @@ pub fn open_engine() -> Result<LinuxEngine, CommandError> {
         run_dir: paths.run,
         oci_runtime: std::env::var_os("MOAT_OCI_RUNTIME").map(Into::into),
         mirrors: Vec::new(),
+        server_images: ServerImages::default(),
         pass_env: Vec::new(),
+        shortcut: true,
         own_exe: own_exe()?,
     })
     .map_err(engine_error)

@@ -8,6 +8,7 @@ use moat_blueprint::Blueprint;
 use moat_daemon::Paths;
 use moat_daemon::client;
 use moat_daemon::protocol::{Event, Request, UpRequest};
+use moat_engine_linux::{ServerImages, datastore};
 use moat_model::DesiredState;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{ImageOrigin, Workload};
@@ -45,7 +46,7 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         ui.print_json(&serde_json::json!({ "plan": plan, "missing": missing }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    print(ui, &plan, &state, &missing);
+    print(ui, &paths, &plan, &state, &missing);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -64,8 +65,8 @@ fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> (Plan, DesiredSta
     (plan, outcome.state, missing)
 }
 
-fn print(ui: &Ui, plan: &Plan, state: &DesiredState, missing: &[String]) {
-    let mut rows = Vec::new();
+fn print(ui: &Ui, paths: &Paths, plan: &Plan, state: &DesiredState, missing: &[String]) {
+    let (mut rows, mut problems) = (Vec::new(), Vec::new());
     for service in state.services.values() {
         let mut row =
             |what, text: String| rows.push(vec![cell(Tone::Plain, what), cell(Tone::Strong, service.slug.as_str()), cell(Tone::Dim, text)]);
@@ -83,7 +84,17 @@ fn print(ui: &Ui, plan: &Plan, state: &DesiredState, missing: &[String]) {
                 }
                 image.command.as_deref().map_or_else(|| "the image's command".to_owned(), one_line)
             }
-            Workload::KeyValue(_) | Workload::Postgres(_) => continue,
+            Workload::KeyValue(_) | Workload::Postgres(_) => {
+                let starts = |step: &Step| matches!(step, Step::StartInstance { instance } if instance.slug == service.slug);
+                if plan.steps.iter().any(starts) {
+                    match datastore::outlook(&paths.state, &ServerImages::from_env(), service) {
+                        Ok(Some(wanted)) => row("pull", format!("{} · {}", wanted.image, wanted.because)),
+                        Ok(None) => {}
+                        Err(error) => problems.push(format!("`{}`: {}", service.slug, error.message)),
+                    }
+                }
+                continue;
+            }
         };
         if let Some(command) = service.workload.pre_deploy_command() {
             row("pre-deploy", one_line(command));
@@ -130,6 +141,9 @@ fn print(ui: &Ui, plan: &Plan, state: &DesiredState, missing: &[String]) {
         ui.line("nothing to do: what runs is what the blueprint says");
     } else {
         ui.table(&["STEP", "SERVICE", ""], &rows);
+    }
+    for problem in problems {
+        ui.say(&format!("{} {problem}", ui.paint_err(Tone::Warn, "warning:")));
     }
     for value in missing {
         ui.say(&format!("{} `{value}` is asked for by `up` (`--set {value}=…`)", ui.paint_err(Tone::Warn, "missing:")));

@@ -11,4 +11,5 @@ mod postgres;
 mod push;
 mod run;
 mod sabotage;
+mod stores;
 mod systems;

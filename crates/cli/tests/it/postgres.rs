@@ -167,15 +167,3 @@ databases:
         wait_for("the daemon's end", || host.daemon().is_none());
     }
 }
-
-#[test]
-fn a_version_that_is_not_installed_is_answered_with_what_to_do() {
-    let Some(host) = host() else { return };
-    let file = host.write("b/render.yaml", "databases:\n  - {name: old, postgresMajorVersion: \"10\"}\n");
-    let said = host.moat(&["up", "-d", file.to_str().unwrap()]);
-    assert_eq!(said.code, 1, "{said:?}");
-    let text = format!("{}{}", said.out, said.err);
-    for words in ["PostgreSQL 10 is not installed; found", "apt-get install postgresql-10", "postgresMajorVersion: \""] {
-        assert!(text.contains(words), "`{words}` is missing: {text}");
-    }
-}

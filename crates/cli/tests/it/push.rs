@@ -273,7 +273,8 @@ fn what_a_push_can_t_bring_is_said() {
     assert_eq!(secret.out, "secret-word");
 
     // Over ssh nothing of this environment is there, and no `moat git receive` in between.
-    let ssh = host.write("ssh", "#!/bin/sh\nwhile [ \"$1\" != root@machine ]; do shift; done\nshift\nexec env -i PATH=\"$PATH\" sh -c \"$*\"\n");
+    let ssh =
+        host.write("ssh", "#!/bin/sh\nwhile [ \"$1\" != root@machine ]; do shift; done\nshift\nexec env -i PATH=\"$PATH\" sh -c \"$*\"\n");
     tree.commit("over ssh", &[("deploy/word", "another-word")]);
     let url = format!("ssh://root@machine{}", host.path("state/git/other.git").display());
     let pushed = tree.run(&format!("chmod 755 '{0}' && GIT_SSH_COMMAND='{0}' git push {url} main:live", ssh.display())).ok();

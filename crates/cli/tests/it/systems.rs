@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Client libraries, from PyPI.
-const CLIENTS: &str = "pika==1.3.2\npymemcache==4.0.0\nredis==5.2.1\nclickhouse-driver==0.2.9\npg8000==1.31.2\nnats-py==2.10.0\n";
+const CLIENTS: &str =
+    "pika==1.3.2\npymemcache==4.0.0\nredis==5.2.1\nclickhouse-driver==0.2.9\npg8000==1.31.2\nnats-py==2.10.0\nopensearch-py==3.2.0\n";
 
 const APP: &str = r#"
 import asyncio, os, sys
@@ -81,12 +82,21 @@ def bus(value):
         return message.data.decode()
     return asyncio.run(talk())
 
+def search(value):
+    from opensearchpy import OpenSearch
+    host, port = where("SEARCH")
+    client = OpenSearch([{"host": host, "port": port}], use_ssl=False, timeout=5)
+    if value:
+        client.index(index="notes", id="1", body={"text": value, "kind": "note"}, refresh=True)
+    found = client.search(index="notes", body={"query": {"match": {"kind": "note"}}})
+    return found["hits"]["hits"][0]["_source"]["text"]
+
 name, value = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
 print(globals()[name](value))
 "#;
 
 /// Name, image, recipe, port, lines of the blueprint, whether it keeps what it has acknowledged.
-const SYSTEMS: [(&str, &str, moat_testkit::images::Recipe, u16, &str, bool); 6] = [
+const SYSTEMS: [(&str, &str, moat_testkit::images::Recipe, u16, &str, bool); 7] = [
     (
         "queue",
         "library/rabbitmq:3-management",
@@ -114,6 +124,7 @@ const SYSTEMS: [(&str, &str, moat_testkit::images::Recipe, u16, &str, bool); 6] 
     ),
     ("rows", "library/postgres:15", recipes::POSTGRES, 5432, "disk: {name: rows, mountPath: /var/lib/postgresql/data, sizeGB: 1}", true),
     ("bus", "library/nats:2", recipes::NATS, 4222, "", false),
+    ("search", "opensearchproject/opensearch:2", recipes::OPENSEARCH, 9200, "", false),
 ];
 
 /// The client libraries as files, downloaded once for this machine.
@@ -193,7 +204,7 @@ fn the_systems_serve_their_clients_survive_and_are_closed_to_others() {
     }
     // All listening ports are found, more than one of a service too.
     let ps = host.ps().to_string();
-    for port in ["5672", "15672", "8123", "9000", "4222", "8222"] {
+    for port in ["5672", "15672", "8123", "9000", "4222", "8222", "9200"] {
         assert!(ps.contains(port), "{port}: {ps}");
     }
 

@@ -4,7 +4,7 @@ use super::{Core, Msg};
 use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
-use moat_engine_linux::{BuildRequest, ImageBuildRequest, PullRequest, Release};
+use moat_engine_linux::{BuildRequest, DatastoreRequest, ImageBuildRequest, Origin, Provided, PullRequest, Release};
 use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
@@ -35,8 +35,17 @@ impl Core {
         };
         match &service.workload {
             Workload::KeyValue(_) | Workload::Postgres(_) => {
+                // What runs well is not moved to another server by a tag that moved, or by what was installed since.
+                let before = deploy.previous.as_ref().filter(|p| p.good && p.service.fingerprint == service.fingerprint);
+                let Some(request) = DatastoreRequest::of(service, before.map(|p| Origin::of(p.release.clone()))) else { return };
                 self.deploys.insert(slug.clone(), deploy);
-                self.start_serving(&slug);
+                self.set_phase(&slug, ServicePhase::Starting, None);
+                let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
+                let fingerprint = service.fingerprint.clone();
+                tokio::spawn(async move {
+                    let result = engine.provide_datastore(request, tell).await;
+                    let _ = tx.send(Msg::Provided(slug, fingerprint, result));
+                });
             }
             Workload::Image(ImageWorkload { origin: ImageOrigin::Published(name), credential, .. }) => {
                 let request = PullRequest { image: name.clone(), credential: credential.clone() };
@@ -113,6 +122,22 @@ impl Core {
                 if !sealed {
                     self.set_phase(slug, ServicePhase::Waiting, None);
                 }
+            }
+        }
+    }
+
+    /// Who runs a datastore's server is known. One of another definition than the deploy's was asked for earlier.
+    pub(super) fn provided(&mut self, slug: &Slug, fingerprint: &str, result: Result<Provided, EngineError>) {
+        let due = |d: &&mut Deploy| d.phase == DeployPhase::Preparing && d.service.fingerprint == fingerprint;
+        let Some(deploy) = self.deploys.get_mut(slug).filter(due) else { return };
+        match result {
+            Err(error) => self.fail_deploy(slug, &engine_words(&error), None),
+            Ok(provided) => {
+                deploy.release = provided.origin.release();
+                for text in provided.said {
+                    self.notice(Some(slug), text);
+                }
+                self.start_serving(slug);
             }
         }
     }

@@ -25,7 +25,7 @@ use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
 use crate::state_file::Durable;
 use moat_engine::EngineError;
-use moat_engine_linux::{LinuxEngine, Release};
+use moat_engine_linux::{LinuxEngine, Provided, Release};
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, DesiredState, InstanceId, Purpose, Slug};
@@ -52,6 +52,8 @@ pub enum Msg {
     Disks(Vec<(Slug, DiskUse)>),
     /// A release was prepared (or could not be).
     Prepared(Slug, Result<Release, EngineError>),
+    /// Who provides the server of a datastore with this fingerprint.
+    Provided(Slug, String, Result<Provided, EngineError>),
     /// A build's release was sealed.
     Sealed(Slug, String, Result<String, EngineError>),
     /// `StartInstance` came back.
@@ -311,6 +313,7 @@ impl Core {
             Msg::Compared(file, commit, changed) => self.compared(&file, &commit, changed).await,
             Msg::Disks(found) => self.disks_measured(found),
             Msg::Prepared(slug, result) => self.prepared(&slug, result),
+            Msg::Provided(slug, fingerprint, result) => self.provided(&slug, &fingerprint, result),
             Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
             Msg::Started(id, result) => self.started(&id, result),
             Msg::Ended(id, phase) => self.ended(&id, &phase),

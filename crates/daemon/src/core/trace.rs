@@ -13,7 +13,12 @@ const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 impl Core {
     pub(super) fn trace(&self, from: &str, to: &str, reply: &UnboundedSender<Event>) {
         let answer = self.packet(from, to).map(|packet| {
-            let trace = moat_net_linux::trace::trace(&self.engine.network().ruleset(), &packet);
+            let network = self.engine.network();
+            let mut trace = moat_net_linux::trace::trace(&network.ruleset(), &packet);
+            let between = matches!((&packet.origin, &trace.outcome), (Origin::Link(_), Outcome::Instance { .. }));
+            if between && network.shortcut().is_some() {
+                trace.steps.push("later packets of this flow: straight from link to link (shortcut)".to_owned());
+            }
             Event::Traced {
                 delivered: matches!(trace.outcome, Outcome::Instance { .. } | Outcome::Router | Outcome::Internet),
                 steps: trace.steps,

@@ -6,6 +6,8 @@ use moat_model::{Endpoint, Peer, Proto, Purpose, ServiceKind, Slug, Verdict};
 use std::net::IpAddr;
 use std::time::Duration;
 
+/// Looks at the network after which idle flows are forgotten.
+const SWEEP_AFTER: u32 = 10;
 /// Between two looks at the network.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 const CRON_LIMIT: Duration = Duration::from_hours(12);
@@ -17,6 +19,7 @@ impl Core {
         let removed = self.removed.clone();
         tokio::spawn(async move {
             let mut probed = false;
+            let mut looks = 0u32;
             let mut tick = tokio::time::interval(UPKEEP_EVERY);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
@@ -34,6 +37,12 @@ impl Core {
                     continue;
                 }
                 let mut said = Vec::new();
+                looks = looks.wrapping_add(1);
+                if looks.is_multiple_of(SWEEP_AFTER)
+                    && let Err(error) = network.sweep().await
+                {
+                    said.push(format!("idle flows could not be forgotten: {}", crate::chain(&error)));
+                }
                 match network.refresh_host_addresses().await {
                     Ok(_) => {}
                     Err(error) => said.push(format!("the host's addresses could not be read: {}", crate::chain(&error))),

@@ -2,7 +2,7 @@
 //! process that can be killed (`start STATE RUN SPEC`).
 
 use moat_engine::Engine;
-use moat_engine_linux::{Config, LinuxEngine, monitor};
+use moat_engine_linux::{Config, LinuxEngine, ServerImages, monitor};
 use moat_planner::Step;
 use moat_planner::plan::InstanceSpec;
 use std::error::Error;
@@ -27,6 +27,8 @@ fn start(args: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
         oci_runtime: None,
         pass_env: Vec::new(),
         mirrors: Vec::new(),
+        server_images: ServerImages::default(),
+        shortcut: true,
         own_exe: std::env::current_exe()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -56,7 +56,12 @@ impl LinuxEngine {
             None => toolchain::program("crun")
                 .ok_or_else(|| EngineError::new("find the OCI runtime", "`crun` is not installed").hint("apt-get install crun"))?,
         };
-        let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned() })
+        crate::doctor::runtime_is_new_enough(&runtime).map_err(|why| {
+            EngineError::new("use the OCI runtime", format!("`{}`: {why}", runtime.display()))
+                .hint("apt-get install crun, of a newer release")
+        })?;
+        let shortcut = config.shortcut;
+        let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned(), shortcut })
             .map_err(|error| network_error("open the network", error))?;
         let machine = machine(&config)?;
         let pass_env =

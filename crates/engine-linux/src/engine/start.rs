@@ -5,23 +5,23 @@
 use super::folder::{self, FACTS, Facts};
 use super::{Inner, LinuxEngine, network_error};
 use crate::certificate;
+use crate::datastore;
 use crate::images;
-use crate::lower::postgres;
 use crate::lower::sandbox::{self, IDS, Input, Places, UID};
 use crate::monitor::files::{self, Job};
 use crate::monitor::{GO, READY, RUNNING, VERB};
 use crate::ranges;
 use crate::recipe;
-use crate::toolchain::{self, Toolchain};
+use crate::toolchain::Toolchain;
 use moat_engine::{EngineError, StepOutcome};
 use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, Persistence, Workload};
 use moat_model::{InstanceId, Purpose, Slug};
 use moat_planner::plan::InstanceSpec;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::PoisonError;
@@ -111,9 +111,12 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     let doing = format!("start `{}`", spec.id);
     let fail = |path: &Path, error: io::Error| EngineError::new(&doing, format!("`{}`: {error}", path.display())).caused_by(error);
     let first_id = inner.ranges.first(inner.paths.state(), &spec.service)?;
-    let image = match &spec.workload {
-        Workload::Image(_) if spec.purpose != Purpose::Build => Some(images::facts(inner, spec)?),
-        Workload::Image(_) | Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_) => None,
+    let (toolchain, image) = match &spec.workload {
+        // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
+        Workload::Native(native) => (inner.toolchain(native.runtime, native.version.as_deref())?, None),
+        Workload::Image(_) if spec.purpose == Purpose::Build => (Toolchain::default(), None),
+        Workload::Image(_) => (Toolchain::default(), Some(images::facts(inner, spec)?)),
+        Workload::KeyValue(_) | Workload::Postgres(_) => datastore::server_of(inner, spec)?,
     };
     let recipe = match (&spec.workload, &spec.release) {
         (Workload::Image(_), Some(release)) if spec.purpose == Purpose::Build => Some(recipe::of_release(inner, release)?),
@@ -122,7 +125,6 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     // Whoever builds an image is root of the service's range.
     let user = first_id + if recipe.is_some() { 0 } else { image.as_ref().map_or(UID, |image| image.uid) };
     let places = places(inner, spec)?;
-    let toolchain = toolchain_of(inner, &spec.workload, places.data.as_deref())?;
     let exclusive = places.disk.clone().or_else(|| places.data.clone());
     if let Some(folder) = &exclusive {
         alone(inner, &spec.id, folder)?;
@@ -178,38 +180,6 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     write(files::BUNDLE, files::write_json(&dir.join(files::BUNDLE).join("config.json"), &sandbox.oci))
 }
 
-fn toolchain_of(inner: &Inner, workload: &Workload, data: Option<&Path>) -> Result<Toolchain, EngineError> {
-    match workload {
-        // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
-        Workload::Native(native) => inner.toolchain(native.runtime, native.version.as_deref()),
-        Workload::KeyValue(_) => toolchain::keyvalue_server(),
-        Workload::Image(_) => Ok(Toolchain::default()),
-        Workload::Postgres(server) => {
-            let written = data.map_or(Ok(None), data_version).map_err(|error| {
-                EngineError::new("read the version of the database's data", error.to_string())
-                    .hint("bring the folder back from a backup, or move it away to begin anew")
-                    .caused_by(error)
-            })?;
-            toolchain::postgres::server(server.major, written)
-        }
-    }
-}
-
-/// The major version that wrote a database's data; none where no server was made yet. The folder is the service's own, so
-/// what is there is not trusted: no link is followed, nothing waited for, nothing but a number taken.
-fn data_version(data: &Path) -> io::Result<Option<u16>> {
-    let cluster = data.join(postgres::CLUSTER);
-    match fs::symlink_metadata(&cluster) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    let mut text = String::new();
-    let open = fs::File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(cluster.join("PG_VERSION"))?;
-    open.take(16).read_to_string(&mut text)?;
-    let major = text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "`PG_VERSION` holds no version"))?;
-    Ok(Some(major))
-}
-
 fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
     let paths = &inner.paths;
     let image_build = matches!(spec.workload, Workload::Image(_)) && spec.purpose == Purpose::Build;
@@ -252,7 +222,9 @@ fn alone(inner: &Inner, id: &InstanceId, exclusive: &Path) -> Result<(), EngineE
     for other in folder::ids(inner)? {
         let Some(look) = folder::look(inner, &other)? else { continue };
         let writes = look.facts.is_some_and(|facts| facts.exclusive.as_deref() == Some(exclusive));
-        if other != *id && writes && matches!(look.phase, InstancePhase::Running | InstancePhase::Preparing) {
+        // An image's program outlives a monitor that was killed, until its instance is removed.
+        let lives = look.program.is_some() || matches!(look.phase, InstancePhase::Running | InstancePhase::Preparing);
+        if other != *id && writes && lives {
             let mut error = EngineError::new(format!("start `{id}`"), format!("`{}` is in use by `{other}`", exclusive.display()))
                 .hint("stop that instance first");
             error.retry = true;

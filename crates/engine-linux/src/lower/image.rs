@@ -7,7 +7,7 @@ use super::sandbox::{Input, MountOp, SECRETS};
 use moat_model::state::ImageWorkload;
 use moat_model::{Purpose, Secret};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What an image says about how it is run, with its user looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,14 +158,22 @@ pub(super) fn mounts(input: &Input<'_>, image: &Facts) -> Vec<MountOp> {
     if let (Some(disk), Some(folder)) = (instance.workload.disk(), &places.disk) {
         ops.push(MountOp::Writable { source: folder.clone(), target: disk.mount_path.clone() });
     }
-    if !instance.secret_files.is_empty() {
+    ops.extend(secret_files(input, image.uid));
+    ops
+}
+
+/// Secret files, which only the user inside reads.
+pub(super) fn secret_files(input: &Input<'_>, user: u32) -> Vec<MountOp> {
+    let files = &input.instance.secret_files;
+    let mut ops = Vec::new();
+    if !files.is_empty() {
         // In memory: what a layer shows there is on a disk.
         ops.push(MountOp::Tmpfs { target: SECRETS.into(), size: 4 << 20, mode: 0o755 });
     }
-    for (name, content) in &instance.secret_files {
-        let path = std::path::Path::new(SECRETS).join(name);
-        ops.push(MountOp::File { path, mode: 0o400, owner: input.first_id + image.uid, content: content.clone() });
-    }
+    ops.extend(files.iter().map(|(name, content)| {
+        let path = Path::new(SECRETS).join(name);
+        MountOp::File { path, mode: 0o400, owner: input.first_id + user, content: content.clone() }
+    }));
     ops
 }
 

@@ -6,6 +6,10 @@ use moat_model::state::{KeyValueWorkload, Persistence};
 pub const DATA: &str = "/var/lib/keyvalue";
 /// Where the settings are, inside.
 pub const CONFIG: &str = "/etc/keyvalue.conf";
+/// Snapshots below [`DATA`], and the journal of servers before 7.0, which may begin with one.
+pub const SNAPSHOTS: [&str; 2] = ["dump.rdb", "appendonly.aof"];
+/// The folder below [`DATA`] that journals are in, each beside the snapshot that it goes on from.
+pub const JOURNAL: &str = "appendonlydir";
 /// The port every Key Value listens on.
 pub const PORT: u16 = 6379;
 

@@ -3,6 +3,7 @@
 //! Invariant: no I/O; everything that depends on the machine comes in as [`sandbox::Machine`] or as a path.
 
 pub mod builder;
+pub(crate) mod datastore;
 mod etc;
 pub mod image;
 pub mod keyvalue;

@@ -5,6 +5,7 @@
 
 use moat_model::Secret;
 use moat_model::state::PostgresWorkload;
+use nix::sys::signal::Signal;
 use std::path::Path;
 
 /// Where the data is, inside.
@@ -19,7 +20,7 @@ pub const START: &str = "/etc/postgresql/start";
 pub const PORT: u16 = 5432;
 /// Ends sessions and writes a checkpoint ("fast shutdown"); SIGTERM would wait for every client to leave
 /// (PostgreSQL documentation, "Shutting Down the Server").
-pub const STOP_SIGNAL: &str = "SIGINT";
+pub const STOP_SIGNAL: Signal = Signal::SIGINT;
 /// The superuser, who has no password and comes by the socket inside only.
 pub const SUPERUSER: &str = "moat";
 

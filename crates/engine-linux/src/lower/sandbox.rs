@@ -3,7 +3,7 @@
 //! Invariant: the root file system is a fresh tmpfs that holds nothing but what [`lower`] lists.
 
 use super::oci::{Capabilities, Cpu, IdMapping, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User};
-use super::{builder, etc, image, keyvalue, postgres, seccomp};
+use super::{builder, datastore, etc, image, keyvalue, postgres, seccomp};
 use crate::toolchain::Toolchain;
 use moat_model::state::{Disk, NativeWorkload, Workload};
 use moat_model::{NativeRuntime, Purpose, Secret};
@@ -197,7 +197,7 @@ pub struct Input<'a> {
     pub first_id: u32,
     /// The toolchain, or the datastore's server.
     pub toolchain: &'a Toolchain,
-    /// What the image of an [`ImageWorkload`](moat_model::state::ImageWorkload) says.
+    /// What the image of an [`ImageWorkload`](moat_model::state::ImageWorkload), or of a datastore that runs from one, says.
     pub image: Option<&'a image::Facts>,
     /// How an image is built, for the build of one.
     pub recipe: Option<&'a builder::Recipe>,
@@ -244,10 +244,14 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
             image::mounts(input, facts),
         ),
         (Workload::Image(_), None) => return Err("its image is not there"),
-        (Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_), _) => (
+        (Workload::KeyValue(_) | Workload::Postgres(_), image) => (
+            datastore::program(input, &cwd(&instance.workload), image),
+            image.map_or_else(|| mounts(input), |image| datastore::image_mounts(input, image)),
+        ),
+        (Workload::Native(native), _) => (
             Program {
                 user: User { uid: UID, gid: UID, additional_gids: Vec::new(), umask: 0o022 },
-                args: command(input)?,
+                args: init(None).chain(shell(input, native)?).collect(),
                 env: environment(input),
                 cwd: cwd(&instance.workload),
                 capabilities: Capabilities::default(),
@@ -314,12 +318,12 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
 }
 
 /// What differs between an image's program and every other.
-struct Program {
-    user: User,
-    args: Vec<String>,
-    env: BTreeMap<String, Secret>,
-    cwd: String,
-    capabilities: Capabilities,
+pub(super) struct Program {
+    pub(super) user: User,
+    pub(super) args: Vec<String>,
+    pub(super) env: BTreeMap<String, Secret>,
+    pub(super) cwd: String,
+    pub(super) capabilities: Capabilities,
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {
@@ -361,22 +365,9 @@ fn cwd(workload: &Workload) -> String {
 }
 
 /// PID 1 of ours, before a program and its arguments.
-fn init(stop_signal: Option<String>) -> impl Iterator<Item = String> {
+pub(super) fn init(stop_signal: Option<String>) -> impl Iterator<Item = String> {
     let own = strings(&[INIT, crate::monitor::VERB, crate::monitor::INIT_FLAG]);
     own.into_iter().chain(stop_signal.map(|signal| format!("{}{signal}", crate::monitor::STOP_SIGNAL))).chain(["--".to_owned()])
-}
-
-/// The program and its arguments, PID 1 of ours before them.
-fn command(input: &Input<'_>) -> Result<Vec<String>, &'static str> {
-    let stop = matches!(input.instance.workload, Workload::Postgres(_)).then_some(postgres::STOP_SIGNAL);
-    let mut args: Vec<String> = init(stop.as_ref().map(ToString::to_string)).collect();
-    match &input.instance.workload {
-        Workload::Native(native) => args.extend(shell(input, native)?),
-        Workload::KeyValue(_) => args.extend([input.toolchain.program.to_string_lossy().into_owned(), keyvalue::CONFIG.to_owned()]),
-        Workload::Postgres(_) => args.extend(strings(&["/bin/sh", postgres::START])),
-        Workload::Image(_) => return Err("an image's program is its own first process"),
-    }
-    Ok(args)
 }
 
 fn shell(input: &Input<'_>, native: &NativeWorkload) -> Result<Vec<String>, &'static str> {
@@ -405,7 +396,7 @@ fn shell(input: &Input<'_>, native: &NativeWorkload) -> Result<Vec<String>, &'st
 }
 
 /// The whole environment: a few variables that every program expects, then the service's own, which win.
-fn environment(input: &Input<'_>) -> BTreeMap<String, Secret> {
+pub(super) fn environment(input: &Input<'_>) -> BTreeMap<String, Secret> {
     let mut env: BTreeMap<String, Secret> = BTreeMap::new();
     let mut set = |key: &str, value: &str| {
         env.insert(key.to_owned(), Secret::new(value));
@@ -435,7 +426,7 @@ fn environment(input: &Input<'_>) -> BTreeMap<String, Secret> {
     set("HOME", HOME);
     set("USER", "render");
     set("LOGNAME", "render");
-    set("SHELL", if input.machine.bash { "/bin/bash" } else { "/bin/sh" });
+    set("SHELL", if input.machine.bash && input.image.is_none() { "/bin/bash" } else { "/bin/sh" });
     set("LANG", "C.UTF-8");
     if input.instance.purpose == Purpose::Build {
         set("XDG_CACHE_HOME", CACHE);
@@ -496,26 +487,7 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
     if let (Workload::Native(NativeWorkload { disk: Some(Disk { mount_path, .. }), .. }), Some(disk)) = (&instance.workload, &places.disk) {
         ops.push(MountOp::Writable { source: disk.clone(), target: mount_path.clone() });
     }
-    if let Workload::KeyValue(server) = &instance.workload {
-        ops.push(match &places.data {
-            Some(data) => MountOp::Writable { source: data.clone(), target: keyvalue::DATA.into() },
-            None => dir(keyvalue::DATA, 0o700, user),
-        });
-        let content = Secret::new(keyvalue::config(server, instance.limits.memory_bytes));
-        ops.push(MountOp::File { path: keyvalue::CONFIG.into(), mode: 0o644, owner: 0, content });
-    }
-    if let Workload::Postgres(server) = &instance.workload {
-        ops.extend(places.data.iter().map(|data| MountOp::Writable { source: data.clone(), target: postgres::DATA.into() }));
-        ops.push(dir(postgres::SOCKETS, 0o755, user));
-        ops.extend(
-            postgres::files(server, instance.limits.memory_bytes, &input.toolchain.program, places.identity.as_ref()).into_iter().map(
-                |(path, content, secret)| {
-                    let (mode, owner) = if secret { (0o400, user) } else { (0o444, 0) };
-                    MountOp::File { path: path.into(), mode, owner, content }
-                },
-            ),
-        );
-    }
+    ops.extend(datastore::own_mounts(input));
     if !instance.secret_files.is_empty() {
         ops.push(dir(SECRETS, 0o755, 0));
     }

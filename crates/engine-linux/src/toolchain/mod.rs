@@ -4,6 +4,7 @@
 //! Invariant: a tree that is shown holds a toolchain, never a home folder or a top-level folder.
 
 mod find;
+pub mod keyvalue;
 pub mod postgres;
 pub mod version;
 
@@ -90,21 +91,4 @@ pub fn installed(runtime: NativeRuntime) -> Vec<Toolchain> {
 /// What to do about a language that is not installed.
 pub fn install_hint(runtime: NativeRuntime) -> String {
     find::hint(runtime, None)
-}
-
-/// The server of a Key Value.
-pub fn keyvalue_server() -> Result<Toolchain, EngineError> {
-    for name in ["valkey-server", "redis-server"] {
-        if let Some(path) = program(name) {
-            // Called by this very name: one program is the server and its tools, told apart by how it is called.
-            let mut toolchain = Toolchain { program: path.clone(), ..Toolchain::default() };
-            let real = std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
-            for file in [&path, &real] {
-                toolchain.show(file.parent().unwrap_or(file), file);
-            }
-            return Ok(toolchain);
-        }
-    }
-    Err(EngineError::new("find a Key Value server", "neither `valkey-server` nor `redis-server` is installed")
-        .hint("apt-get install redis-server (or valkey-server)"))
 }

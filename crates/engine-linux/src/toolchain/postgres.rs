@@ -1,6 +1,4 @@
-//! Finds a PostgreSQL server of the version asked for.
-//!
-//! Where the machine has none, [`server`] says what to install. An image with the server would be looked for there.
+//! PostgreSQL servers of this machine, and which major version a database runs.
 
 use super::{Toolchain, find};
 use moat_engine::EngineError;
@@ -9,15 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The newest that is found, in Debian's and in Red Hat's place for several versions side by side, and on `PATH`.
-///
-/// `wanted` is what the blueprint asks for and `data` the version that wrote the data there is. Data is never handed to
-/// another major version: that server would refuse it or, worse, not.
-pub fn server(wanted: Option<u16>, data: Option<u16>) -> Result<Toolchain, EngineError> {
-    choose(&installed(), wanted, data)
-}
+/// The major version of a new database that asks for none, where the machine has no server: the newest that is released.
+pub const NEWEST: u16 = 18;
+/// What a server says of itself, before its version; the text is in its program too.
+const BANNER: &str = "postgres (PostgreSQL) ";
 
-/// Every major version that is installed: its program and its whole version.
+/// Every major version that is installed, in Debian's and in Red Hat's place for several versions side by side, and on
+/// `PATH`: its program and its whole version.
 pub fn installed() -> BTreeMap<u16, (PathBuf, String)> {
     let mut folders: Vec<PathBuf> = Vec::new();
     for (root, prefix, below) in [("/usr/lib/postgresql", "", "bin"), ("/usr", "pgsql-", "bin"), ("/opt", "pgsql-", "bin")] {
@@ -52,41 +48,57 @@ fn read_version(text: &str) -> Option<(u16, String)> {
     Some((digits.parse().ok()?, version.to_owned()))
 }
 
-fn choose(installed: &BTreeMap<u16, (PathBuf, String)>, wanted: Option<u16>, data: Option<u16>) -> Result<Toolchain, EngineError> {
-    if let (Some(wanted), Some(data)) = (wanted, data)
-        && wanted != data
-    {
-        return Err(EngineError::new(
+/// The major version and the whole one of a server, from the bytes of its program: for one that is not run to be asked.
+pub fn version_in(program: &[u8]) -> Option<(u16, String)> {
+    let banner = BANNER.as_bytes();
+    let starts = program.windows(banner.len()).enumerate().filter(|(_, window)| *window == banner).map(|(at, _)| at);
+    starts.into_iter().find_map(|at| {
+        let end = program.len().min(at + banner.len() + 32);
+        read_version(&String::from_utf8_lossy(program.get(at..end)?))
+    })
+}
+
+/// The major version that a database has to have, if any: what the blueprint asks for, and what wrote the data there is.
+/// Data is never handed to another major version: that server would refuse it or, worse, not.
+pub fn agreed(wanted: Option<u16>, data: Option<u16>) -> Result<Option<u16>, EngineError> {
+    match (wanted, data) {
+        (Some(wanted), Some(data)) if wanted != data => Err(EngineError::new(
             "start the database",
             format!("its data is PostgreSQL {data}'s, and PostgreSQL {wanted} is asked for"),
         )
         .hint(format!(
             "write `postgresMajorVersion: \"{data}\"`; to change the version, add a database and move the data with pg_dump and psql"
-        )));
+        ))),
+        _ => Ok(wanted.or(data)),
     }
-    let major = wanted.or(data).or_else(|| installed.keys().next_back().copied());
-    let Some((program, version)) = major.and_then(|major| installed.get(&major)) else { return Err(missing(installed, major, data)) };
+}
+
+/// The server of the machine that is the major version, or the newest where it may be any.
+pub fn choose(installed: &BTreeMap<u16, (PathBuf, String)>, major: Option<u16>) -> Option<Toolchain> {
+    let major = major.or_else(|| installed.keys().next_back().copied())?;
+    let (program, version) = installed.get(&major)?;
     let mut toolchain = Toolchain { program: program.clone(), version: version.clone(), ..Toolchain::default() };
     let folder = program.parent().unwrap_or(program);
     // Its libraries and its files to share lie beside the folder of programs.
     toolchain.show(folder.parent().unwrap_or(folder), program);
     toolchain.path.push(folder.to_owned());
-    Ok(toolchain)
+    Some(toolchain)
 }
 
-fn missing(installed: &BTreeMap<u16, (PathBuf, String)>, major: Option<u16>, data: Option<u16>) -> EngineError {
-    let doing = "find a PostgreSQL server";
-    let Some(major) = major else {
-        return EngineError::new(doing, "PostgreSQL is not installed").hint("apt-get install postgresql (its own server need not run)");
-    };
-    let package = format!("apt-get install postgresql-{major} (from apt.postgresql.org, where the system has another version)");
-    let Some(newest) = installed.keys().next_back() else {
-        return EngineError::new(doing, format!("PostgreSQL {major} is not installed")).hint(package);
-    };
+/// That the machine has no such server: `PostgreSQL 17 is not on this machine, which has 13, 15`.
+pub fn lacking(installed: &BTreeMap<u16, (PathBuf, String)>, major: Option<u16>) -> String {
+    let what = major.map_or_else(|| "PostgreSQL".to_owned(), |major| format!("PostgreSQL {major}"));
     let versions: Vec<String> = installed.keys().map(u16::to_string).collect();
-    let message = format!("PostgreSQL {major} is not installed; found {}", versions.join(", "));
-    let hint = if data.is_some() { package } else { format!("{package}, or write `postgresMajorVersion: \"{newest}\"`") };
-    EngineError::new(doing, message).hint(hint)
+    let has = if versions.is_empty() { String::new() } else { format!(", which has {}", versions.join(", ")) };
+    format!("{what} is not on this machine{has}")
+}
+
+/// What to install to have a server of the machine.
+pub fn install_hint(major: Option<u16>) -> String {
+    match major {
+        None => "apt-get install postgresql (its own server need not run)".to_owned(),
+        Some(major) => format!("apt-get install postgresql-{major} (from apt.postgresql.org, where the system has another version)"),
+    }
 }
 
 #[cfg(test)]
@@ -101,39 +113,47 @@ mod tests {
             ("postgres (EnterpriseDB) 15\n", None),
             ("", None),
         ] {
-            assert_eq!(read_version(text), expect.map(|(major, version)| (major, version.to_owned())), "{text}");
+            let expect = expect.map(|(major, version)| (major, version.to_owned()));
+            assert_eq!(read_version(text), expect, "{text}");
+            let program = [&b"\x7fELF\0postgres (PostgreSQL) \0\xff"[..], text.as_bytes(), b"\0rest"].concat();
+            assert_eq!(version_in(&program), expect, "{text}");
         }
     }
 
     /// What is installed, what is asked for, what wrote the data, and what comes of it.
-    type Row<'a> = (&'a [u16], Option<u16>, Option<u16>, Result<&'a str, &'a str>);
+    type Row<'a> = (&'a [u16], Option<u16>, Option<u16>, Result<Option<&'a str>, &'a str>);
 
     #[test]
-    fn the_version_asked_for_or_a_clear_answer() {
+    fn the_version_asked_for_or_the_datas_or_the_newest() {
         let of = |majors: &[u16]| -> BTreeMap<u16, (PathBuf, String)> {
             majors.iter().map(|m| (*m, (PathBuf::from(format!("/usr/lib/postgresql/{m}/bin/postgres")), format!("{m}.1")))).collect()
         };
-        let rows: [Row<'_>; 9] = [
-            (&[15], None, None, Ok("15.1")),
-            (&[13, 15], None, None, Ok("15.1")),
-            (&[13, 15], Some(13), None, Ok("13.1")),
-            (&[13, 15], None, Some(13), Ok("13.1")),
-            (&[13, 15], Some(13), Some(13), Ok("13.1")),
+        let rows: [Row<'_>; 11] = [
+            (&[15], None, None, Ok(Some("15.1"))),
+            (&[13, 15], None, None, Ok(Some("15.1"))),
+            (&[13, 15], Some(13), None, Ok(Some("13.1"))),
+            (&[13, 15], None, Some(13), Ok(Some("13.1"))),
+            (&[13, 15], Some(13), Some(13), Ok(Some("13.1"))),
             (&[13, 15], Some(15), Some(13), Err("its data is PostgreSQL 13's, and PostgreSQL 15 is asked for")),
-            (&[13, 15], Some(18), None, Err("PostgreSQL 18 is not installed; found 13, 15")),
-            (&[15], None, Some(13), Err("PostgreSQL 13 is not installed; found 15")),
-            (&[], None, None, Err("PostgreSQL is not installed")),
+            // An image has it.
+            (&[13, 15], Some(18), None, Ok(None)),
+            (&[15], None, Some(17), Ok(None)),
+            (&[15], Some(17), Some(17), Ok(None)),
+            (&[15], Some(15), Some(17), Err("its data is PostgreSQL 17's, and PostgreSQL 15 is asked for")),
+            (&[], None, None, Ok(None)),
         ];
         for (installed, wanted, data, expect) in rows {
-            let found = choose(&of(installed), wanted, data);
+            let chosen = agreed(wanted, data).map(|major| choose(&of(installed), major));
             match expect {
-                Ok(version) => assert_eq!(found.unwrap().version, version),
+                Ok(version) => assert_eq!(chosen.unwrap().map(|toolchain| toolchain.version).as_deref(), version),
                 Err(words) => {
-                    let error = found.unwrap_err();
+                    let error = chosen.unwrap_err();
                     assert!(error.to_string().contains(words), "{error}");
                     assert!(error.hint.is_some());
                 }
             }
         }
+        assert_eq!(lacking(&of(&[13, 15]), Some(18)), "PostgreSQL 18 is not on this machine, which has 13, 15");
+        assert_eq!(lacking(&of(&[]), None), "PostgreSQL is not on this machine");
     }
 }

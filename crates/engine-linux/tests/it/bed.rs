@@ -1,7 +1,7 @@
 //! What every test starts from: an engine with its own folders, in a network and mount namespace of its own.
 
 use moat_engine::{Engine, EngineError};
-use moat_engine_linux::{BuildRequest, Config, LinuxEngine};
+use moat_engine_linux::{BuildRequest, Config, LinuxEngine, ServerImages};
 use moat_model::net::{NetworkId, Ula};
 use moat_model::policy::SourceEntry;
 use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, NativeWorkload, Persistence, PostgresWorkload, Workload};
@@ -72,6 +72,8 @@ fn config(state: &Path, run: &Path) -> Config {
         oci_runtime: None,
         pass_env: vec!["PIP_INDEX_URL".to_owned()],
         mirrors: Vec::new(),
+        server_images: ServerImages::default(),
+        shortcut: true,
         own_exe: PathBuf::from(env!("CARGO_BIN_EXE_moat-monitor-test")),
     }
 }

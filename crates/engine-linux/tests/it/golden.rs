@@ -2,7 +2,8 @@
 
 use crate::bed::{Bed, spec};
 use moat_engine_linux::lower::builder::Recipe;
-use moat_engine_linux::lower::sandbox::{Input, Machine, Places, lower};
+use moat_engine_linux::lower::image::Facts;
+use moat_engine_linux::lower::sandbox::{HOME, Input, Machine, Places, UID, lower};
 use moat_engine_linux::toolchain::Toolchain;
 use moat_model::net::{NetworkId, Ula};
 use moat_model::state::{Disk, Dockerfile, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Workload};
@@ -84,7 +85,23 @@ fn dockerfile() -> (InstanceSpec, Recipe) {
     (spec, recipe)
 }
 
-fn check(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>) {
+/// What counts of a datastore's image.
+fn server_image() -> Facts {
+    Facts {
+        layers: vec!["/s/images/layers/b".into(), "/s/images/layers/a".into()],
+        entrypoint: Vec::new(),
+        command: Vec::new(),
+        env: [("PATH", "/image/bin"), ("LANG", "en_US.utf8"), ("PG_MAJOR", "15")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        working_dir: "/".to_owned(),
+        uid: UID,
+        gid: UID,
+        groups: Vec::new(),
+        home: HOME.to_owned(),
+        stop_signal: 2,
+    }
+}
+
+fn check(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>, image: Option<&Facts>) {
     let toolchain = Toolchain {
         program: "/root/.pyenv/versions/3.11.7/bin/python3.11".into(),
         version: "3.11.7".to_owned(),
@@ -101,7 +118,7 @@ fn check(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>) {
         places: &places,
         first_id: 1_000_000,
         toolchain: if recipe.is_some() { &Toolchain::default() } else { &toolchain },
-        image: None,
+        image,
         recipe,
         pass_env: &pass_env,
     };
@@ -120,17 +137,20 @@ fn check(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>) {
 
 #[test]
 fn an_instance_lowers_to_this() {
-    check("serve.json", &native(), None);
-    check("build.json", &InstanceSpec { purpose: Purpose::Build, ..native() }, None);
+    check("serve.json", &native(), None, None);
+    check("build.json", &InstanceSpec { purpose: Purpose::Build, ..native() }, None, None);
     let mut key_value = native();
     key_value.workload =
         Workload::KeyValue(KeyValueWorkload { maxmemory_policy: "allkeys-lru".to_owned(), persistence: Persistence::Snapshot });
-    check("keyvalue.json", &key_value, None);
+    check("keyvalue.json", &key_value, None, None);
     let postgres =
         InstanceSpec { workload: Bed::postgres(Some(15)).workload, env: BTreeMap::new(), secret_files: BTreeMap::new(), ..native() };
-    check("postgres.json", &postgres, None);
+    check("postgres.json", &postgres, None, None);
     let (spec, recipe) = dockerfile();
-    check("dockerfile.json", &spec, Some(&recipe));
+    check("dockerfile.json", &spec, Some(&recipe), None);
+    let image = server_image();
+    check("keyvalue-image.json", &key_value, None, Some(&image));
+    check("postgres-image.json", &postgres, None, Some(&image));
 }
 
 #[test]

@@ -78,7 +78,8 @@ fn commits_are_taken_compared_and_collected() {
         fs::create_dir_all(&bases).unwrap();
         bed.engine.collect_fetched(vec![source(Some(&first))], [spec.service.clone()].into()).await.unwrap();
         assert!(left() == 1 && bases.exists());
-        let lock = fs::read_dir(&folder).unwrap().flatten().find(|entry| entry.path().extension().is_some_and(|end| end == "lock")).unwrap();
+        let lock =
+            fs::read_dir(&folder).unwrap().flatten().find(|entry| entry.path().extension().is_some_and(|end| end == "lock")).unwrap();
         let held = Flock::lock(File::open(lock.path()).unwrap(), FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap();
         bed.engine.collect_fetched(Vec::new(), BTreeSet::new()).await.unwrap();
         assert!(left() == 1 && !bases.exists());

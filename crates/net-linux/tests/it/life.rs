@@ -14,7 +14,7 @@ fn victim() {
     let Ok(run) = std::env::var("MOAT_TEST_VICTIM") else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let network = Network::open(Config { run_dir: run.into() }).unwrap();
+        let network = Network::open(Config { run_dir: run.into(), shortcut: true }).unwrap();
         let instance = Instance::new(9);
         loop {
             network.ensure_router().await.unwrap();
@@ -181,7 +181,7 @@ fn whatever_is_changed_in_the_filter_is_seen_and_reloaded() {
 fn changes_add_up_for_another_process_too() {
     on_a_machine(async |world| {
         world.network.ensure_router().await.unwrap();
-        let other = Network::open(Config { run_dir: world.run.path().to_owned() }).unwrap();
+        let other = Network::open(Config { run_dir: world.run.path().to_owned(), shortcut: true }).unwrap();
         for offset in 1..=12 {
             world.open(offset).await;
             assert_eq!(*other.policy(), world.policy);

@@ -19,4 +19,5 @@ mod golden;
 mod life;
 mod outside;
 mod reach;
+mod shortcut;
 mod world;

@@ -66,7 +66,7 @@ pub struct World {
 impl World {
     fn new() -> Self {
         let run = tempfile::tempdir().unwrap();
-        let network = Network::open(Config { run_dir: run.path().to_owned() }).unwrap();
+        let network = Network::open(Config { run_dir: run.path().to_owned(), shortcut: true }).unwrap();
         Self { network, policy: NetPolicy::default(), run }
     }
 

@@ -218,7 +218,7 @@ fn service(name: &str, offset: u16, kind: &Shape) -> Service {
 impl World {
     fn new() -> Self {
         let run = tempfile::tempdir().unwrap();
-        let network = Network::open(Config { run_dir: run.path().to_owned() }).unwrap();
+        let network = Network::open(Config { run_dir: run.path().to_owned(), shortcut: true }).unwrap();
         // Its threads are made by this one, so they live in the test's namespaces.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(network.ensure_router()).unwrap();

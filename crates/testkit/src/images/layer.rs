@@ -90,9 +90,14 @@ impl<'a, W: Write> Layer<'a, W> {
 
     /// A file whose text is made here.
     pub fn text(&mut self, path: &str, mode: u32, owner: &str, text: &str) -> io::Result<()> {
+        self.bytes(path, mode, owner, text.as_bytes())
+    }
+
+    /// A file that is not text.
+    pub fn bytes(&mut self, path: &str, mode: u32, owner: &str, bytes: &[u8]) -> io::Result<()> {
         let mut header = self.header(EntryType::Regular, mode, owner)?;
-        header.set_size(text.len() as u64);
-        self.tar.append_data(&mut header, relative(path), text.as_bytes())
+        header.set_size(bytes.len() as u64);
+        self.tar.append_data(&mut header, relative(path), bytes)
     }
 
     /// A symbolic link.

