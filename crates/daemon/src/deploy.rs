@@ -12,6 +12,9 @@ pub struct Deployed {
     pub service: Service,
     /// The release folder's name, or an image's id; none for a datastore on the machine's own server.
     pub release: Option<String>,
+    /// The commit of its source, where that comes from a git repository.
+    #[serde(default)]
+    pub commit: Option<String>,
     /// `initialDeployHook` ran.
     pub hook_ran: bool,
     /// All instances were ready once.
@@ -47,6 +50,8 @@ pub struct Deploy {
     pub release: Option<String>,
     /// Tools of the build that were not installed yet when it was prepared.
     pub tools: Vec<MissingTool>,
+    /// The commit that it is made of, once prepared, where there is one.
+    pub commit: Option<String>,
     /// What ran before, to go back to.
     pub previous: Option<Deployed>,
     /// How long an instance may take until it is ready.

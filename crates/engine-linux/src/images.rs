@@ -40,7 +40,7 @@ impl LinuxEngine {
     ) -> Result<(Release, Option<EngineError>), EngineError> {
         self.blocking(move |inner| {
             let (id, instead_of) = pull(inner, &request.image, request.credential.as_ref(), tell)?;
-            Ok((Release { name: id.to_string(), cached: true }, instead_of))
+            Ok((Release { name: id.to_string(), cached: true, commit: None }, instead_of))
         })
         .await
     }

@@ -82,6 +82,8 @@ pub struct Release {
     /// Whether it is finished already: nothing is to be built. Otherwise run an instance with `Purpose::Build` (when there is
     /// a build command) and call [`LinuxEngine::seal_release`] once that has exited with 0.
     pub cached: bool,
+    /// The commit of its source, in hexadecimal, where that comes from a git repository.
+    pub commit: Option<String>,
 }
 
 /// A release, and what is to be done and said before it is built.
@@ -215,8 +217,8 @@ pub fn prepare_copy(
     owner: u32,
 ) -> Result<Release, EngineError> {
     let listing = Listing::of(inner, slug, checkout(inner, slug.as_str(), source)?, root_dir)?;
-    if let Some(name) = listing.finished(inner, made_of) {
-        return Ok(Release { name, cached: true });
+    if let Some(release) = listing.finished(inner, made_of) {
+        return Ok(release);
     }
     listing.copy(inner, service, made_of, owner)
 }
@@ -229,7 +231,7 @@ pub struct Listing {
     root_dir: PathBuf,
     files: Vec<PathBuf>,
     text: String,
-    _held: Checkout,
+    checkout: Checkout,
 }
 
 impl Listing {
@@ -248,17 +250,18 @@ impl Listing {
             [inner.paths.state(), inner.paths.run()].into_iter().filter_map(|folder| fs::canonicalize(folder).ok()).collect();
         files.retain(|file| !own.iter().any(|folder| folder.starts_with(&root) && root.join(file).starts_with(folder)));
         let text = source::ingest(&root, &files, None).map_err(|error| fail(&slug, &root, error))?;
-        Ok(Self { slug, root, root_dir: root_dir.to_owned(), files, text, _held: checkout })
+        Ok(Self { slug, root, root_dir: root_dir.to_owned(), files, text, checkout })
     }
 
     fn name(&self, text: &str, made_of: &[&str]) -> String {
         format!("{}-{}", self.slug, digest(std::iter::once(&text).chain(made_of)))
     }
 
-    /// The name of the finished release of this source that is `made_of` the same, if there is one.
-    pub fn finished(&self, inner: &Inner, made_of: &[&str]) -> Option<String> {
+    /// The finished release of this source that is `made_of` the same, if there is one.
+    pub fn finished(&self, inner: &Inner, made_of: &[&str]) -> Option<Release> {
         let name = self.name(&self.text, made_of);
-        inner.paths.releases().join(&name).join(SEALED).exists().then_some(name)
+        let there = inner.paths.releases().join(&name).join(SEALED).exists();
+        there.then(|| Release { name, cached: true, commit: self.checkout.commit.clone() })
     }
 
     /// Copies it for the user `owner` of the service's range.
@@ -269,7 +272,7 @@ impl Listing {
             copy(&self.root, &self.files, &fresh, owner, &self.root_dir).and_then(|text| settle(inner, &fresh, self.name(&text, made_of)));
         // After success it is gone under this name.
         let _ = tree::remove(&fresh);
-        made
+        made.map(|release| Release { commit: self.checkout.commit.clone(), ..release })
     }
 }
 
@@ -323,7 +326,7 @@ fn builder(inner: &Inner, name: &str) -> Result<Option<InstanceId>, EngineError>
 fn settle(inner: &Inner, fresh: &Path, name: String) -> Result<Release, EngineError> {
     let place = inner.paths.releases().join(&name);
     if place.join(SEALED).exists() {
-        return Ok(Release { name, cached: true });
+        return Ok(Release { name, cached: true, commit: None });
     }
     if let Some(id) = builder(inner, &name)? {
         let mut error = EngineError::new(format!("prepare `{name}`"), format!("`{id}` is building it"));
@@ -332,5 +335,5 @@ fn settle(inner: &Inner, fresh: &Path, name: String) -> Result<Release, EngineEr
     }
     tree::remove(&place).map_err(|error| fail(&name, &place, error))?;
     fs::rename(fresh, &place).map_err(|error| fail(&name, &place, error))?;
-    Ok(Release { name, cached: false })
+    Ok(Release { name, cached: false, commit: None })
 }

@@ -72,6 +72,8 @@ codes! {
     W0306;
     /// A name of a database or user that can't change any more.
     W0307;
+    /// A glob of `buildFilter` that can't be read.
+    W0308;
     /// An image reference that no registry can have.
     U0302;
     /// A reference to something that is not in this file.

@@ -13,6 +13,7 @@ pub mod memory;
 mod names;
 pub mod plan;
 pub mod policy;
+pub mod push;
 pub mod reach;
 pub mod resolve;
 pub mod zones;

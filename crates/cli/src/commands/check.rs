@@ -35,20 +35,18 @@ pub fn load(file: &Path) -> Result<Checked, CommandError> {
     let bytes = std::fs::read(file).map_err(|error| CommandError::unreadable(file, &error))?;
     let path = std::fs::canonicalize(file).map_err(|error| CommandError::unreadable(file, &error))?;
     let remotes = remotes(path.parent().unwrap_or(Path::new("/")));
-    let Read { blueprint, mut diagnostics } = match std::str::from_utf8(&bytes) {
+    Ok(judge(file.display().to_string(), path, &bytes, remotes))
+}
+
+/// Reads and judges a text.
+pub fn judge(shown: String, path: PathBuf, bytes: &[u8], remotes: Vec<String>) -> Checked {
+    let Read { blueprint, mut diagnostics } = match std::str::from_utf8(bytes) {
         Ok(text) => moat_blueprint::read_beside(text, &remotes),
-        Err(_) => moat_blueprint::read_bytes(&bytes),
+        Err(_) => moat_blueprint::read_bytes(bytes),
     };
     diagnostics.extend(moat_planner::check::check(&blueprint));
     diagnostics.sort_by_key(|d| (d.span.start, d.severity));
-    Ok(Checked {
-        remotes,
-        shown: file.display().to_string(),
-        path,
-        text: String::from_utf8_lossy(&bytes).into_owned(),
-        blueprint,
-        diagnostics,
-    })
+    Checked { remotes, shown, path, text: String::from_utf8_lossy(bytes).into_owned(), blueprint, diagnostics }
 }
 
 impl Checked {
@@ -78,7 +76,8 @@ pub fn git(folder: &Path, args: &[&str]) -> Option<String> {
     out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 
-fn remotes(folder: &Path) -> Vec<String> {
+/// URLs of the git remotes of a folder.
+pub fn remotes(folder: &Path) -> Vec<String> {
     let text = git(folder, &["remote", "-v"]).unwrap_or_default();
     let mut urls: Vec<String> = text.lines().filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned)).collect();
     urls.dedup();
@@ -174,6 +173,7 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
         git: Default::default(),
         remotes: checked.remotes,
         prune: false,
+        pushed: None,
     };
     let mut memory = moat_planner::memory::Memory::default();
     Ok(moat_daemon::blueprints::resolve(&[(&up, &checked.blueprint)], &mut memory, &up.listen).state)

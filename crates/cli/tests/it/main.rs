@@ -10,6 +10,7 @@ mod images;
 mod languages;
 mod offline;
 mod postgres;
+mod push;
 mod run;
 mod sabotage;
 mod stores;

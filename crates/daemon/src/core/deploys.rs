@@ -23,11 +23,13 @@ impl Core {
             return;
         }
         self.cancel_deploy(&slug);
+        self.durable.deploying.insert(slug.clone());
         let deploy = Deploy {
             service: service.clone(),
             phase: DeployPhase::Preparing,
             release: None,
             tools: Vec::new(),
+            commit: None,
             previous: self.durable.deployed.get(&slug).cloned(),
             start_timeout,
             since: Instant::now(),
@@ -87,6 +89,7 @@ impl Core {
 
     /// Forgets a deploy under way and stops the sandbox that runs for it.
     pub(super) fn cancel_deploy(&mut self, slug: &Slug) {
+        self.durable.deploying.remove(slug);
         if let Some(deploy) = self.deploys.remove(slug)
             && let Some(id) = deploy.sandbox().cloned()
         {
@@ -115,6 +118,7 @@ impl Core {
             Ok(prepared) => {
                 let sealed = prepared.release.cached;
                 deploy.release = Some(prepared.release.name);
+                deploy.commit = prepared.release.commit;
                 deploy.tools = prepared.tools;
                 deploy.go(if sealed { DeployPhase::Built } else { DeployPhase::Waiting });
                 if !sealed {
@@ -315,7 +319,8 @@ impl Core {
             self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
             return;
         }
-        let new = Deployed { service: service.clone(), release: release.clone(), hook_ran: false, good: false };
+        let new =
+            Deployed { service: service.clone(), release: release.clone(), commit: deploy.commit.clone(), hook_ran: false, good: false };
         let unchanged = deploy.previous.as_ref().is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
         match service.workload.pre_deploy_command() {
             Some(command) if !unchanged => {
@@ -339,6 +344,7 @@ impl Core {
         let mut new = Deployed {
             service: deploy.service.clone(),
             release: deploy.release.clone(),
+            commit: deploy.commit.clone(),
             hook_ran: before.is_some_and(|p| p.hook_ran),
             good: false,
         };
@@ -379,6 +385,7 @@ impl Core {
 
     fn deploy_is_live(&mut self, slug: &Slug) {
         self.deploys.remove(slug);
+        self.durable.deploying.remove(slug);
         let mut hook = None;
         if let Some(deployed) = self.durable.deployed.get_mut(slug) {
             deployed.good = true;
@@ -391,6 +398,7 @@ impl Core {
         self.save();
         self.set_phase(slug, ServicePhase::Live, None);
         self.sweep = true;
+        self.sweep_fetched = true;
         if let Some((service, release, command)) = hook {
             self.notice(Some(slug), format!("running the initial deploy hook: {}", first_line(&command)));
             self.queue_job(service, release, command);
@@ -413,9 +421,24 @@ impl Core {
         }
     }
 
+    /// Removes what was fetched for services that are not there any more, once no deploy is under way.
+    pub(super) async fn sweep_fetched(&mut self) {
+        if !self.sweep_fetched || !self.deploys.is_empty() {
+            return;
+        }
+        self.sweep_fetched = false;
+        let services = || self.desired.services.values();
+        let sources = services().filter_map(|service| service.workload.source().cloned()).collect();
+        let built = services().filter(|service| ImageBuildRequest::of(service).is_some()).map(|service| service.id.clone());
+        if let Err(error) = self.engine.collect_fetched(sources, built.collect()).await {
+            tracing::warn!(%error, "old sources can't be removed");
+        }
+    }
+
     /// Keeps what ran before and says why the new one does not.
     pub(super) fn fail_deploy(&mut self, slug: &Slug, why: &str, instance: Option<&moat_model::InstanceId>) {
         let Some(deploy) = self.deploys.remove(slug) else { return };
+        self.durable.deploying.remove(slug);
         if let Some(id) = deploy.sandbox().cloned() {
             self.stop_instance(&id, 1);
         }

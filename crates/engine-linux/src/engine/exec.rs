@@ -7,6 +7,7 @@ use crate::monitor::{ENTER_FLAG, RUN_FLAG, VERB, files};
 use moat_engine::EngineError;
 use moat_model::{InstanceId, Secret};
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
@@ -32,7 +33,7 @@ impl LinuxEngine {
         let doing = format!("run a command in `{id}`");
         let fail = |error: std::io::Error| EngineError::new(&doing, error.to_string()).caused_by(error);
         let look = folder::look(&self.inner, id)?.ok_or_else(|| EngineError::new(&doing, "there is no such instance"))?;
-        let (Some(monitor), Some(_)) = (look.monitor, look.program) else {
+        let (Some(monitor), Some(program)) = (look.monitor, look.program) else {
             return Err(EngineError::new(&doing, "the instance does not run"));
         };
         let dir = self.inner.paths.instance(id.as_str());
@@ -41,8 +42,15 @@ impl LinuxEngine {
             .ok_or_else(|| EngineError::new(&doing, "the instance has just ended"))?;
         // The environment goes by a file that only root can read, never by an argument.
         let file = dir.join(format!("exec-{}-{}.json", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        files::write_json(&file, &process(spec.process, argv, &env, tty)).map_err(fail)?;
-        let [input, output, errors] = stdio.map(Stdio::from);
+        let process = process(spec.process, argv, &env, tty);
+        let [input, output, errors] = stdio;
+        if let Some((code, why)) = super::command::problem(program.pid, &process) {
+            // A closed standard error leaves nobody to tell.
+            let _ = writeln!(std::fs::File::from(errors), "moat: {why}");
+            return Ok(code);
+        }
+        files::write_json(&file, &process).map_err(fail)?;
+        let [input, output, errors] = [input, output, errors].map(Stdio::from);
         let status = tokio::process::Command::new(&self.inner.config.own_exe)
             .args([VERB, ENTER_FLAG])
             .arg(monitor.pid.to_string())

@@ -1,5 +1,6 @@
 //! [`LinuxEngine`]: steps to what happens on this machine.
 
+mod command;
 mod exec;
 pub mod folder;
 pub mod leftovers;

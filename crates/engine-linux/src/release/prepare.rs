@@ -74,14 +74,14 @@ pub fn prepare(inner: &Inner, request: &BuildRequest, tell: impl Fn(String)) -> 
             let reference = official::reference(request.runtime, version);
             let known = reference.as_deref().and_then(|name| images::known(inner, name).ok().flatten().map(|id| (name, id.to_string())));
             let unchanged = known.as_ref().map(|(name, id)| Base::image(name, id)).and_then(|base| finished(&base));
-            if let Some(name) = unchanged {
-                return Ok(super::Release { name, cached: true }.into());
+            if let Some(release) = unchanged {
+                return Ok(release.into());
             }
             from_image(inner, request, wanted.as_ref(), reference.as_deref(), missing, &mut notices, tell)?
         }
     };
-    if let Some(name) = finished(&base) {
-        return Ok(Prepared { release: super::Release { name, cached: true }, tools: Vec::new(), notices });
+    if let Some(release) = finished(&base) {
+        return Ok(Prepared { release, tools: Vec::new(), notices });
     }
     let (tools, made_of) = with(&base);
     let lock = Lock { version: base.version, image: base.image, tools };

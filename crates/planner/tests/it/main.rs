@@ -17,6 +17,8 @@ mod hostile;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
+mod push;
+#[cfg(test)]
 mod random;
 #[cfg(test)]
 mod reach;
