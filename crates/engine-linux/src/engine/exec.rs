@@ -10,8 +10,14 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How often, and how long in between, a starting instance is looked at: two seconds in all.
+const STARTING_LOOKS: u32 = 1000;
+const STARTING_WAIT: Duration = Duration::from_millis(2);
 
 /// Tells apart the commands that run at the same time.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -36,6 +42,7 @@ impl LinuxEngine {
         let (Some(monitor), Some(program)) = (look.monitor, look.program) else {
             return Err(EngineError::new(&doing, "the instance does not run"));
         };
+        until_started(program.pid, &self.inner.runtime).await;
         let dir = self.inner.paths.instance(id.as_str());
         let spec: Spec = files::read_json(&dir.join(files::BUNDLE).join("config.json"))
             .map_err(fail)?
@@ -72,6 +79,20 @@ impl LinuxEngine {
         let _ = std::fs::remove_file(&file);
         let status = status.map_err(fail)?;
         Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
+    }
+}
+
+/// Waits until an instance's first process is a program of its own: before that it is the OCI runtime, which is still
+/// making the sandbox, and a command that enters it then fails without a word.
+async fn until_started(pid: i32, runtime: &Path) {
+    let link = format!("/proc/{pid}/exe");
+    for _ in 0..STARTING_LOOKS {
+        // The runtime may run from a sealed copy of itself in memory.
+        let is_runtime = |exe: &Path| exe.file_name() == runtime.file_name() || exe.to_string_lossy().starts_with("/memfd:");
+        if !std::fs::read_link(&link).is_ok_and(|exe| is_runtime(&exe)) {
+            return;
+        }
+        tokio::time::sleep(STARTING_WAIT).await;
     }
 }
 
