@@ -6,6 +6,7 @@
 use crate::nfnetlink::{ACK, DONE, DUMP, ERROR, Head, NESTED, attribute, attributes, message, messages, open};
 use crate::sysctl;
 use netlink_sys::Socket;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -28,6 +29,13 @@ pub struct Ends {
     pub proto: u8,
     /// Destination port; 0 for protocols without.
     pub port: u16,
+}
+
+impl Ends {
+    /// Whether neither end is one of these.
+    pub fn avoids(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+        !addresses.contains(&self.source) && !addresses.contains(&self.responder)
+    }
 }
 
 /// One known flow.

@@ -413,7 +413,7 @@ impl Inner {
         for link in links {
             addresses.extend(within(&router, || router::detach(link))?.map_err(NetError::link(format!("remove the link `{link}`")))?);
         }
-        self.cut(&router, |flow| !addresses.contains(&flow.source) && !addresses.contains(&flow.responder))
+        self.cut(&router, |flow| flow.avoids(&addresses))
     }
 
     /// Forgets every flow that the policy forbids.
@@ -434,7 +434,7 @@ impl Inner {
 
     /// Sends flows of these addresses to the filter, which knows them no more.
     fn leave_shortcut(&self, router: &File, lost: &BTreeSet<IpAddr>) -> Result<(), NetError> {
-        let work = || self.shortcut.cut(router, |flow| !lost.contains(&flow.source) && !lost.contains(&flow.responder));
+        let work = || self.shortcut.cut(router, |flow| flow.avoids(lost));
         within(router, work)?.map(drop).map_err(NetError::io("cut flows of an instance that goes"))
     }
 

@@ -65,7 +65,7 @@ impl Holder {
         *self.lock() = State::default();
     }
 
-    /// Attaches a link; when the kernel refuses, every link goes without from now on.
+    /// Attaches a link; one that the kernel refuses goes without, until a repair succeeds.
     pub fn attach(&self, router: &File, links: &mut Links, index: u32) -> io::Result<()> {
         let Some(shortcut) = self.of(router, links)? else { return Ok(()) };
         if let Err(error) = shortcut.attach(links, index) {
