@@ -27,6 +27,7 @@ mod paths;
 mod ranges;
 mod recipe;
 mod release;
+mod site;
 mod source;
 mod sys;
 pub mod toolchain;
@@ -38,6 +39,7 @@ pub use engine::leftovers::Leftovers;
 pub use images::PullRequest;
 pub use moat_image::{Listed as ListedImage, Mirror};
 pub use recipe::ImageBuildRequest;
+pub use site::{Published, SiteRequest};
 pub use release::{BuildRequest, Release};
 
 use std::path::PathBuf;

@@ -57,7 +57,7 @@ impl BuildRequest {
                 runtime: native.runtime,
                 version: native.version.clone(),
             }),
-            Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) => None,
+            Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_) => None,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::monitor::files::{self, Job};
 use crate::monitor::{GO, READY, RUNNING, VERB};
 use crate::ranges;
 use crate::recipe;
+use crate::site;
 use crate::toolchain::Toolchain;
 use moat_engine::{EngineError, StepOutcome};
 use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, Persistence, Workload};
@@ -108,15 +109,18 @@ impl LinuxEngine {
 
 /// Everything the monitor reads, in the instance's folder; the folders of the host that the sandbox shows.
 fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
+    let site = site::as_program(inner, spec)?;
+    let (spec, of_site) = site.as_ref().map_or((spec, None), |(program, toolchain)| (program, Some(toolchain)));
     let doing = format!("start `{}`", spec.id);
     let fail = |path: &Path, error: io::Error| EngineError::new(&doing, format!("`{}`: {error}", path.display())).caused_by(error);
     let first_id = inner.ranges.first(inner.paths.state(), &spec.service)?;
     let (toolchain, image) = match &spec.workload {
         // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
+        Workload::Native(_) if let Some(toolchain) = of_site => (toolchain.clone(), None),
         Workload::Native(native) => (inner.toolchain(native.runtime, native.version.as_deref())?, None),
         Workload::Image(_) if spec.purpose == Purpose::Build => (Toolchain::default(), None),
         Workload::Image(_) => (Toolchain::default(), Some(images::facts(inner, spec)?)),
-        Workload::KeyValue(_) | Workload::Postgres(_) => datastore::server_of(inner, spec)?,
+        Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_) => datastore::server_of(inner, spec)?,
     };
     let recipe = match (&spec.workload, &spec.release) {
         (Workload::Image(_), Some(release)) if spec.purpose == Purpose::Build => Some(recipe::of_release(inner, release)?),
@@ -189,7 +193,7 @@ fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
         (Workload::Image(_), Some(release)) if image_build => {
             Some(crate::release::project_of(inner, release, spec.purpose, Path::new(""))?)
         }
-        (Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_), _) => None,
+        (Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_), _) => None,
     };
     let serves = spec.purpose == Purpose::Serve;
     let disk = spec.workload.disk().filter(|_| serves).map(|disk| paths.disk(&spec.service, &disk.name));
@@ -198,11 +202,11 @@ fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
             Some(paths.data(&spec.service))
         }
         Workload::Postgres(_) => Some(paths.data(&spec.service)),
-        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => None,
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => None,
     };
     let identity = match &spec.workload {
         Workload::Postgres(_) => Some(certificate::of(&paths.certificate(&spec.service), &spec.slug)?),
-        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => None,
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => None,
     };
     Ok(Places {
         root: paths.root_point()?,
