@@ -4,8 +4,8 @@ use super::{Core, Msg};
 use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
-use moat_engine_linux::{BuildRequest, DatastoreRequest, ImageBuildRequest, Origin, Provided, PullRequest, Release};
-use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
+use moat_engine_linux::{BuildRequest, DatastoreRequest, ImageBuildRequest, Origin, Provided, PullRequest, Published, Release, SiteRequest};
+use moat_model::state::{ImageOrigin, ImageWorkload, StaticWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -68,6 +68,16 @@ impl Core {
                 let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
                     let result = engine.prepare_image(request, tell).await;
+                    let _ = tx.send(Msg::Prepared(slug, result));
+                });
+            }
+            Workload::Static(_) => {
+                let Some(request) = SiteRequest::of(service) else { return };
+                self.deploys.insert(slug.clone(), deploy);
+                self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
+                let (engine, tx) = (self.engine.clone(), self.tx.clone());
+                tokio::spawn(async move {
+                    let result = engine.prepare_site(request).await;
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -181,6 +191,7 @@ impl Core {
         let does = match &service.workload {
             Workload::Native(native) => native.build_command.as_deref().map(first_line),
             Workload::Image(image) => image.dockerfile().map(|dockerfile| dockerfile.file.display().to_string()),
+            Workload::Static(site) => site.build_command.as_deref().map(first_line),
             Workload::KeyValue(_) | Workload::Postgres(_) => return,
         };
         let Some(does) = does else {
@@ -209,6 +220,10 @@ impl Core {
 
     /// The datastore of the service's network that is being deployed and not ready, if any.
     fn datastores_not_ready(&self, service: &Service) -> Option<Slug> {
+        if service.kind == ServiceKind::Static {
+            // It reaches none.
+            return None;
+        }
         self.desired
             .services
             .values()
@@ -220,10 +235,21 @@ impl Core {
         let Some(deploy) = self.deploys.get_mut(slug) else { return };
         let Some(name) = deploy.release.clone() else { return };
         deploy.go(DeployPhase::Sealing);
-        let image = matches!(deploy.service.workload, Workload::Image(_));
+        let workload = deploy.service.workload.clone();
         let (engine, tx, slug) = (self.engine.clone(), self.tx.clone(), slug.clone());
         tokio::spawn(async move {
-            let result = if image { engine.seal_image(&name).await } else { engine.seal_release(&name).await.map(|()| name.clone()) };
+            let result = match workload {
+                Workload::Image(_) => engine.seal_image(&name).await,
+                Workload::Static(site) => engine.seal_site(&name, &site).await.map(|published| {
+                    for text in site_notices(&site, &published) {
+                        let _ = tx.send(Msg::Said(slug.clone(), text));
+                    }
+                    name.clone()
+                }),
+                Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_) => {
+                    engine.seal_release(&name).await.map(|()| name.clone())
+                }
+            };
             let _ = tx.send(Msg::Sealed(slug, name, result));
         });
     }
@@ -342,7 +368,8 @@ impl Core {
             return;
         }
         self.sweep = false;
-        let keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
+        let mut keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
+        keep.extend(self.releases_in_use());
         if let Err(error) = self.engine.collect_garbage(&keep).await {
             tracing::warn!(%error, "old releases can't be removed");
         }
@@ -373,6 +400,23 @@ impl Core {
         let detail = if kept { format!("{why}; what ran before stays") } else { why.to_owned() };
         self.set_phase_with(slug, ServicePhase::Failed, Some(detail), last_lines);
     }
+}
+
+/// What is worth telling about a folder that was published.
+fn site_notices(site: &StaticWorkload, published: &Published) -> Vec<String> {
+    const NAMED: usize = 3;
+    let count = published.files;
+    let mut said = vec![if count == 1 { "published 1 file".to_owned() } else { format!("published {count} files") }];
+    let left_out: Vec<String> = published.left_out.iter().take(NAMED).map(|path| format!("`{}`", path.display())).collect();
+    if !left_out.is_empty() {
+        let more = published.left_out.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        said.push(format!("not published, since they lead out of the folder: {}{more}", left_out.join(", ")));
+    }
+    if !published.index && !site.routes.iter().any(|route| ["/", "/*"].contains(&route.source.as_str())) {
+        said.push(format!("`{}` has no `index.html`: nothing answers at `/`", site.publish_path.display()));
+    }
+    said
 }
 
 /// An engine's error with its hint, in one line.
