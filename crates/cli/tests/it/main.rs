@@ -10,5 +10,6 @@ mod offline;
 mod postgres;
 mod run;
 mod sabotage;
+mod sites;
 mod stores;
 mod systems;

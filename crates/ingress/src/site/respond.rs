@@ -119,11 +119,12 @@ fn several(response: &mut Response<Content>, file: Published, kind: &str, parts:
 /// The type by a file's name; text is UTF-8.
 fn content_type(name: &[u8]) -> String {
     let guess = mime_guess::from_path(Path::new(std::ffi::OsStr::from_bytes(name))).first_raw().unwrap_or("application/octet-stream");
-    // `.ts` of a site is more often MPEG to tables than TypeScript, which no browser runs: as the table says.
+    // RFC 9239: the one name of the language.
+    let guess = if guess == "application/javascript" { "text/javascript" } else { guess };
     let text = guess.starts_with("text/")
         || guess.ends_with("+xml")
         || guess.ends_with("+json")
-        || ["application/javascript", "application/json", "application/xml", "application/manifest+json"].contains(&guess);
+        || ["application/json", "application/xml"].contains(&guess);
     if text { format!("{guess}; charset=utf-8") } else { guess.to_owned() }
 }
 
@@ -140,7 +141,7 @@ mod tests {
             ("a.js", "text/javascript; charset=utf-8"),
             ("a.mjs", "text/javascript; charset=utf-8"),
             ("a.json", "application/json; charset=utf-8"),
-            ("a.js.map", "application/json; charset=utf-8"),
+            ("a.js.map", "text/plain; charset=utf-8"),
             ("a.webmanifest", "application/manifest+json; charset=utf-8"),
             ("a.svg", "image/svg+xml; charset=utf-8"),
             ("feed.xml", "text/xml; charset=utf-8"),
