@@ -23,8 +23,11 @@ ln -s ../build.sh dist/outside; ln -s /etc/passwd dist/passwd; ln -s assets dist
 { (exec 3<>/dev/tcp/store/6379) 2>/dev/null && echo "store: reached" || echo "store: refused"; } | tee dist/reach.txt
 { (exec 3<>/dev/tcp/api/10000) 2>/dev/null && echo "api: reached" || echo "api: refused"; } | tee -a dist/reach.txt
 echo "$RENDER_SERVICE_TYPE $RENDER_EXTERNAL_URL" > dist/env.txt
-test -z "$BREAK" || { echo "this build breaks"; exit 7; }
+test "$BREAK" != yes || { echo "this build breaks"; exit 7; }
 "#;
+
+/// Variables that are no longer written stay.
+const NO_BREAK: &str = "      - {key: BREAK, value: 'no'}";
 
 fn blueprint(more: &str) -> String {
     format!(
@@ -224,12 +227,12 @@ fn a_site_is_built_published_and_served_by_its_rules() {
     assert_eq!(failed.code, 1, "{failed:?}");
     shows(&failed, &["its build exited with status 7", "this build breaks", "what ran before stays"]);
     assert_eq!(answers(&host, "/", &[], 200, &[]), b"<h1>hello again</h1>\n");
-    host.write("shop/render.yaml", &blueprint("").replace("./dist", "build"));
+    host.write("shop/render.yaml", &blueprint(NO_BREAK).replace("./dist", "build"));
     let missing = host.moat(&["up", "-d", file]);
     assert_eq!(missing.code, 1, "{missing:?}");
     shows(&missing, &["publish `build`", "the build made no such folder", "`dist`", "did you mean `staticPublishPath: dist`?"]);
     assert_eq!(answers(&host, "/", &[], 200, &[]), b"<h1>hello again</h1>\n");
-    host.write("shop/render.yaml", &blueprint(""));
+    host.write("shop/render.yaml", &blueprint(NO_BREAK));
     host.moat(&["up", "-d", file]).ok();
 
     // The next daemon serves it without a build.
