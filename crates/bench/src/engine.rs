@@ -87,9 +87,11 @@ impl Site {
             build_fingerprint: String::new(),
             runtime: workload.runtime,
             version: None,
+            commands: Vec::new(),
+            env: BTreeMap::new(),
         };
         let name = self.runtime.block_on(async {
-            let release = self.engine.prepare_release(request).await.words()?;
+            let release = self.engine.prepare_release(request, |_| ()).await.words()?.release;
             self.engine.seal_release(&release.name).await.words()?;
             Ok(release.name)
         })?;

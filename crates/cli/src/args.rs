@@ -54,6 +54,9 @@ pub enum Verb {
     /// Show, load and remove images.
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Deploy by `git push`.
+    #[command(subcommand)]
+    Git(GitVerb),
     /// Show who reaches whom.
     Reach(ReachArgs),
     /// Say whether one peer reaches another, and by which rule.
@@ -107,7 +110,7 @@ pub struct UpArgs {
 /// Arguments of `down`.
 #[derive(Debug, Args)]
 pub struct DownArgs {
-    /// The blueprint; without it, everything that Moat runs here.
+    /// The blueprint, or the name of a repository that is pushed to; without it, everything that Moat runs here.
     pub file: Option<PathBuf>,
 }
 
@@ -146,6 +149,82 @@ pub enum ImageVerb {
     },
     /// Remove the images that nothing runs.
     Prune,
+}
+
+/// What can be done with repositories that are pushed to.
+#[derive(Debug, Subcommand)]
+pub enum GitVerb {
+    /// Make a repository here whose pushes are deployed, or change how they are; inside a work tree also its remote `moat`.
+    Init(GitInitArgs),
+    /// Show the repositories, and which commit of each runs.
+    List,
+    /// Deploy what was pushed last, whatever `autoDeployTrigger`, `buildFilter` and the commit's message say.
+    Deploy {
+        /// The repository.
+        name: String,
+        /// Only these services; without any, all.
+        services: Vec<String>,
+        /// Stop services that the blueprint no longer names, and forget variables that it no longer names.
+        #[arg(long)]
+        prune: bool,
+    },
+    /// Remove a repository whose services are down.
+    Remove {
+        /// The repository.
+        name: String,
+    },
+    /// Takes a push, as git asks for it.
+    #[command(hide = true)]
+    Receive {
+        /// The repository.
+        folder: PathBuf,
+    },
+    /// What git calls before and after it takes a push.
+    #[command(hide = true)]
+    Hook {
+        /// Which.
+        hook: Hook,
+    },
+}
+
+/// Hooks of a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Hook {
+    /// May refuse.
+    PreReceive,
+    /// Deploys.
+    PostReceive,
+}
+
+/// Arguments of `git init`. What is not given stays as it was.
+#[derive(Debug, Args)]
+pub struct GitInitArgs {
+    /// The blueprint's path in the repository; `render.yaml` unless said.
+    pub file: Option<PathBuf>,
+    /// The repository's name; that of the work tree's folder unless said.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The branch that is deployed; `main` unless said, or the branch of the work tree where that has no `main`.
+    #[arg(long)]
+    pub branch: Option<String>,
+    /// A URL by which the blueprint calls this very repository (`repo`), besides the work tree's remotes.
+    #[arg(long, value_name = "URL")]
+    pub repo: Vec<String>,
+    /// Where the ingress listens; 127.0.0.1:8080 unless said.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "MOAT_LISTEN")]
+    pub listen: Option<String>,
+    /// Give a value that the blueprint asks for; `SERVICE.KEY=VALUE` for one service only.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Give values from a file of KEY=VALUE lines.
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Hand a variable of this shell, as it is now, to builds.
+    #[arg(long, value_name = "NAME")]
+    pub pass_env: Vec<String>,
+    /// How many seconds a service may take until it listens; 900 unless said.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub start_timeout: Option<u64>,
 }
 
 /// Arguments of `reach`.

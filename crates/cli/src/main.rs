@@ -43,6 +43,7 @@ async fn run(verb: Verb, ui: &ui::Ui) -> Result<ExitCode, CommandError> {
         Verb::Logs(args) => commands::logs::run(args, ui).await,
         Verb::Exec(args) => commands::exec::run(args).await,
         Verb::Image(verb) => commands::image::run(verb, ui).await,
+        Verb::Git(verb) => commands::git::run(verb, ui).await,
         Verb::Reach(args) => commands::reach::run(args, ui).await,
         Verb::Explain(args) => commands::explain::run(args, ui).await,
         Verb::Denied => commands::denied::run(ui).await,

@@ -1,5 +1,4 @@
 //! The one place that writes to the terminal: data to stdout, the rest to stderr.
-#![expect(clippy::print_stderr, reason = "this is where Moat speaks")]
 
 use crate::args::{Color, Output};
 use crate::command_error::CommandError;
@@ -134,7 +133,8 @@ impl Ui {
 
     /// A line about what goes on.
     pub fn say(&self, text: &str) {
-        eprintln!("{text}");
+        // Who watched and went away stops nothing.
+        let _ = writeln!(io::stderr(), "{text}");
     }
 
     /// Data as JSON: pretty on one go.
@@ -157,9 +157,9 @@ impl Ui {
         if self.json() {
             self.json_line(&serde_json::json!({ "error": error.message, "hints": error.hints, "exitCode": error.code }));
         }
-        eprintln!("{} {}", self.paint_err(Tone::Bad, "error:"), error.message);
+        self.say(&format!("{} {}", self.paint_err(Tone::Bad, "error:"), error.message));
         for hint in &error.hints {
-            eprintln!("{} {hint}", self.paint_err(Tone::Link, " hint:"));
+            self.say(&format!("{} {hint}", self.paint_err(Tone::Link, " hint:")));
         }
         error.exit_code()
     }

@@ -9,6 +9,7 @@ use moat_model::{DesiredState, Diagnostic, LinkName, Severity, Slug};
 use moat_planner::Plan;
 use moat_planner::memory::Memory;
 use moat_planner::policy::LiveInstance;
+use moat_planner::push::PushRule;
 use moat_planner::resolve::{GitFacts, Input, Missing, Settings};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -46,6 +47,8 @@ pub struct Outcome {
     pub diagnostics: Vec<(PathBuf, Diagnostic)>,
     /// What is asked for.
     pub missing: Vec<Missing>,
+    /// What a push means for each service.
+    pub push_rules: BTreeMap<Slug, PushRule>,
 }
 
 impl Outcome {
@@ -86,20 +89,21 @@ pub fn resolve(read: &[(&UpRequest, &Blueprint)], memory: &mut Memory, listen: &
         .map(|(up, blueprint)| {
             let path = up.file.as_path();
             let [branch, commit, repo_slug] = up.git.clone();
+            let (pushed_to, pins) = up.pushed.clone().map_or_else(Default::default, |pushed| (Some(pushed.repository), pushed.pins));
             Input {
                 path,
                 source: path.parent().unwrap_or(Path::new("/")),
                 blueprint,
                 given: &up.given,
                 files: &up.files,
-                git: GitFacts { branch, commit, repo_slug },
+                git: GitFacts { branch, commit, repo_slug, pushed_to, pins },
             }
         })
         .collect();
     let port = listen.rsplit(':').next().and_then(|p| p.parse().ok()).filter(|p| *p != 80);
     let settings = Settings { domain: DOMAIN.to_owned(), public_scheme: "http".to_owned(), public_port: port, cpu_count: cpus() };
     let resolved = moat_planner::resolve::resolve(&inputs, memory, &mut random, &settings);
-    Outcome { state: resolved.state, diagnostics: resolved.diagnostics, missing: resolved.missing }
+    Outcome { state: resolved.state, diagnostics: resolved.diagnostics, missing: resolved.missing, push_rules: resolved.push_rules }
 }
 
 fn cpus() -> u32 {

@@ -14,6 +14,24 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 /// A daemon greets at once, on however busy a machine.
 const GREETED_WITHIN: Duration = Duration::from_secs(30);
 
+/// Variables by which git tells its hooks which repository they are about (`git rev-parse --local-env-vars`).
+const OF_A_REPOSITORY: [&str; 14] = [
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_CONFIG_COUNT",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_IMPLICIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_PREFIX",
+    "GIT_SHALLOW_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_NAMESPACE",
+    "GIT_PUSH_OPTION_COUNT",
+    "GIT_QUARANTINE_PATH",
+];
+
 /// One request under way.
 #[derive(Debug)]
 pub struct Conversation {
@@ -98,7 +116,12 @@ pub async fn ensure(paths: &Paths, own_exe: &Path) -> Result<(), ClientError> {
         .map_err(|error| no(&format!("can't write `{}`", paths.daemon_log().display()), &error))?;
     let before = log.metadata().map_or(0, |m| m.len());
     let errors = log.try_clone().map_err(|error| no("can't share the log", &error))?;
-    let mut child = Command::new(own_exe)
+    let mut command = Command::new(own_exe);
+    // A hook of a repository has these, and they would lead every git of the daemon there.
+    for name in std::env::vars_os().map(|(name, _)| name).filter(|name| OF_A_REPOSITORY.iter().any(|of| name == of)) {
+        command.env_remove(name);
+    }
+    let mut child = command
         .arg("__daemon")
         .env("MOAT_STATE_DIR", &paths.state)
         .env("MOAT_RUN_DIR", &paths.run)

@@ -1,5 +1,6 @@
 //! One deploy of one service, and what is deployed.
 
+use moat_engine_linux::MissingTool;
 use moat_model::{InstanceId, Service};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -11,6 +12,9 @@ pub struct Deployed {
     pub service: Service,
     /// The release folder's name, or an image's id; none for a datastore on the machine's own server.
     pub release: Option<String>,
+    /// The commit of its source, where that comes from a git repository.
+    #[serde(default)]
+    pub commit: Option<String>,
     /// `initialDeployHook` ran.
     pub hook_ran: bool,
     /// All instances were ready once.
@@ -30,7 +34,7 @@ impl Deployed {
 /// A deploy under way.
 ///
 /// ```text
-/// Preparing ─▶ Waiting (datastores) ─▶ Building ─▶ Sealing ─▶ PreDeploy ─▶ Starting ─▶ done
+/// Preparing ─▶ Waiting (datastores, tools) ─▶ Building ─▶ Sealing ─▶ PreDeploy ─▶ Starting ─▶ done
 ///     └── the same source was built ───────────────────────────▲            └▶ failed: previous stays
 /// ```
 ///
@@ -44,6 +48,10 @@ pub struct Deploy {
     pub phase: DeployPhase,
     /// The release, once prepared.
     pub release: Option<String>,
+    /// Tools of the build that were not installed yet when it was prepared.
+    pub tools: Vec<MissingTool>,
+    /// The commit that it is made of, once prepared, where there is one.
+    pub commit: Option<String>,
     /// What ran before, to go back to.
     pub previous: Option<Deployed>,
     /// How long an instance may take until it is ready.
@@ -59,6 +67,10 @@ pub enum DeployPhase {
     Preparing,
     /// Waits for datastores and a free build place.
     Waiting,
+    /// A tool of the build is being installed in this instance.
+    Installing(InstanceId),
+    /// The tool's release of this name is being sealed.
+    SealingTool(String),
     /// The build runs in this instance.
     Building(InstanceId),
     /// The release is being sealed.
@@ -81,8 +93,13 @@ impl Deploy {
     /// The instance that runs for this deploy alone, if any.
     pub fn sandbox(&self) -> Option<&InstanceId> {
         match &self.phase {
-            DeployPhase::Building(id) | DeployPhase::PreDeploy(id) => Some(id),
-            DeployPhase::Preparing | DeployPhase::Waiting | DeployPhase::Sealing | DeployPhase::Built | DeployPhase::Starting => None,
+            DeployPhase::Installing(id) | DeployPhase::Building(id) | DeployPhase::PreDeploy(id) => Some(id),
+            DeployPhase::Preparing
+            | DeployPhase::Waiting
+            | DeployPhase::SealingTool(_)
+            | DeployPhase::Sealing
+            | DeployPhase::Built
+            | DeployPhase::Starting => None,
         }
     }
 }

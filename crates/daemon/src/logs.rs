@@ -4,7 +4,7 @@
 //! beside it as `INSTANCE.log.1`.
 
 use crate::protocol::{Event, LogLine};
-use moat_model::Slug;
+use moat_model::{InstanceId, Slug};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -134,36 +134,63 @@ impl Reader {
     fn news(&mut self) -> Vec<LogLine> {
         let mut all = Vec::new();
         for (path, service, instance) in self.files() {
-            let Ok(mut file) = File::open(&path) else { continue };
+            let Ok(file) = File::open(&path) else { continue };
             let Ok(metadata) = file.metadata() else { continue };
-            let cursor = self.cursors.entry(path.clone()).or_insert_with(|| Cursor {
-                service,
-                instance,
-                inode: metadata.ino(),
-                offset: 0,
-                partial: Vec::new(),
-                joiner: Joiner::default(),
-            });
-            if cursor.inode != metadata.ino() {
-                // Rotated: what was not read of the old file comes first.
-                if let Ok(old) = File::open(path.with_extension("log.1"))
-                    && old.metadata().is_ok_and(|m| m.ino() == cursor.inode)
-                {
-                    drain(cursor, old, &mut all);
-                }
-                cursor.inode = metadata.ino();
-                cursor.offset = 0;
-                cursor.partial.clear();
-            }
-            if metadata.len() > cursor.offset {
-                if file.rewind().is_err() {
-                    continue;
-                }
-                drain(cursor, file, &mut all);
-            }
+            let cursor = self.cursors.entry(path.clone()).or_insert_with(|| Cursor::at_begin(service, instance, metadata.ino()));
+            look(cursor, &path, file, &metadata, &mut all);
         }
         all.sort_by(|a, b| a.time.cmp(&b.time));
         all
+    }
+}
+
+/// The log of one instance from its begin on, which may not be there yet.
+pub struct Tail {
+    path: PathBuf,
+    cursor: Option<Cursor>,
+    service: Slug,
+    instance: String,
+}
+
+impl Tail {
+    /// The log of an instance below the folder of all logs.
+    pub fn new(folder: &Path, service: &Slug, instance: &InstanceId) -> Self {
+        let path = folder.join(service.as_str()).join(format!("{instance}.log"));
+        Self { path, cursor: None, service: service.clone(), instance: instance.to_string() }
+    }
+
+    /// Lines added since the last look.
+    pub fn news(&mut self) -> Vec<LogLine> {
+        let mut all = Vec::new();
+        if let Some((file, metadata)) = File::open(&self.path).ok().and_then(|file| file.metadata().ok().map(|about| (file, about))) {
+            let (service, instance) = (&self.service, &self.instance);
+            let cursor = self.cursor.get_or_insert_with(|| Cursor::at_begin(service.clone(), instance.clone(), metadata.ino()));
+            look(cursor, &self.path, file, &metadata, &mut all);
+        }
+        all
+    }
+}
+
+impl Cursor {
+    fn at_begin(service: Slug, instance: String, inode: u64) -> Self {
+        Self { service, instance, inode, offset: 0, partial: Vec::new(), joiner: Joiner::default() }
+    }
+}
+
+/// Takes what was added to a log, and before it what was not read of the part that was rotated away.
+fn look(cursor: &mut Cursor, path: &Path, mut file: File, metadata: &fs::Metadata, all: &mut Vec<LogLine>) {
+    if cursor.inode != metadata.ino() {
+        if let Ok(old) = File::open(path.with_extension("log.1"))
+            && old.metadata().is_ok_and(|m| m.ino() == cursor.inode)
+        {
+            drain(cursor, old, all);
+        }
+        cursor.inode = metadata.ino();
+        cursor.offset = 0;
+        cursor.partial.clear();
+    }
+    if metadata.len() > cursor.offset && file.rewind().is_ok() {
+        drain(cursor, file, all);
     }
 }
 

@@ -19,7 +19,8 @@ pub const GREETING: &str = "moat";
 pub enum Request {
     /// Answers `End` at once.
     Ping,
-    /// Runs a blueprint (or what changed of it). Progress comes as events, `End` when all is ready or something failed.
+    /// Runs a blueprint (or what changed of it). Progress comes as events, with the output of builds and pre-deploy commands as
+    /// [`Event::Log`]; `End` when all is ready or something failed.
     Up(UpRequest),
     /// Stops a blueprint's services, or everything.
     Down {
@@ -85,6 +86,35 @@ pub struct UpRequest {
     /// Stops what the blueprint names no longer, and gives up the values of variables it names no longer.
     #[serde(default)]
     pub prune: bool,
+    /// What was pushed; none where the source is a folder. Pushes of one blueprint wait for each other, and of those that wait
+    /// only the last is deployed.
+    #[serde(default)]
+    pub pushed: Option<Pushed>,
+}
+
+/// A commit that was pushed to a repository of this machine. Which one it is, [`UpRequest::git`] says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pushed {
+    /// The repository, a bare one.
+    pub repository: PathBuf,
+    /// Why it is deployed.
+    pub cause: Cause,
+    /// Commits that services keep, by their names as written. The daemon's to fill in.
+    #[serde(default)]
+    pub pins: BTreeMap<String, String>,
+}
+
+/// Why a pushed commit is deployed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The push itself: each service's `autoDeployTrigger`, `buildFilter` and `rootDir` count.
+    Push,
+    /// Somebody asked for it.
+    Asked {
+        /// By name or slug; empty is all.
+        services: Vec<String>,
+    },
 }
 
 /// What is answered.
@@ -146,6 +176,11 @@ pub enum Event {
         images: usize,
         /// Bytes of their files.
         bytes: u64,
+    },
+    /// Another push came before this one's turn, and is deployed instead; `End` follows.
+    Superseded {
+        /// Its commit.
+        commit: String,
     },
     /// The request is done.
     End {
@@ -306,6 +341,9 @@ pub struct ServiceStatus {
     pub address: Option<AddressPair>,
     /// When a cron job runs next, RFC 3339.
     pub next_run: Option<String>,
+    /// The commit that runs, where its source comes from a git repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Its disk, once it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskUse>,

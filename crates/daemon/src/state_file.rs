@@ -7,7 +7,7 @@ use crate::protocol::UpRequest;
 use moat_model::{Generation, Service, Slug};
 use moat_planner::memory::Memory;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -26,6 +26,12 @@ pub struct Durable {
     pub blueprints: BTreeMap<PathBuf, UpRequest>,
     /// Services that their blueprint no longer names, and that nobody removed.
     pub kept: BTreeMap<Slug, Service>,
+    /// The last push of each blueprint that is not accepted yet.
+    #[serde(default)]
+    pub queued: BTreeMap<PathBuf, UpRequest>,
+    /// Services whose deploy is not over.
+    #[serde(default)]
+    pub deploying: BTreeSet<Slug>,
     /// What runs of each service.
     pub deployed: BTreeMap<Slug, Deployed>,
 }

@@ -4,15 +4,18 @@
 //! release stays what it is.
 
 use crate::engine::{Inner, LinuxEngine, folder};
+use crate::lock::{self, Language};
 use crate::lower::image::Facts;
+use crate::lower::sandbox::{HOME, Machine, UID};
 use crate::release::Release;
+use crate::toolchain::Toolchain;
 use moat_engine::EngineError;
 use moat_image::{Credentials, ImageError, ImageId, Listed, LoadOptions, Progress, PullOptions, Reference, Store};
 use moat_model::Secret;
 use moat_planner::plan::InstanceSpec;
 use nix::sys::signal::Signal;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How often a pull says how far it is.
@@ -37,7 +40,7 @@ impl LinuxEngine {
     ) -> Result<(Release, Option<EngineError>), EngineError> {
         self.blocking(move |inner| {
             let (id, instead_of) = pull(inner, &request.image, request.credential.as_ref(), tell)?;
-            Ok((Release { name: id.to_string(), cached: true }, instead_of))
+            Ok((Release { name: id.to_string(), cached: true, commit: None }, instead_of))
         })
         .await
     }
@@ -69,6 +72,7 @@ impl LinuxEngine {
                 let release = folder::look(inner, &id)?.and_then(|look| look.facts).and_then(|facts| facts.release);
                 ids.extend(release.and_then(|name| name.parse::<ImageId>().ok()));
             }
+            ids.extend(lock::images(inner));
             let collected = store(inner).and_then(|store| {
                 if !named_too {
                     ids.extend(store.list()?.into_iter().filter(|image| !image.names.is_empty()).map(|image| image.id));
@@ -154,6 +158,78 @@ pub fn facts(inner: &Inner, spec: &InstanceSpec) -> Result<Facts, EngineError> {
         home: user.home,
         stop_signal: image.config.stop_signal.unwrap_or(Signal::SIGTERM as i32),
     })
+}
+
+/// An image that is a language's toolchain, looked into.
+pub struct LanguageFacts {
+    /// What of it a sandbox is told.
+    pub toolchain: Toolchain,
+    /// Its layers and its variables.
+    pub facts: Facts,
+    bash: bool,
+}
+
+/// What of this machine's `/etc` counts in an image too: certificates, and the package managers' system-wide settings.
+const SHARED_ETC: [&str; 6] = [
+    "/etc/ssl/certs",
+    "/etc/pki/tls/certs",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/ca-certificates/extracted",
+    "/etc/pip.conf",
+    "/etc/npmrc",
+];
+
+impl LanguageFacts {
+    /// The machine as a sandbox over this image sees it.
+    pub fn machine(&self, machine: &Machine) -> Machine {
+        let etc = machine.etc.iter().filter(|path| SHARED_ETC.iter().any(|shared| path.as_path() == Path::new(shared))).cloned().collect();
+        Machine { etc, bash: self.bash, usr_merge: BTreeMap::new(), ..machine.clone() }
+    }
+}
+
+/// What the image of a language holds.
+pub fn language(inner: &Inner, language: &Language) -> Result<LanguageFacts, EngineError> {
+    let doing = format!("use `{}`", language.reference);
+    let id: ImageId = language.image.parse().map_err(|error: moat_image::DigestError| EngineError::new(&doing, error.to_string()))?;
+    let image = store(inner)
+        .and_then(|store| store.image(&id))
+        .map_err(|error| image_error(&doing, error).hint("`moat up` makes the service anew, with the image pulled again"))?;
+    let has = |path: &str| image.read(path, 1).map(|found| found.is_some()).map_err(|error| image_error(&doing, error));
+    let variable = |key: &str| image.config.env.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+    let mut path: Vec<PathBuf> =
+        variable("PATH").unwrap_or_default().split(':').filter(|folder| folder.starts_with('/')).map(PathBuf::from).collect();
+    if let Some(version) = variable("RUST_VERSION") {
+        // rustup's own commands look for toolchains where `RUSTUP_HOME` says, which is the service's.
+        let bin = format!("/usr/local/rustup/toolchains/{version}-{}-unknown-linux-gnu/bin", std::env::consts::ARCH);
+        if has(&format!("{bin}/cargo"))? {
+            path.insert(0, bin.into());
+        }
+    }
+    let version = ["PYTHON_VERSION", "NODE_VERSION", "RUBY_VERSION", "GOLANG_VERSION", "RUST_VERSION", "ELIXIR_VERSION"];
+    let version = version.into_iter().find_map(variable).or_else(|| language.reference.rsplit(':').next()).unwrap_or_default();
+    let env = image.config.env.iter().filter(|(key, _)| !matches!(key.as_str(), "PATH" | "HOME")).cloned().collect();
+    let toolchain = Toolchain { version: version.trim_start_matches('v').to_owned(), path, env, ..Toolchain::default() };
+    let bash = has("/bin/bash")?;
+    let facts = Facts {
+        layers: image.layers.clone(),
+        entrypoint: Vec::new(),
+        command: Vec::new(),
+        env: Vec::new(),
+        working_dir: "/".to_owned(),
+        uid: UID,
+        gid: UID,
+        groups: Vec::new(),
+        home: HOME.to_owned(),
+        stop_signal: Signal::SIGTERM as i32,
+    };
+    Ok(LanguageFacts { toolchain, facts, bash })
+}
+
+/// An image of a registry: the one that is here, if any.
+pub fn known(inner: &Inner, reference: &str) -> Result<Option<ImageId>, EngineError> {
+    let doing = format!("look for `{reference}`");
+    let name: Reference = reference.parse().map_err(|error: moat_image::ReferenceError| EngineError::new(&doing, error.to_string()))?;
+    store(inner).and_then(|store| store.resolve(&name)).map_err(|error| image_error(doing, error))
 }
 
 /// Turns the steps of a pull into a few lines.

@@ -5,7 +5,7 @@
 //! [`monitor`] makes it and stays beside it; this process may be killed at any moment without an instance noticing.
 //!
 //! Folders: `RUN/instances/ID` holds what is known of a live instance, `RUN/crun` the runtime's own state;
-//! `STATE/releases/NAME/project` a build's result, `STATE/images` the layers of published images, `STATE/sources` fetched repositories, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
+//! `STATE/releases/NAME/project` a build's result (with a `+` before it, a tool of builds), `STATE/images` the layers of published images, `STATE/sources` fetched repositories, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
 //! log, `STATE/cache/SLUG` a service's build cache, `STATE/disks/SERVICE/NAME` and `STATE/data/SERVICE` what it keeps,
 //! `STATE/certificates/SERVICE.pem` what a database shows to clients that ask for TLS.
 //!
@@ -19,6 +19,7 @@ mod dockerfile;
 pub mod doctor;
 mod engine;
 mod images;
+mod lock;
 pub mod log;
 pub mod lower;
 pub mod monitor;
@@ -31,6 +32,7 @@ mod site;
 mod source;
 mod sys;
 pub mod toolchain;
+mod tools;
 mod tree;
 
 pub use datastore::{DatastoreRequest, Origin, Provided, ServerImages};
@@ -39,8 +41,8 @@ pub use engine::leftovers::Leftovers;
 pub use images::PullRequest;
 pub use moat_image::{Listed as ListedImage, Mirror};
 pub use recipe::ImageBuildRequest;
+pub use release::{BuildRequest, MissingTool, Prepared, Release};
 pub use site::{Published, SiteRequest};
-pub use release::{BuildRequest, Release};
 
 use std::path::PathBuf;
 

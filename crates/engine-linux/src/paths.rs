@@ -99,6 +99,11 @@ impl Paths {
     pub fn cache(&self, slug: &Slug) -> PathBuf {
         self.state.join("cache").join(slug.as_str())
     }
+    /// What builds of Dockerfiles leave, by service.
+    pub fn builds(&self) -> PathBuf {
+        self.state.join("builds")
+    }
+
     /// The images that a service's Dockerfile builds on.
     pub fn bases(&self, service: &ServiceId) -> PathBuf {
         self.state.join("builds").join(service.as_str()).join("bases")

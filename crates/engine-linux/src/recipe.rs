@@ -92,7 +92,7 @@ fn prepare(inner: &Inner, request: &ImageBuildRequest, tell: impl Fn(String)) ->
         if let Some(id) = &built
             && images::store(inner).and_then(|store| store.image(id)).is_ok()
         {
-            return Ok(Release { name: id.to_string(), cached: true });
+            return Ok(Release { name: id.to_string(), cached: true, commit: release.commit });
         }
         // Its image was removed since.
         tree::remove(&folder).map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;

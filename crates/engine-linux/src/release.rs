@@ -6,15 +6,17 @@
 //!
 //! Invariant: an instance other than a build only ever runs a sealed release.
 
-use crate::checkout::checkout;
+mod prepare;
+pub use prepare::prepare;
+
+use crate::checkout::{Checkout, checkout};
 use crate::engine::{Inner, LinuxEngine, folder};
-use crate::lower::sandbox::UID;
-use crate::{recipe, source, tree};
+use crate::{lock, recipe, source, tools, tree};
 use moat_engine::EngineError;
 use moat_model::state::{InstancePhase, Source, Workload};
-use moat_model::{NativeRuntime, Purpose, Service, ServiceId, Slug};
+use moat_model::{InstanceId, NativeRuntime, Purpose, Secret, Service, ServiceId, Slug};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, lchown};
@@ -42,6 +44,10 @@ pub struct BuildRequest {
     pub runtime: NativeRuntime,
     /// The version asked for.
     pub version: Option<String>,
+    /// Its commands, of which it is read which tools they need.
+    pub commands: Vec<String>,
+    /// Variables of the build.
+    pub env: BTreeMap<String, Secret>,
 }
 
 impl BuildRequest {
@@ -56,6 +62,13 @@ impl BuildRequest {
                 build_fingerprint: service.build_fingerprint.clone(),
                 runtime: native.runtime,
                 version: native.version.clone(),
+                commands: [&native.build_command, &native.pre_deploy_command, &native.initial_deploy_hook]
+                    .into_iter()
+                    .flatten()
+                    .chain([&native.start_command])
+                    .cloned()
+                    .collect(),
+                env: service.build_env.clone(),
             }),
             Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_) => None,
         }
@@ -70,14 +83,51 @@ pub struct Release {
     /// Whether it is finished already: nothing is to be built. Otherwise run an instance with `Purpose::Build` (when there is
     /// a build command) and call [`LinuxEngine::seal_release`] once that has exited with 0.
     pub cached: bool,
+    /// The commit of its source, in hexadecimal, where that comes from a git repository.
+    pub commit: Option<String>,
+}
+
+/// A release, and what is to be done and said before it is built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    /// The release.
+    pub release: Release,
+    /// Tools that are not installed yet.
+    pub tools: Vec<MissingTool>,
+    /// What people should know, in words.
+    pub notices: Vec<String>,
+}
+
+impl From<Release> for Prepared {
+    fn from(release: Release) -> Self {
+        Self { release, tools: Vec::new(), notices: Vec::new() }
+    }
+}
+
+/// A tool that is to be installed: run an instance with `Purpose::Build`, this release and this command, without variables or
+/// files of the service, and call [`LinuxEngine::seal_release`] once that has exited with 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingTool {
+    /// The name of its release.
+    pub release: String,
+    /// What it is called.
+    pub words: String,
+    /// What installs it.
+    pub command: String,
 }
 
 impl LinuxEngine {
     /// Copies the source, unless a finished release of the very same exists. What a build that never finished has left is
-    /// replaced. Fails when the toolchain is missing, when the source or `root_dir` is, and, to be tried again, while a build
+    /// replaced. Where this machine has not the toolchain, the language's official image is pulled, and said meanwhile how far
+    /// that is. Fails when there is neither, when the source or `root_dir` is missing, and, to be tried again, while a build
     /// of the same release runs.
-    pub async fn prepare_release(&self, request: BuildRequest) -> Result<Release, EngineError> {
-        self.blocking(move |inner| prepare(inner, &request)).await
+    pub async fn prepare_release(&self, request: BuildRequest, tell: impl Fn(String) + Send + 'static) -> Result<Prepared, EngineError> {
+        self.blocking(move |inner| prepare(inner, &request, tell)).await
+    }
+
+    /// Whether a release is finished.
+    pub fn is_sealed(&self, name: &str) -> bool {
+        checked(&self.inner, name).is_ok_and(|folder| folder.join(SEALED).exists())
     }
 
     /// Finishes a release: from now on it is never written.
@@ -85,6 +135,10 @@ impl LinuxEngine {
         let name = name.to_owned();
         self.blocking(move |inner| {
             let folder = checked(inner, &name)?;
+            if tools::is_tool(&name) {
+                // No service's user owns what others are shown.
+                tree::give(&folder, 0).map_err(|error| fail(&name, &folder, error))?;
+            }
             fs::write(folder.join(SEALED), b"").map_err(|error| fail(&name, &folder, error))
         })
         .await
@@ -100,6 +154,7 @@ impl LinuxEngine {
                 live.insert(id.as_str().to_owned());
                 keep.extend(folder::look(inner, &id)?.and_then(|look| look.facts).and_then(|facts| facts.release));
             }
+            keep.extend(lock::tools(inner, &keep));
             // What an image was built from says that it need not be built again.
             for entry in fs::read_dir(inner.paths.releases()).into_iter().flatten().flatten() {
                 if recipe::built(&entry.path()).is_some_and(|id| keep.contains(&id.to_string())) {
@@ -144,19 +199,11 @@ pub fn project_of(inner: &Inner, name: &str, purpose: Purpose, root_dir: &Path) 
     match (folder.join(SEALED).exists(), purpose == Purpose::Build) {
         (true, true) => Err(EngineError::new(doing, "it is finished and can't be built again")),
         (false, false) => Err(EngineError::new(doing, "its build has not finished")),
-        _ if !folder.join("project/src").join(root_dir).is_dir() => {
+        _ if !tools::is_tool(name) && !folder.join("project/src").join(root_dir).is_dir() => {
             Err(EngineError::new(doing, format!("it has no folder `{}`", root_dir.display())))
         }
         _ => Ok(folder.join("project")),
     }
-}
-
-fn prepare(inner: &Inner, request: &BuildRequest) -> Result<Release, EngineError> {
-    let toolchain = inner.toolchain(request.runtime, request.version.as_deref())?;
-    let root_dir = request.root_dir.to_string_lossy();
-    let program = toolchain.program.to_string_lossy();
-    let made_of = [&request.build_fingerprint, &*root_dir, request.runtime.word(), &toolchain.version, &*program];
-    prepare_copy(inner, &request.service, &request.slug, &request.source, &request.root_dir, &made_of, UID)
 }
 
 /// Copies a source for the user `owner` of the service's range, unless there is a finished release of the same text that is
@@ -170,39 +217,74 @@ pub fn prepare_copy(
     made_of: &[&str],
     owner: u32,
 ) -> Result<Release, EngineError> {
-    let slug = slug.as_str();
-    let checkout = checkout(inner, slug, source)?;
-    let root =
-        fs::canonicalize(&checkout.folder).map_err(|error| fail(slug, &checkout.folder, error).hint("the source folder must exist"))?;
-    if !root.join(root_dir).is_dir() {
-        let message = format!("`rootDir` is `{}`, and `{}` has no such folder", root_dir.display(), root.display());
-        return Err(EngineError::new(format!("prepare `{slug}`"), message));
+    let listing = Listing::of(inner, slug, checkout(inner, slug.as_str(), source)?, root_dir)?;
+    if let Some(release) = listing.finished(inner, made_of) {
+        return Ok(release);
     }
-    let name_of = |text: &str| {
-        let mut digest = Sha256::new();
-        for part in std::iter::once(&text).chain(made_of) {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part);
+    listing.copy(inner, service, made_of, owner)
+}
+
+/// A source that was looked through.
+pub struct Listing {
+    slug: String,
+    /// Its folder, without links on the way to it.
+    pub root: PathBuf,
+    root_dir: PathBuf,
+    files: Vec<PathBuf>,
+    text: String,
+    checkout: Checkout,
+}
+
+impl Listing {
+    /// Looks through a source.
+    pub fn of(inner: &Inner, slug: &Slug, checkout: Checkout, root_dir: &Path) -> Result<Self, EngineError> {
+        let slug = slug.as_str().to_owned();
+        let root = fs::canonicalize(&checkout.folder)
+            .map_err(|error| fail(&slug, &checkout.folder, error).hint("the source folder must exist"))?;
+        if !root.join(root_dir).is_dir() {
+            let message = format!("`rootDir` is `{}`, and `{}` has no such folder", root_dir.display(), root.display());
+            return Err(EngineError::new(format!("prepare `{slug}`"), message));
         }
-        format!("{slug}-{}", &source::hex(&digest.finalize())[..16])
-    };
-    let mut files = source::list(&root).map_err(|error| fail(slug, &root, error))?;
-    // Moat's own folders may lie in the source's; they are no source.
-    let own: Vec<PathBuf> =
-        [inner.paths.state(), inner.paths.run()].into_iter().filter_map(|folder| fs::canonicalize(folder).ok()).collect();
-    files.retain(|file| !own.iter().any(|folder| folder.starts_with(&root) && root.join(file).starts_with(folder)));
-    let before = name_of(&source::ingest(&root, &files, None).map_err(|error| fail(slug, &root, error))?);
-    let releases = inner.paths.releases();
-    if releases.join(&before).join(SEALED).exists() {
-        return Ok(Release { name: before, cached: true });
+        let mut files = source::list(&root).map_err(|error| fail(&slug, &root, error))?;
+        // Moat's own folders may lie in the source's; they are no source.
+        let own: Vec<PathBuf> =
+            [inner.paths.state(), inner.paths.run()].into_iter().filter_map(|folder| fs::canonicalize(folder).ok()).collect();
+        files.retain(|file| !own.iter().any(|folder| folder.starts_with(&root) && root.join(file).starts_with(folder)));
+        let text = source::ingest(&root, &files, None).map_err(|error| fail(&slug, &root, error))?;
+        Ok(Self { slug, root, root_dir: root_dir.to_owned(), files, text, checkout })
     }
 
-    let owner = inner.ranges.first(inner.paths.state(), service)? + owner;
-    let fresh = releases.join(format!("{UNNAMED}{slug}-{}", std::process::id()));
-    let made = copy(&root, &files, &fresh, owner, root_dir).and_then(|text| settle(inner, &fresh, name_of(&text)));
-    // After success it is gone under this name.
-    let _ = tree::remove(&fresh);
-    made
+    fn name(&self, text: &str, made_of: &[&str]) -> String {
+        format!("{}-{}", self.slug, digest(std::iter::once(&text).chain(made_of)))
+    }
+
+    /// The finished release of this source that is `made_of` the same, if there is one.
+    pub fn finished(&self, inner: &Inner, made_of: &[&str]) -> Option<Release> {
+        let name = self.name(&self.text, made_of);
+        let there = inner.paths.releases().join(&name).join(SEALED).exists();
+        there.then(|| Release { name, cached: true, commit: self.checkout.commit.clone() })
+    }
+
+    /// Copies it for the user `owner` of the service's range.
+    pub fn copy(&self, inner: &Inner, service: &ServiceId, made_of: &[&str], owner: u32) -> Result<Release, EngineError> {
+        let owner = inner.ranges.first(inner.paths.state(), service)? + owner;
+        let fresh = inner.paths.releases().join(format!("{UNNAMED}{}-{}", self.slug, std::process::id()));
+        let made =
+            copy(&self.root, &self.files, &fresh, owner, &self.root_dir).and_then(|text| settle(inner, &fresh, self.name(&text, made_of)));
+        // After success it is gone under this name.
+        let _ = tree::remove(&fresh);
+        made.map(|release| Release { commit: self.checkout.commit.clone(), ..release })
+    }
+}
+
+/// A short name of these parts.
+pub fn digest<'a>(parts: impl Iterator<Item = &'a &'a str>) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    source::hex(&digest.finalize())[..16].to_owned()
 }
 
 fn copy(root: &Path, files: &[PathBuf], fresh: &Path, owner: u32, root_dir: &Path) -> Result<String, EngineError> {
@@ -229,22 +311,30 @@ fn copy(root: &Path, files: &[PathBuf], fresh: &Path, owner: u32, root_dir: &Pat
     Ok(text)
 }
 
+/// The instance that builds a release now, if any.
+fn builder(inner: &Inner, name: &str) -> Result<Option<InstanceId>, EngineError> {
+    for id in folder::ids(inner)? {
+        let Some(look) = folder::look(inner, &id)? else { continue };
+        let builds = look.facts.is_some_and(|facts| facts.purpose == Purpose::Build && facts.release.as_deref() == Some(name));
+        if builds && matches!(look.phase, InstancePhase::Preparing | InstancePhase::Running) {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
 /// Gives a finished copy its name.
 fn settle(inner: &Inner, fresh: &Path, name: String) -> Result<Release, EngineError> {
     let place = inner.paths.releases().join(&name);
     if place.join(SEALED).exists() {
-        return Ok(Release { name, cached: true });
+        return Ok(Release { name, cached: true, commit: None });
     }
-    for id in folder::ids(inner)? {
-        let Some(look) = folder::look(inner, &id)? else { continue };
-        let builds = look.facts.is_some_and(|facts| facts.purpose == Purpose::Build && facts.release.as_deref() == Some(&name));
-        if builds && matches!(look.phase, InstancePhase::Preparing | InstancePhase::Running) {
-            let mut error = EngineError::new(format!("prepare `{name}`"), format!("`{id}` is building it"));
-            error.retry = true;
-            return Err(error);
-        }
+    if let Some(id) = builder(inner, &name)? {
+        let mut error = EngineError::new(format!("prepare `{name}`"), format!("`{id}` is building it"));
+        error.retry = true;
+        return Err(error);
     }
     tree::remove(&place).map_err(|error| fail(&name, &place, error))?;
     fs::rename(fresh, &place).map_err(|error| fail(&name, &place, error))?;
-    Ok(Release { name, cached: false })
+    Ok(Release { name, cached: false, commit: None })
 }

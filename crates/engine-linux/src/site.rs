@@ -8,13 +8,14 @@
 mod publish;
 
 use crate::engine::{Inner, LinuxEngine};
+use crate::lock::Lock;
 use crate::lower::sandbox::{UID, VENV};
-use crate::release::{self, Release, SEALED};
+use crate::release::{self, BuildRequest, Prepared, SEALED};
 use crate::toolchain::Toolchain;
 use crate::tree;
 use moat_engine::EngineError;
 use moat_model::state::{NativeWorkload, Source, StaticWorkload, Workload};
-use moat_model::{NativeRuntime, Purpose, Service, ServiceId, Slug};
+use moat_model::{NativeRuntime, Purpose, Secret, Service, ServiceId, Slug};
 use moat_planner::plan::InstanceSpec;
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 /// The published files of a release.
 const SITE: &str = "site";
-/// Languages that every site's build finds, where this machine has them; others by a version that is asked for.
+/// Languages that every site's build finds, where this machine has them.
 const AT_HAND: [NativeRuntime; 4] = [NativeRuntime::Node, NativeRuntime::Python, NativeRuntime::Ruby, NativeRuntime::Go];
 
 /// What a site's release is made of.
@@ -41,8 +42,10 @@ pub struct SiteRequest {
     pub build_fingerprint: String,
     /// Versions of languages asked for.
     pub versions: BTreeMap<NativeRuntime, String>,
-    /// Whether a command builds it.
-    pub built: bool,
+    /// Its commands.
+    pub commands: Vec<String>,
+    /// Variables of the build.
+    pub env: BTreeMap<String, Secret>,
 }
 
 impl SiteRequest {
@@ -56,7 +59,8 @@ impl SiteRequest {
             root_dir: site.root_dir.clone(),
             build_fingerprint: service.build_fingerprint.clone(),
             versions: site.versions.clone(),
-            built: site.build_command.is_some(),
+            commands: [&site.build_command, &site.pre_deploy_command].into_iter().flatten().cloned().collect(),
+            env: service.build_env.clone(),
         })
     }
 }
@@ -76,16 +80,16 @@ pub struct Published {
 
 impl LinuxEngine {
     /// Copies a site's source, unless a finished release of the very same exists; as
-    /// [`prepare_release`](Self::prepare_release) does.
-    pub async fn prepare_site(&self, request: SiteRequest) -> Result<Release, EngineError> {
+    /// [`prepare_release`](Self::prepare_release) does, over the language that its commands speak of.
+    pub async fn prepare_site(&self, request: SiteRequest, tell: impl Fn(String) + Send + 'static) -> Result<Prepared, EngineError> {
         self.blocking(move |inner| {
-            let mut made_of = vec![request.build_fingerprint.clone(), SITE.to_owned()];
-            if request.built {
-                let toolchain = toolchain(inner, &request.versions)?;
-                made_of.extend([toolchain.version, toolchain.program.to_string_lossy().into_owned()]);
+            let SiteRequest { service, slug, source, root_dir, build_fingerprint, versions, commands, env } = request;
+            if commands.is_empty() {
+                return release::prepare_copy(inner, &service, &slug, &source, &root_dir, &[&build_fingerprint, SITE], UID).map(Prepared::from);
             }
-            let made_of: Vec<&str> = made_of.iter().map(String::as_str).collect();
-            release::prepare_copy(inner, &request.service, &request.slug, &request.source, &request.root_dir, &made_of, UID)
+            let runtime = language(&commands, &versions, |runtime| inner.toolchain(runtime, None).is_ok());
+            let version = versions.get(&runtime).cloned();
+            release::prepare(inner, &BuildRequest { service, slug, source, root_dir, build_fingerprint, runtime, version, commands, env }, tell)
         })
         .await
     }
@@ -134,16 +138,38 @@ fn seal(inner: &Inner, name: &str, site: &StaticWorkload) -> Result<Published, E
     Ok(published)
 }
 
+/// The language that commands speak of: one whose version is asked for, else that of a program they call, else the first
+/// that is here.
+fn language(commands: &[String], versions: &BTreeMap<NativeRuntime, String>, here: impl Fn(NativeRuntime) -> bool) -> NativeRuntime {
+    const WORDS: [(NativeRuntime, &[&str]); 5] = [
+        (NativeRuntime::Node, &["npm", "npx", "node", "yarn", "pnpm", "bun", "bunx", "corepack"]),
+        (NativeRuntime::Python, &["pip", "pip3", "python", "python3", "poetry", "uv", "uvx", "pipenv", "mkdocs", "sphinx-build"]),
+        (NativeRuntime::Ruby, &["bundle", "gem", "ruby", "jekyll", "rake"]),
+        (NativeRuntime::Go, &["go"]),
+        (NativeRuntime::Rust, &["cargo"]),
+    ];
+    let words: Vec<&str> =
+        commands.iter().flat_map(|command| command.split(|letter: char| !(letter.is_alphanumeric() || "-_.".contains(letter)))).collect();
+    let called = WORDS.iter().filter(|(_, programs)| words.iter().any(|word| programs.contains(word))).map(|(runtime, _)| *runtime);
+    let mut called: Vec<NativeRuntime> = called.collect();
+    called.sort_by_key(|runtime| !versions.contains_key(runtime));
+    let asked = versions.keys().next().copied();
+    called.first().copied().or(asked).or_else(|| AT_HAND.into_iter().find(|runtime| here(*runtime))).unwrap_or(NativeRuntime::Node)
+}
+
 /// The instance of a site's build or pre-deploy command, as the native program that it is; `None` for every other instance.
-pub fn as_program(inner: &Inner, spec: &InstanceSpec) -> Result<Option<(InstanceSpec, Toolchain)>, EngineError> {
+pub fn as_program(inner: &Inner, spec: &InstanceSpec) -> Result<Option<InstanceSpec>, EngineError> {
     let Workload::Static(site) = &spec.workload else { return Ok(None) };
+    let doing = || format!("start `{}`", spec.id);
     if !matches!(spec.purpose, Purpose::Build | Purpose::PreDeploy) {
-        return Err(EngineError::new(format!("start `{}`", spec.id), "a static site has no instances: the ingress serves its files"));
+        return Err(EngineError::new(doing(), "a static site has no instances: the ingress serves its files"));
     }
-    let toolchain = toolchain(inner, &site.versions)?;
+    let name = spec.release.as_deref().ok_or_else(|| EngineError::new(doing(), "the instance names no release"))?;
+    let lock = Lock::read(&release::checked(inner, name)?)?.unwrap_or_default();
+    let runtime = lock.runtime.unwrap_or(NativeRuntime::Node);
     let native = NativeWorkload {
-        runtime: NativeRuntime::Node,
-        version: None,
+        runtime,
+        version: site.versions.get(&runtime).cloned(),
         source: site.source.clone(),
         root_dir: site.root_dir.clone(),
         build_command: site.build_command.as_deref().map(|command| with_environment(command, true)),
@@ -153,7 +179,27 @@ pub fn as_program(inner: &Inner, spec: &InstanceSpec) -> Result<Option<(Instance
         schedule: None,
         disk: None,
     };
-    Ok(Some((InstanceSpec { workload: Workload::Native(native), ..spec.clone() }, toolchain)))
+    Ok(Some(InstanceSpec { workload: Workload::Native(native), ..spec.clone() }))
+}
+
+/// Shows a site's build the other languages of this machine too: bundlers call Python, generators of Python call Node.
+pub fn add_languages(inner: &Inner, site: &InstanceSpec, toolchain: &mut Toolchain) {
+    let Workload::Static(workload) = &site.workload else { return };
+    for runtime in AT_HAND {
+        let version = workload.versions.get(&runtime).map(String::as_str);
+        // One that is missing is missed by the command that calls it.
+        let Ok(found) = inner.toolchain(runtime, version) else { continue };
+        if found.program == toolchain.program {
+            continue;
+        }
+        let new = found.trees.into_iter().filter(|tree| !covered(&toolchain.trees, tree)).collect::<Vec<_>>();
+        toolchain.trees.extend(new);
+        toolchain.path.extend(found.path);
+        toolchain.others.extend(found.names.into_iter().map(|name| (name, found.program.clone())));
+        for (key, value) in found.env {
+            toolchain.env.entry(key).or_insert(value);
+        }
+    }
 }
 
 /// A command that finds the packages of Python that a build of this site installs: in an environment of their own, which is
@@ -172,29 +218,6 @@ fn with_environment(command: &str, build: bool) -> String {
     )
 }
 
-/// The languages of this machine in one. A version that is asked for must be there; a language that nobody asked for may
-/// be missing.
-fn toolchain(inner: &Inner, versions: &BTreeMap<NativeRuntime, String>) -> Result<Toolchain, EngineError> {
-    let mut all = Toolchain::default();
-    let mut made_of = Vec::new();
-    for runtime in NativeRuntime::ALL {
-        let version = versions.get(&runtime).map(String::as_str);
-        let found = match (inner.toolchain(runtime, version), version) {
-            _ if version.is_none() && !AT_HAND.contains(&runtime) => continue,
-            (Ok(found), _) => found,
-            (Err(error), Some(_)) => return Err(error),
-            (Err(_), None) => continue,
-        };
-        made_of.push(format!("{} {} {}", runtime.word(), found.version, found.program.display()));
-        all.trees.extend(found.trees.into_iter().filter(|tree| !covered(&all.trees, tree)).collect::<Vec<_>>());
-        all.path.extend(found.path);
-        all.others.extend(found.names.into_iter().map(|name| (name, found.program.clone())));
-        all.env.extend(found.env);
-    }
-    all.version = made_of.join(", ");
-    Ok(all)
-}
-
 fn covered(trees: &[PathBuf], tree: &Path) -> bool {
     trees.iter().any(|known| tree.starts_with(known))
 }
@@ -202,6 +225,26 @@ fn covered(trees: &[PathBuf], tree: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn languages_of_commands() {
+        use NativeRuntime::{Go, Node, Python, Ruby};
+        for (command, versions, here, want) in [
+            ("npm ci && npm run build", &[][..], &[][..], Node),
+            ("yarn build", &[], &[Python], Node),
+            ("pip install mkdocs && mkdocs build", &[], &[Node], Python),
+            ("python3 -m pip install x; npm run build", &[], &[], Node),
+            ("python3 -m pip install x; npm run build", &[Python], &[], Python),
+            ("bundle exec jekyll build", &[], &[], Ruby),
+            ("./nodes.sh pipes", &[], &[Python], Python),
+            ("hugo", &[], &[Python, Node], Node),
+            ("hugo", &[Go], &[Node], Go),
+            ("make", &[], &[], Node),
+        ] {
+            let versions = versions.iter().map(|runtime| (*runtime, "1".to_owned())).collect();
+            assert_eq!(language(&[command.to_owned()], &versions, |runtime| here.contains(&runtime)), want, "{command}");
+        }
+    }
 
     #[test]
     fn commands_of_python_get_an_environment() {

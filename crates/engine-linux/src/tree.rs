@@ -57,6 +57,21 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Gives a file or a folder with all below it to another owner.
+pub fn give(path: &Path, owner: u32) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give(&entry?.path(), owner)?;
+        }
+    }
+    lchown(path, Some(owner), Some(owner))
+}
+
+/// Lets everybody read a folder and go through it.
+pub fn open_to_all(folder: &Path) -> io::Result<()> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

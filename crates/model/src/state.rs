@@ -180,6 +180,16 @@ impl ImageWorkload {
 }
 
 impl Workload {
+    /// Where its source is; none for what is built of none.
+    pub fn source(&self) -> Option<&Source> {
+        match self {
+            Self::Native(native) => Some(&native.source),
+            Self::Image(image) => image.dockerfile().map(|dockerfile| &dockerfile.source),
+            Self::Static(site) => Some(&site.source),
+            Self::KeyValue(_) | Self::Postgres(_) => None,
+        }
+    }
+
     /// Run before each deploy in a sandbox of its own.
     pub fn pre_deploy_command(&self) -> Option<&str> {
         match self {
@@ -292,12 +302,15 @@ pub enum SiteAction {
 pub enum Source {
     /// A folder of this machine, as it lies there.
     Folder(PathBuf),
-    /// A git repository of elsewhere, fetched for each deploy.
+    /// A git repository: of elsewhere, fetched for each deploy, or one of this machine that is pushed to.
     Repository {
         /// Its URL, as written.
         url: String,
         /// The branch; none is the repository's default one.
         branch: Option<String>,
+        /// This commit, in hexadecimal, and no other; none is the newest of the branch.
+        #[serde(default)]
+        commit: Option<String>,
     },
 }
 

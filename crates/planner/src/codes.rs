@@ -72,6 +72,8 @@ codes! {
     W0306;
     /// A name of a database or user that can't change any more.
     W0307;
+    /// A glob of `buildFilter` that can't be read.
+    W0308;
     /// An image reference that no registry can have.
     U0302;
     /// A rewrite to a URL that is no public service here.
@@ -92,6 +94,8 @@ codes! {
     N0307;
     /// A plan `free` of a kind that has none.
     N0308;
+    /// A language that comes from its official image.
+    N0310;
 }
 
 impl Code {

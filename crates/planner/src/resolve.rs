@@ -13,13 +13,17 @@ mod plans;
 mod references;
 mod sites;
 mod values;
-mod workspace;
+pub(crate) mod workspace;
+
+pub(crate) use assemble::root_dir;
+pub(crate) use defaults::version_key;
 
 use crate::codes::Report;
 use crate::memory::Memory;
+use crate::push::PushRule;
 use moat_blueprint::Blueprint;
 use moat_blueprint::spec::{EnvSource, EnvVarSpec};
-use moat_model::{DesiredState, Diagnostic, Secret, Span};
+use moat_model::{DesiredState, Diagnostic, Secret, Slug, Span};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use workspace::Workspace;
@@ -50,6 +54,11 @@ pub struct GitFacts {
     pub commit: String,
     /// `user/repository`.
     pub repo_slug: String,
+    /// The repository of this machine that the blueprint was pushed to, where it was: the source is `commit` of it, not
+    /// [`Input::source`].
+    pub pushed_to: Option<PathBuf>,
+    /// Commits of services that keep an earlier one, by their names as written.
+    pub pins: BTreeMap<String, String>,
 }
 
 /// What holds for every service.
@@ -81,6 +90,8 @@ pub struct Resolved {
     pub diagnostics: Vec<(PathBuf, Diagnostic)>,
     /// Values that are asked for (`sync: false`) and that nobody gave.
     pub missing: Vec<Missing>,
+    /// What a push means for each service.
+    pub push_rules: BTreeMap<Slug, PushRule>,
 }
 
 /// A value that is asked for and that nobody gave.
@@ -118,6 +129,7 @@ pub fn resolve(inputs: &[Input<'_>], memory: &mut Memory, random: &mut dyn FnMut
         state: outcome.state,
         diagnostics: outcome.diagnostics.into_iter().map(|(input, d)| (file(input), d)).collect(),
         missing: outcome.missing,
+        push_rules: outcome.push_rules,
     }
 }
 
@@ -125,6 +137,7 @@ pub(crate) struct Outcome {
     pub(crate) state: DesiredState,
     pub(crate) diagnostics: Vec<(usize, Diagnostic)>,
     pub(crate) missing: Vec<Missing>,
+    pub(crate) push_rules: BTreeMap<Slug, PushRule>,
 }
 
 pub(crate) fn judge(
@@ -141,7 +154,8 @@ pub(crate) fn judge(
     values.remember(memory);
     let state = assemble::assemble(&workspace, &values, memory, random, &mut report);
     lint::lint(&workspace, &values, &state, &mut report);
-    Outcome { state, diagnostics: report.finish(), missing: values.into_missing() }
+    let push_rules = workspace.entries.iter().map(|entry| (entry.slug.clone(), PushRule::of(entry))).collect();
+    Outcome { state, diagnostics: report.finish(), missing: values.into_missing(), push_rules }
 }
 
 /// The keys that a list of variables writes, groups aside.

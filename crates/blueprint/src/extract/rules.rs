@@ -70,7 +70,7 @@ impl Rules<'_, '_, '_, '_, '_> {
     fn tabled(&mut self) {
         use crate::tables::Fate;
         for field in self.obj.table.fields() {
-            if !matches!(field.fate, Fate::Honoured)
+            if !matches!(field.fate, Fate::Honoured | Fate::Deprecated(_, ""))
                 && let Some(entry) = self.obj.entry(field.name)
             {
                 self.unhonoured.push(Spanned::new(field.name.to_owned(), entry.key_span));
@@ -213,13 +213,22 @@ impl Rules<'_, '_, '_, '_, '_> {
     /// Where the source comes from and what causes a deploy.
     fn source(&mut self, spec: &ServiceSpec) {
         if spec.runtime.as_ref().is_some_and(|r| r.value != RuntimeSpec::Image) && !spec.elsewhere {
-            let message = "`branch` has no effect here: Moat runs the source as it lies in the blueprint's folder";
+            let message = "`branch` has no effect here: Moat runs the source as it lies in the blueprint's folder, or as it is pushed";
             self.at("branch", E0210, message, None);
         }
-        let written = self.obj.word("autoDeployTrigger", &crate::tables::TRIGGER);
-        if written.is_some_and(|word| word.value != "off") {
-            let message = "`autoDeployTrigger` has no effect here: Moat deploys when it is told to";
-            self.at("autoDeployTrigger", E0210, message, None);
+        if spec.runtime.as_ref().is_some_and(|r| r.value == RuntimeSpec::Image) {
+            let message = "`autoDeployTrigger` has no effect here: a published image comes by no commit";
+            self.at("autoDeployTrigger", E0211, message, Some("remove it"));
+        } else if spec.elsewhere {
+            let why = "nothing tells Moat of commits in another repository; `moat up` fetches it";
+            if spec.auto_deploy_trigger.as_ref().is_some_and(|word| word.value != "off") {
+                self.at("autoDeployTrigger", E0210, format!("`autoDeployTrigger` has no effect here: {why}"), None);
+            }
+            self.at("buildFilter", E0210, format!("`buildFilter` has no effect here: {why}"), None);
+        } else if spec.auto_deploy_trigger.as_ref().is_some_and(|word| word.value == "checksPass") {
+            let message = "no checks run here, so that none can pass: a push never deploys this service";
+            let help = "`moat git deploy NAME SERVICE` deploys it; write `commit` for a deploy by each push";
+            self.at("autoDeployTrigger", E0210, message, Some(help));
         }
     }
 

@@ -110,7 +110,8 @@ impl Judge<'_> {
             }
             Fate::Deprecated(instead, also) => {
                 let help = format!("write `{instead}`");
-                self.report.say(E0207, span, path, format!("`{name}` is deprecated, and has no effect here: {also}"), help);
+                let effect = if also.is_empty() { String::new() } else { format!(", and has no effect here: {also}") };
+                self.report.say(E0207, span, path, format!("`{name}` is deprecated{effect}"), help);
             }
         }
         self.value(&entry.value, field, path);

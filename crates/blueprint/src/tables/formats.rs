@@ -64,6 +64,11 @@ pub(super) fn destination(text: &str) -> Checked {
     if host.is_some_and(|host| host.is_empty() || host.starts_with(['/', '?', '#', ':', '*'])) || text.starts_with("//") {
         return wrong(format!("{} names no host", quoted(text)), "write a path such as `/index.html`, or `https://HOST/PATH`");
     }
+    let authority = host.map_or("", |host| &host[..host.find(['/', '?', '#']).unwrap_or(host.len())]);
+    let port = authority.rsplit_once(':').map_or("0", |(_, port)| port);
+    if authority.contains('*') || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return wrong(format!("the host of {} can't depend on the path", quoted(text)), "write `*` and `:name` behind the host");
+    }
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return wrong(format!("{} holds a blank", quoted(text)), "write blanks as `%20`");
     }
@@ -231,7 +236,7 @@ mod tests {
             (
                 destination,
                 &["/", "/index.html", "/a/*?b=:c", "https://example.com", "http://a.localhost:8080/:splat"],
-                &["", "index.html", "https://", "https:///x", "https://*.example.com", "//example.com", "/a b", "ftp://a.b"],
+                &["", "index.html", "https://", "https:///x", "https://*.example.com", "https://a*", "https://:sub.b", "https://a:port/", "//example.com", "/a b", "ftp://a.b"],
             ),
             (header_name, &["Cache-Control", "x-a", "X_1"], &["", "a b", "a:", "é", "Content-Length", "etag", "Transfer-Encoding"]),
             (header_value, &["", "max-age=0", "a\tb", "é"], &["a\r\nSet-Cookie: b", "a\0"]),

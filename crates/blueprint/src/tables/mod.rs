@@ -83,7 +83,7 @@ pub(crate) enum Fate {
     NoEffect(&'static str),
     /// It isn't done yet, and running without it would be wrong: the reason.
     Refused(&'static str),
-    /// It is deprecated for this; and what else there is to say.
+    /// It is deprecated for this; and why it has no effect, empty where it has.
     Deprecated(&'static str, &'static str),
 }
 

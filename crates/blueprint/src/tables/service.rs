@@ -27,11 +27,9 @@ const SOURCE: &[Field] = &[
     field("repo", Shape::Text, "URL of the repository, the blueprint's own unless said."),
     field("branch", Shape::Text, "Branch of the repository."),
     field("rootDir", Shape::Text, "Working folder, relative to the repository's root.").format(formats::inside),
-    field("buildFilter", Shape::Object(&BUILD_FILTER), "Which changed files cause a deploy.")
-        .one_machine("Moat deploys when it is told to, not by changed files"),
+    field("buildFilter", Shape::Object(&BUILD_FILTER), "Which changed files cause a deploy."),
     field("autoDeployTrigger", Shape::Word(&TRIGGER), "What causes a deploy."),
-    field("autoDeploy", Shape::Bool, "Whether a commit causes a deploy.")
-        .deprecated("autoDeployTrigger", "Moat deploys when it is told to"),
+    field("autoDeploy", Shape::Bool, "Whether a commit causes a deploy.").deprecated("autoDeployTrigger", ""),
 ];
 const BUILD: Field = field("buildCommand", Shape::Command, "Command that builds the service.");
 const START: Field = field("startCommand", Shape::Command, "Command that runs the service.");

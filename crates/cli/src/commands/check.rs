@@ -5,7 +5,10 @@ use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui};
 use moat_blueprint::{Blueprint, Read};
 use moat_daemon::protocol::UpRequest;
-use moat_model::{DesiredState, Diagnostic, Severity};
+use moat_engine_linux::toolchain::instead;
+use moat_engine_linux::toolchain::wanted::wanted;
+use moat_model::{DesiredState, Diagnostic, NativeRuntime, Severity};
+use moat_planner::languages::Asked;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -32,20 +35,35 @@ pub fn load(file: &Path) -> Result<Checked, CommandError> {
     let bytes = std::fs::read(file).map_err(|error| CommandError::unreadable(file, &error))?;
     let path = std::fs::canonicalize(file).map_err(|error| CommandError::unreadable(file, &error))?;
     let remotes = remotes(path.parent().unwrap_or(Path::new("/")));
-    let Read { blueprint, mut diagnostics } = match std::str::from_utf8(&bytes) {
+    Ok(judge(file.display().to_string(), path, &bytes, remotes))
+}
+
+/// Reads and judges a text.
+pub fn judge(shown: String, path: PathBuf, bytes: &[u8], remotes: Vec<String>) -> Checked {
+    let Read { blueprint, mut diagnostics } = match std::str::from_utf8(bytes) {
         Ok(text) => moat_blueprint::read_beside(text, &remotes),
-        Err(_) => moat_blueprint::read_bytes(&bytes),
+        Err(_) => moat_blueprint::read_bytes(bytes),
     };
     diagnostics.extend(moat_planner::check::check(&blueprint));
     diagnostics.sort_by_key(|d| (d.span.start, d.severity));
-    Ok(Checked {
-        remotes,
-        shown: file.display().to_string(),
-        path,
-        text: String::from_utf8_lossy(&bytes).into_owned(),
-        blueprint,
-        diagnostics,
-    })
+    Checked { remotes, shown, path, text: String::from_utf8_lossy(bytes).into_owned(), blueprint, diagnostics }
+}
+
+impl Checked {
+    /// Adds what this machine has to do with it: languages that it does not have.
+    pub fn look_around(&mut self) {
+        let mut known: BTreeMap<(NativeRuntime, Option<String>), Option<String>> = BTreeMap::new();
+        let source = self.path.parent().unwrap_or(Path::new("/")).to_owned();
+        let found = moat_planner::languages::notices(&self.blueprint, &mut |Asked { runtime, version: variable, root_dir }| {
+            let version = match root_dir {
+                Some(root_dir) => wanted(runtime, variable, &source, root_dir).map(|wanted| wanted.version),
+                None => variable.map(str::to_owned),
+            };
+            known.entry((runtime, version)).or_insert_with_key(|(runtime, version)| instead(*runtime, version.as_deref())).clone()
+        });
+        self.diagnostics.extend(found);
+        self.diagnostics.sort_by_key(|d| (d.span.start, d.severity));
+    }
 }
 
 /// What a git command in a folder prints; `None` where it fails, or there is no git or no repository.
@@ -58,7 +76,8 @@ pub fn git(folder: &Path, args: &[&str]) -> Option<String> {
     out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 
-fn remotes(folder: &Path) -> Vec<String> {
+/// URLs of the git remotes of a folder.
+pub fn remotes(folder: &Path) -> Vec<String> {
     let text = git(folder, &["remote", "-v"]).unwrap_or_default();
     let mut urls: Vec<String> = text.lines().filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned)).collect();
     urls.dedup();
@@ -91,7 +110,8 @@ pub fn run(args: &CheckArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     }
     let (mut wrong, mut json) = (false, Vec::new());
     for file in &args.files {
-        let checked = load(file)?;
+        let mut checked = load(file)?;
+        checked.look_around();
         wrong |= checked.has(&[Severity::Error]);
         if ui.json() {
             json.push(
@@ -153,6 +173,7 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
         git: Default::default(),
         remotes: checked.remotes,
         prune: false,
+        pushed: None,
     };
     let mut memory = moat_planner::memory::Memory::default();
     Ok(moat_daemon::blueprints::resolve(&[(&up, &checked.blueprint)], &mut memory, &up.listen).state)

@@ -13,6 +13,9 @@ use std::process::ExitCode;
 pub async fn run(args: DownArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     let paths = Paths::from_env();
     let file = match &args.file {
+        Some(name) if !name.exists() && super::git::Repository::find(&paths, &name.to_string_lossy()).is_some() => {
+            super::git::Repository::find(&paths, &name.to_string_lossy()).map(|repository| repository.blueprint())
+        }
         // A file that was deleted meanwhile can still be named.
         Some(file) => Some(
             std::fs::canonicalize(file).or_else(|_| std::path::absolute(file)).map_err(|error| CommandError::unreadable(file, &error))?,

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod down;
 pub mod exec;
 pub mod explain;
+pub mod git;
 pub mod image;
 pub mod logs;
 pub mod plan;

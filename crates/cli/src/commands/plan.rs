@@ -46,6 +46,9 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         ui.print_json(&serde_json::json!({ "plan": plan, "missing": missing }))?;
         return Ok(ExitCode::SUCCESS);
     }
+    for notice in checked.diagnostics.iter().filter(|notice| notice.code == "N0310") {
+        ui.say(&moat_blueprint::render(notice, &checked.shown, &checked.text, ui.color_err()));
+    }
     print(ui, &paths, &plan, &state, &missing);
     Ok(ExitCode::SUCCESS)
 }

@@ -12,11 +12,12 @@ use moat_daemon::protocol::{Event, MissingValue, Request, ServicePhase, ServiceS
 use moat_model::{Secret, Severity, Slug};
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-const REFUSED: [Severity; 2] = [Severity::Error, Severity::Unsupported];
+/// What keeps a blueprint from being run.
+pub const REFUSED: [Severity; 2] = [Severity::Error, Severity::Unsupported];
 
 /// Runs the blueprint; in the foreground until Ctrl-C.
 pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
@@ -28,8 +29,9 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     let mut stop = Stop::new()?;
     let status = loop {
         let talk = client::ask(&paths, &Request::Up(request.clone())).await?;
-        match follow(talk, &mut stop, ui).await? {
+        match follow(talk, Some(&mut stop), ui).await? {
             Progress::Ready(status) => break status,
+            Progress::Superseded(_) => return Err(CommandError::bug("only a push can be superseded")),
             Progress::Failed(mut failure, status) => {
                 if let Some(status) = &status {
                     summary(ui, status, &checked.path, true).await;
@@ -89,7 +91,8 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
 
 /// Reads the file and stops at what can't be run; notices are counted, warnings shown.
 pub fn load(file: &Path, ui: &Ui) -> Result<Checked, CommandError> {
-    let checked = check::load(file)?;
+    let mut checked = check::load(file)?;
+    checked.look_around();
     if checked.has(&REFUSED) {
         checked.say(ui, &REFUSED);
         return Err(CommandError::usage(format!("`{}` can't be run", checked.shown))
@@ -105,8 +108,39 @@ pub fn load(file: &Path, ui: &Ui) -> Result<Checked, CommandError> {
 
 /// The request for a checked file.
 pub fn request(args: &UpArgs, checked: &Checked) -> Result<UpRequest, CommandError> {
+    let folder = checked.path.parent().unwrap_or(Path::new("/"));
+    let mut files = BTreeMap::new();
+    for (_, path) in checked.blueprint.services.iter().filter_map(|s| s.moat.as_ref()).flat_map(|m| &m.secret_files) {
+        let at = folder.join(&path.value);
+        let text = std::fs::read_to_string(&at).map_err(|error| CommandError::unreadable(&at, &error))?;
+        files.insert(path.value.clone(), Secret::new(text));
+    }
+    Ok(UpRequest {
+        file: checked.path.clone(),
+        text: checked.text.clone(),
+        given: given(&args.set, &args.env_file)?,
+        files,
+        listen: args.listen.clone(),
+        start_timeout_seconds: args.start_timeout,
+        pass_env: passed(&args.pass_env),
+        git: git_facts(folder),
+        remotes: checked.remotes.clone(),
+        prune: args.prune,
+        pushed: None,
+    })
+}
+
+/// `NAME=value` of the variables of this shell that have a value.
+pub fn passed(names: &[String]) -> Vec<String> {
+    let mut names = names.to_vec();
+    names.sort();
+    names.into_iter().filter_map(|name| std::env::var(&name).ok().map(|value| format!("{name}={value}"))).collect()
+}
+
+/// The values that `--set` and `--env-file` give.
+pub fn given(set: &[String], env_file: &[PathBuf]) -> Result<BTreeMap<String, Secret>, CommandError> {
     let mut given = BTreeMap::new();
-    for file in &args.env_file {
+    for file in env_file {
         let text = std::fs::read_to_string(file).map_err(|error| CommandError::unreadable(file, &error))?;
         for (n, line) in text.lines().enumerate() {
             let line = line.trim();
@@ -119,32 +153,12 @@ pub fn request(args: &UpArgs, checked: &Checked) -> Result<UpRequest, CommandErr
             given.insert(key.trim().to_owned(), Secret::new(unquoted(value.trim())));
         }
     }
-    for pair in &args.set {
+    for pair in set {
         let (key, value) =
             pair.split_once('=').ok_or_else(|| CommandError::usage(format!("`--set {pair}` has no `=`")).hint("write --set KEY=VALUE"))?;
         given.insert(key.to_owned(), Secret::new(value));
     }
-    let folder = checked.path.parent().unwrap_or(Path::new("/"));
-    let mut files = BTreeMap::new();
-    for (_, path) in checked.blueprint.services.iter().filter_map(|s| s.moat.as_ref()).flat_map(|m| &m.secret_files) {
-        let at = folder.join(&path.value);
-        let text = std::fs::read_to_string(&at).map_err(|error| CommandError::unreadable(&at, &error))?;
-        files.insert(path.value.clone(), Secret::new(text));
-    }
-    let mut pass_env = args.pass_env.clone();
-    pass_env.sort();
-    Ok(UpRequest {
-        file: checked.path.clone(),
-        text: checked.text.clone(),
-        given,
-        files,
-        listen: args.listen.clone(),
-        start_timeout_seconds: args.start_timeout,
-        pass_env: pass_env.into_iter().filter_map(|name| std::env::var(&name).ok().map(|value| format!("{name}={value}"))).collect(),
-        git: git_facts(folder),
-        remotes: checked.remotes.clone(),
-        prune: args.prune,
-    })
+    Ok(given)
 }
 
 fn unquoted(value: &str) -> &str {
@@ -157,7 +171,7 @@ fn unquoted(value: &str) -> &str {
 }
 
 /// Branch, commit and `user/repo` of the folder, blank where it is no repository.
-fn git_facts(folder: &Path) -> [String; 3] {
+pub fn git_facts(folder: &Path) -> [String; 3] {
     let git = |args: &[&str]| check::git(folder, args);
     let origin = git(&["remote", "get-url", "origin"]).unwrap_or_default();
     let slug: Vec<&str> = origin.trim_end_matches(".git").rsplit(['/', ':']).take(2).collect();
@@ -170,8 +184,7 @@ fn git_facts(folder: &Path) -> [String; 3] {
 /// Asks for what is missing, at the terminal; elsewhere it is an error that lists all.
 fn fill(request: &mut UpRequest, values: &[MissingValue], failure: CommandError, ui: &Ui) -> Result<(), CommandError> {
     if ui.json() || !std::io::stdin().is_terminal() {
-        let list: Vec<String> = values.iter().map(|v| format!("  {}.{} (line {})", v.owner, v.key, v.line)).collect();
-        return Err(CommandError { message: format!("{}:\n{}", failure.message, list.join("\n")), ..failure });
+        return Err(listed(values, failure));
     }
     for value in values {
         let label = value.label.as_ref().map(|l| format!(" ({l})")).unwrap_or_default();
@@ -180,6 +193,12 @@ fn fill(request: &mut UpRequest, values: &[MissingValue], failure: CommandError,
         request.given.insert(format!("{}.{}", value.owner, value.key), Secret::new(text));
     }
     Ok(())
+}
+
+/// The failure with what is missing.
+pub fn listed(values: &[MissingValue], failure: CommandError) -> CommandError {
+    let list: Vec<String> = values.iter().map(|v| format!("  {}.{} (line {})", v.owner, v.key, v.line)).collect();
+    CommandError { message: format!("{}:\n{}", failure.message, list.join("\n")), ..failure }
 }
 
 /// A line from the terminal without showing it; the terminal is put back whatever happens.
@@ -218,23 +237,40 @@ impl Stop {
     }
 }
 
-enum Progress {
+/// How an `up` or a push ended.
+pub enum Progress {
+    /// All is ready.
     Ready(Status),
+    /// Refused, or something failed.
     Failed(CommandError, Option<Status>),
+    /// Values are missing; nothing was changed.
     Missing(Vec<MissingValue>, CommandError),
+    /// Somebody asked to stop.
     Interrupted,
+    /// This commit was pushed later and is deployed instead.
+    Superseded(String),
 }
 
-/// Shows progress until the deploys are over.
-async fn follow(mut talk: Conversation, stop: &mut Stop, ui: &Ui) -> Result<Progress, CommandError> {
+/// Shows progress until the deploys are over. Without `stop` nobody watches who could ask for it (a push): the output of builds is
+/// shown as well.
+pub async fn follow(mut talk: Conversation, mut stop: Option<&mut Stop>, ui: &Ui) -> Result<Progress, CommandError> {
     let mut board = Board::new(ui);
-    let (mut status, mut missing) = (None, None);
+    let mut painter = Painter::default();
+    let (mut status, mut missing, mut superseded) = (None, None, None);
     loop {
-        let event = tokio::select! {
-            event = talk.next() => event?,
-            () = stop.asked() => return Ok(Progress::Interrupted),
+        let event = match &mut stop {
+            Some(stop) => tokio::select! {
+                event = talk.next() => event?,
+                () = stop.asked() => return Ok(Progress::Interrupted),
+            },
+            None => talk.next().await?,
         };
         match event {
+            Some(Event::Log(line)) if stop.is_none() => {
+                painter.print(ui, &line);
+                board.printed.insert(line.service, line.text);
+            }
+            Some(Event::Superseded { commit }) => superseded = Some(commit),
             Some(Event::Service(state)) => board.show(&state),
             Some(Event::Notice { service, text }) => board.notice(service.as_ref(), &text),
             Some(Event::Missing { values }) => missing = Some(values),
@@ -251,7 +287,10 @@ async fn follow(mut talk: Conversation, stop: &mut Stop, ui: &Ui) -> Result<Prog
                     None => Progress::Failed(failure, status),
                 });
             }
-            Some(Event::End { error: None }) => return status.map(Progress::Ready).ok_or_else(|| CommandError::bug("no status")),
+            Some(Event::End { error: None }) => {
+                let done = superseded.map(Progress::Superseded).or(status.map(Progress::Ready));
+                return done.ok_or_else(|| CommandError::bug("no status"));
+            }
             Some(_) => {}
             None => {
                 return Err(CommandError::engine("the background process went away")
@@ -267,11 +306,19 @@ struct Board<'a> {
     bars: Option<indicatif::MultiProgress>,
     by_service: BTreeMap<Slug, indicatif::ProgressBar>,
     last: BTreeMap<Slug, (ServicePhase, Option<String>)>,
+    /// The last line of each service's build that was shown.
+    printed: BTreeMap<Slug, String>,
 }
 
 impl<'a> Board<'a> {
     fn new(ui: &'a Ui) -> Self {
-        Self { ui, bars: ui.terminal().then(indicatif::MultiProgress::new), by_service: BTreeMap::new(), last: BTreeMap::new() }
+        Self {
+            ui,
+            bars: ui.terminal().then(indicatif::MultiProgress::new),
+            by_service: BTreeMap::new(),
+            last: BTreeMap::new(),
+            printed: BTreeMap::new(),
+        }
     }
 
     fn show(&mut self, state: &ServiceState) {
@@ -307,7 +354,8 @@ impl<'a> Board<'a> {
         } else if phase_changed || state.phase.is_final() {
             self.ui.say(line.trim_end());
         }
-        if !state.last_lines.is_empty() {
+        let shown = state.last_lines.last().is_some_and(|line| self.printed.get(&state.service) == Some(line));
+        if !state.last_lines.is_empty() && !shown {
             let text: Vec<String> = state.last_lines.iter().map(|l| format!("    {} {l}", self.ui.paint_err(Tone::Dim, "│"))).collect();
             self.print(&text.join("\n"));
         }
@@ -334,7 +382,7 @@ impl<'a> Board<'a> {
 }
 
 /// URLs, internal addresses and what can reach what.
-async fn summary(ui: &Ui, status: &Status, file: &Path, failed: bool) {
+pub async fn summary(ui: &Ui, status: &Status, file: &Path, failed: bool) {
     let mine: Vec<_> = status.services.iter().filter(|s| s.blueprint == file).collect();
     ui.line("");
     let rows: Vec<_> = mine

@@ -270,6 +270,15 @@ fn a_base_image_comes_from_a_registry_that_builds_do_not_reach() {
     host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
     assert_eq!(host.http(8080, "app.localhost", "/"), (200, "of-the-base\n".to_owned()));
 
+    // What was fetched to build on stays for the next build, as long as the service is there.
+    let bases = || host.sh(&format!("ls -d '{}'/*/bases", host.path("state/builds").display())).out.lines().count();
+    assert_eq!(bases(), 1);
+    host.moat(&["down"]).ok();
+    assert_eq!(bases(), 0);
+    wait_for("the daemon's end", || host.daemon().is_none());
+    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    assert_eq!(bases(), 0, "the image is still here, and nothing is built");
+
     // What the registry does not have is said by its name, and by whom.
     host.write("app/Dockerfile", &format!("FROM {address}/team/no-such-base:1\n"));
     let missing = host.moat(&["up", "-d", file.to_str().unwrap()]);

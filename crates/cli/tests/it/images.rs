@@ -8,13 +8,17 @@ use std::path::Path;
 
 /// A registry on the machine's own loopback.
 pub fn registry(host: &Host, images: &[(&str, &Path)]) -> Registry {
+    registry_with(host, images, Registry::start)
+}
+
+fn registry_with(host: &Host, images: &[(&str, &Path)], start: fn(&Path) -> std::io::Result<Registry>) -> Registry {
     let net = File::open(format!("/proc/{}/ns/net", host.holder_pid())).unwrap();
     let folder = host.path("registry");
     // A thread of its own enters the machine; what it starts stays there.
     std::thread::scope(|scope| {
         let work = scope.spawn(|| {
             setns(&net, CloneFlags::CLONE_NEWNET).unwrap();
-            let registry = Registry::start(&folder).unwrap();
+            let registry = start(&folder).unwrap();
             for (name, layout) in images {
                 registry.push(layout, name).unwrap();
             }
@@ -116,6 +120,21 @@ fn published_images_run_private_keep_their_disk_and_are_proved() {
     let map: Vec<u64> = lines.next().unwrap().split_whitespace().map(|n| n.parse().unwrap()).collect();
     assert!(map[0] == 0 && map[1] >= 1_000_000 && map[2] == 65_536, "{inside}");
     assert!(inside.contains("redis") && !inside.contains("moat"), "{inside}");
+    let exec = |command: &[&str]| host.moat(&[&["exec", "cache", "--"], command].concat());
+    exec(&["sh", "-c", "echo text > /data/text; cp /data/text /data/script; chmod 755 /data/script; echo '#!/no/such' > /data/script"])
+        .ok();
+    for (command, code, words) in [
+        (&["no-such-command"][..], 127, "`no-such-command`: command not found"),
+        (&["/no/such/command"], 127, "command not found"),
+        (&["/data/text"], 126, "it can't be run"),
+        (&["/data"], 126, "it can't be run"),
+        (&["/data/script"], 127, "its interpreter `/no/such`"),
+        (&["sh", "-c", "exit 9"], 9, ""),
+    ] {
+        let said = exec(command);
+        assert!(said.code == code && said.err.contains(words), "{command:?}: {said:?}");
+    }
+    exec(&["rm", "/data/text", "/data/script"]).ok();
     for escape in ["mount -t tmpfs x /mnt", "unshare -U true", "mknod /tmp/d c 1 3", "echo 1 > /proc/sys/kernel/panic"] {
         assert_ne!(host.moat(&["exec", "cache", "--", "sh", "-c", escape]).code, 0, "{escape}");
     }
@@ -144,6 +163,34 @@ fn published_images_run_private_keep_their_disk_and_are_proved() {
     assert_eq!(shared(0), shared(1), "both are made on one base");
     assert!(host.moat(&["image", "prune"]).ok().out.starts_with("2 images removed"));
     assert!(host.moat(&["image", "list"]).ok().out.contains("no images"));
+}
+
+#[test]
+fn a_private_registry_is_given_its_credential() {
+    let Some(host) = host() else { return };
+    let memcached = layout(&recipes::MEMCACHED).unwrap();
+    let registry = registry_with(&host, &[("ours/memcached:1", &memcached)], Registry::start_with_login);
+    let (user, password) = Registry::LOGIN;
+    let image = registry.reference("ours/memcached:1");
+    let file = host.write(
+        "render.yaml",
+        &format!("services:\n  - type: pserv\n    name: memory\n    runtime: image\n    image: {{url: '{image}', creds: {{fromRegistryCreds: {{name: ours}}}}}}\n    envVars: [{{key: PORT, value: '11211'}}]\n"),
+    );
+    let file = file.to_str().unwrap();
+
+    // Asked for, and refused by the registry when it is wrong.
+    let missing = host.moat(&["up", "-d", file]);
+    assert!(missing.code == 2 && missing.err.contains("registry.ours"), "{}", missing.err);
+    let wrong = host.moat(&["up", "-d", "--set", &format!("registry.ours={user}:wrong"), file]);
+    assert!(wrong.code == 1 && wrong.err.contains(&image), "{}", wrong.err);
+    let up = host.moat(&["up", "-d", "--set", &format!("registry.ours={user}:{password}"), file]).ok();
+    assert!(up.out.contains("memory:11211"), "{}", up.out);
+
+    // It is remembered, shown nowhere, and is not the image's to see.
+    host.moat(&["up", "-d", file]).ok();
+    assert!(!host.moat(&["exec", "memory", "--", "cat", "/proc/1/environ"]).ok().out.contains(password));
+    let said = format!("{}{}{}{}", up.out, up.err, wrong.err, host.daemon_log());
+    assert!(!said.contains(password), "{said}");
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! The `moat` command as a person uses it: the real binary, real namespaces, real servers, each test in a "host" of its own.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "these are tests")]
 
+mod builds;
 mod docker;
 mod faults;
 mod guides;
 mod host;
 mod images;
+mod languages;
 mod offline;
 mod postgres;
+mod push;
 mod run;
 mod sabotage;
 mod sites;

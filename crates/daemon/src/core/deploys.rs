@@ -4,7 +4,9 @@ use super::{Core, Msg};
 use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
-use moat_engine_linux::{BuildRequest, DatastoreRequest, ImageBuildRequest, Origin, Provided, PullRequest, Published, Release, SiteRequest};
+use moat_engine_linux::{
+    BuildRequest, DatastoreRequest, ImageBuildRequest, MissingTool, Origin, Prepared, Provided, Published, PullRequest, SiteRequest,
+};
 use moat_model::state::{ImageOrigin, ImageWorkload, StaticWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
@@ -23,10 +25,13 @@ impl Core {
             return;
         }
         self.cancel_deploy(&slug);
+        self.durable.deploying.insert(slug.clone());
         let deploy = Deploy {
             service: service.clone(),
             phase: DeployPhase::Preparing,
             release: None,
+            tools: Vec::new(),
+            commit: None,
             previous: self.durable.deployed.get(&slug).cloned(),
             start_timeout,
             since: Instant::now(),
@@ -56,7 +61,7 @@ impl Core {
                             let text = format!("{}; using the image that is here", engine_words(&error));
                             let _ = tx.send(Msg::Said(slug.clone(), text));
                         }
-                        release
+                        release.into()
                     });
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
@@ -67,7 +72,7 @@ impl Core {
                 self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
                 let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
-                    let result = engine.prepare_image(request, tell).await;
+                    let result = engine.prepare_image(request, tell).await.map(Prepared::from);
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -75,9 +80,9 @@ impl Core {
                 let Some(request) = SiteRequest::of(service) else { return };
                 self.deploys.insert(slug.clone(), deploy);
                 self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
-                let (engine, tx) = (self.engine.clone(), self.tx.clone());
+                let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
-                    let result = engine.prepare_site(request).await;
+                    let result = engine.prepare_site(request, tell).await;
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -85,9 +90,9 @@ impl Core {
                 let Some(request) = BuildRequest::of(service) else { return };
                 self.deploys.insert(slug.clone(), deploy);
                 self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
-                let (engine, tx) = (self.engine.clone(), self.tx.clone());
+                let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
-                    let result = engine.prepare_release(request).await;
+                    let result = engine.prepare_release(request, tell).await;
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -96,6 +101,7 @@ impl Core {
 
     /// Forgets a deploy under way and stops the sandbox that runs for it.
     pub(super) fn cancel_deploy(&mut self, slug: &Slug) {
+        self.durable.deploying.remove(slug);
         if let Some(deploy) = self.deploys.remove(slug)
             && let Some(id) = deploy.sandbox().cloned()
         {
@@ -117,16 +123,21 @@ impl Core {
         }
     }
 
-    pub(super) fn prepared(&mut self, slug: &Slug, result: Result<Release, EngineError>) {
+    pub(super) fn prepared(&mut self, slug: &Slug, result: Result<Prepared, EngineError>) {
         let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.phase == DeployPhase::Preparing) else { return };
         match result {
             Err(error) => self.fail_deploy(slug, &engine_words(&error), None),
-            Ok(release) => {
-                let sealed = release.cached;
-                deploy.release = Some(release.name);
+            Ok(prepared) => {
+                let sealed = prepared.release.cached;
+                deploy.release = Some(prepared.release.name);
+                deploy.commit = prepared.release.commit;
+                deploy.tools = prepared.tools;
                 deploy.go(if sealed { DeployPhase::Built } else { DeployPhase::Waiting });
                 if !sealed {
                     self.set_phase(slug, ServicePhase::Waiting, None);
+                }
+                for text in prepared.notices {
+                    self.notice(Some(slug), text);
                 }
             }
         }
@@ -150,6 +161,14 @@ impl Core {
 
     /// The release that a deploy prepared as `name` is finished, under the name that it runs by.
     pub(super) fn sealed(&mut self, slug: &Slug, name: &str, result: Result<String, EngineError>) {
+        if let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.phase == DeployPhase::SealingTool(name.to_owned())) {
+            match result {
+                Err(error) => self.fail_deploy(slug, &engine_words(&error), None),
+                // Whoever waits for it looks whether it is there.
+                Ok(_) => deploy.go(DeployPhase::Waiting),
+            }
+            return;
+        }
         let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.phase == DeployPhase::Sealing && d.release.as_deref() == Some(name))
         else {
             return;
@@ -170,13 +189,15 @@ impl Core {
             match deploy.phase.clone() {
                 DeployPhase::Waiting => self.try_build(&slug).await,
                 DeployPhase::Built => self.after_build(&slug).await,
-                DeployPhase::Building(_) if deploy.since.elapsed() > BUILD_LIMIT => {
+                DeployPhase::Installing(_) | DeployPhase::Building(_) if deploy.since.elapsed() > BUILD_LIMIT => {
                     self.fail_deploy(&slug, "the build took longer than 120 minutes", None);
                 }
                 DeployPhase::PreDeploy(_) if deploy.since.elapsed() > PRE_DEPLOY_LIMIT => {
                     self.fail_deploy(&slug, "the pre-deploy command took longer than 30 minutes", None);
                 }
                 DeployPhase::Preparing
+                | DeployPhase::Installing(_)
+                | DeployPhase::SealingTool(_)
                 | DeployPhase::Building(_)
                 | DeployPhase::Sealing
                 | DeployPhase::PreDeploy(_)
@@ -202,9 +223,13 @@ impl Core {
             self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
             return;
         }
-        let building = self.deploys.values().filter(|d| matches!(d.phase, DeployPhase::Building(_))).count();
+        let building = self.deploys.values().filter(|d| matches!(d.phase, DeployPhase::Installing(_) | DeployPhase::Building(_))).count();
         if building >= BUILDS_AT_ONCE {
             self.set_phase(slug, ServicePhase::Waiting, Some("for a free build place".to_owned()));
+            return;
+        }
+        if let Some(tool) = deploy.tools.iter().find(|tool| !self.engine.is_sealed(&tool.release)).cloned() {
+            self.install(slug, &service, tool).await;
             return;
         }
         let release = deploy.release.clone();
@@ -216,6 +241,36 @@ impl Core {
             deploy.go(DeployPhase::Building(id));
         }
         self.set_phase(slug, ServicePhase::Building, Some(does));
+    }
+
+    /// Installs a tool of a build, unless another deploy does: then this one waits.
+    async fn install(&mut self, slug: &Slug, service: &Service, tool: MissingTool) {
+        let installs = |deploy: &Deploy| match &deploy.phase {
+            DeployPhase::Installing(_) => {
+                deploy.tools.iter().find(|tool| !self.engine.is_sealed(&tool.release)).is_some_and(|first| first.release == tool.release)
+            }
+            DeployPhase::SealingTool(name) => *name == tool.release,
+            DeployPhase::Preparing
+            | DeployPhase::Waiting
+            | DeployPhase::Building(_)
+            | DeployPhase::Sealing
+            | DeployPhase::Built
+            | DeployPhase::PreDeploy(_)
+            | DeployPhase::Starting => false,
+        };
+        if self.deploys.values().any(installs) {
+            self.set_phase(slug, ServicePhase::Waiting, Some(format!("for {}, which another build installs", tool.words)));
+            return;
+        }
+        match self.start_sandbox(service, Purpose::Build, Some(tool.release), Some(tool.command)).await {
+            Err(why) => self.fail_deploy(slug, &why, None),
+            Ok(id) => {
+                if let Some(deploy) = self.deploys.get_mut(slug) {
+                    deploy.go(DeployPhase::Installing(id));
+                }
+                self.set_phase(slug, ServicePhase::Building, Some(format!("installing {}", tool.words)));
+            }
+        }
     }
 
     /// The datastore of the service's network that is being deployed and not ready, if any.
@@ -257,8 +312,21 @@ impl Core {
     /// A build, pre-deploy or job instance ended.
     pub(super) fn sandbox_ended(&mut self, slug: &Slug, purpose: Purpose, id: &moat_model::InstanceId, code: Option<i32>, why: &str) {
         let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.sandbox() == Some(id)) else { return };
-        let what = if purpose == Purpose::Build { "build" } else { "pre-deploy command" };
-        if code == Some(0) {
+        let installing = matches!(deploy.phase, DeployPhase::Installing(_));
+        let tool = deploy.tools.iter().find(|tool| !self.engine.is_sealed(&tool.release)).filter(|_| installing).cloned();
+        let what = match &tool {
+            Some(tool) => format!("installation of {}", tool.words),
+            None if purpose == Purpose::Build => "build".to_owned(),
+            None => "pre-deploy command".to_owned(),
+        };
+        if let (Some(tool), Some(0)) = (&tool, code) {
+            deploy.go(DeployPhase::SealingTool(tool.release.clone()));
+            let (engine, tx, slug, name) = (self.engine.clone(), self.tx.clone(), slug.clone(), tool.release.clone());
+            tokio::spawn(async move {
+                let result = engine.seal_release(&name).await.map(|()| name.clone());
+                let _ = tx.send(Msg::Sealed(slug, name, result));
+            });
+        } else if code == Some(0) {
             if purpose == Purpose::Build {
                 self.seal(slug);
             } else {
@@ -279,7 +347,8 @@ impl Core {
             self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
             return;
         }
-        let new = Deployed { service: service.clone(), release: release.clone(), hook_ran: false, good: false };
+        let new =
+            Deployed { service: service.clone(), release: release.clone(), commit: deploy.commit.clone(), hook_ran: false, good: false };
         let unchanged = deploy.previous.as_ref().is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
         match service.workload.pre_deploy_command() {
             Some(command) if !unchanged => {
@@ -303,6 +372,7 @@ impl Core {
         let mut new = Deployed {
             service: deploy.service.clone(),
             release: deploy.release.clone(),
+            commit: deploy.commit.clone(),
             hook_ran: before.is_some_and(|p| p.hook_ran),
             good: false,
         };
@@ -343,6 +413,7 @@ impl Core {
 
     fn deploy_is_live(&mut self, slug: &Slug) {
         self.deploys.remove(slug);
+        self.durable.deploying.remove(slug);
         let mut hook = None;
         if let Some(deployed) = self.durable.deployed.get_mut(slug) {
             deployed.good = true;
@@ -355,6 +426,7 @@ impl Core {
         self.save();
         self.set_phase(slug, ServicePhase::Live, None);
         self.sweep = true;
+        self.sweep_fetched = true;
         if let Some((service, release, command)) = hook {
             self.notice(Some(slug), format!("running the initial deploy hook: {}", first_line(&command)));
             self.queue_job(service, release, command);
@@ -378,9 +450,24 @@ impl Core {
         }
     }
 
+    /// Removes what was fetched for services that are not there any more, once no deploy is under way.
+    pub(super) async fn sweep_fetched(&mut self) {
+        if !self.sweep_fetched || !self.deploys.is_empty() {
+            return;
+        }
+        self.sweep_fetched = false;
+        let services = || self.desired.services.values();
+        let sources = services().filter_map(|service| service.workload.source().cloned()).collect();
+        let built = services().filter(|service| ImageBuildRequest::of(service).is_some()).map(|service| service.id.clone());
+        if let Err(error) = self.engine.collect_fetched(sources, built.collect()).await {
+            tracing::warn!(%error, "old sources can't be removed");
+        }
+    }
+
     /// Keeps what ran before and says why the new one does not.
     pub(super) fn fail_deploy(&mut self, slug: &Slug, why: &str, instance: Option<&moat_model::InstanceId>) {
         let Some(deploy) = self.deploys.remove(slug) else { return };
+        self.durable.deploying.remove(slug);
         if let Some(id) = deploy.sandbox().cloned() {
             self.stop_instance(&id, 1);
         }

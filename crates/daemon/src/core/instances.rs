@@ -71,6 +71,11 @@ impl Core {
                 .map_err(|full| full.to_string())?;
         let mut spec = InstanceSpec::of(service, id.clone(), purpose, address, release);
         spec.command = command;
+        if purpose == Purpose::Build && spec.command.is_some() {
+            // A tool is everybody's: nothing of the service goes into it.
+            spec.env.clear();
+            spec.secret_files.clear();
+        }
         if purpose == Purpose::Build {
             let passed = self.durable.blueprints.get(&service.blueprint).map(|up| up.pass_env.clone()).unwrap_or_default();
             spec.env.extend(passed.iter().filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.to_owned(), Secret::new(value))));
@@ -78,6 +83,10 @@ impl Core {
         self.save();
         self.register(&spec);
         self.apply_policy_now().await;
+        if matches!(purpose, Purpose::Build | Purpose::PreDeploy) {
+            let tail = crate::logs::Tail::new(&self.paths.state.join("logs"), &service.slug, &id);
+            self.tails.insert(id.clone(), (service.blueprint.clone(), tail));
+        }
         self.launch(spec);
         Ok(id)
     }
@@ -203,6 +212,9 @@ impl Core {
 
     /// A program ended by itself or was stopped.
     pub(super) fn ended(&mut self, id: &InstanceId, phase: &InstancePhase) {
+        // Whole by now, and told before what comes of it.
+        self.tell_build_logs();
+        self.tails.remove(id);
         let Some(live) = self.live.get_mut(id) else { return };
         if let Some(checks) = live.checks.take() {
             checks.abort();
@@ -256,6 +268,7 @@ impl Core {
             let slug = self.live.get(id).map(|l| l.slug.clone());
             self.notice(slug.as_ref(), engine_words(&error));
         }
+        self.tails.remove(id);
         if let Some(live) = self.live.remove(id) {
             moat_planner::alloc::release(&mut self.durable.memory, live.address);
             self.save();

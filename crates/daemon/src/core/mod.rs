@@ -1,6 +1,7 @@
 //! The loop: takes one message at a time, changes what should be, and reconciles.
 //!
 //! * [`requests`] – what the command line asks.
+//! * [`pushes`] – which push is deployed, and by which services.
 //! * [`deploys`] – a service's way from source to live.
 //! * [`reconcile`] – desired against observed, through a plan.
 //! * [`instances`] – what became of started instances.
@@ -11,6 +12,7 @@
 mod deploys;
 mod disks;
 mod instances;
+mod pushes;
 mod reconcile;
 mod requests;
 mod resume;
@@ -25,7 +27,7 @@ use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
 use crate::state_file::Durable;
 use moat_engine::EngineError;
-use moat_engine_linux::{LinuxEngine, Provided, Release};
+use moat_engine_linux::{LinuxEngine, Prepared, Provided};
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, DesiredState, InstanceId, Purpose, Slug};
@@ -46,10 +48,12 @@ pub enum Msg {
     Pulling(Slug, String),
     /// Something about a service that people should know.
     Said(Slug, String),
+    /// The pushed commit of a blueprint was compared with the commits that run: the files that differ from each.
+    Compared(PathBuf, String, Result<BTreeMap<String, Vec<String>>, EngineError>),
     /// Disks were measured.
     Disks(Vec<(Slug, DiskUse)>),
     /// A release was prepared (or could not be).
-    Prepared(Slug, Result<Release, EngineError>),
+    Prepared(Slug, Result<Prepared, EngineError>),
     /// Who provides the server of a datastore with this fingerprint.
     Provided(Slug, String, Result<Provided, EngineError>),
     /// A build's release was sealed.
@@ -186,6 +190,15 @@ pub struct Core {
     pub(crate) jobs: Vec<(moat_model::Service, Option<String>, String)>,
     pub(crate) closing: BTreeSet<Slug>,
     pub(crate) sweep: bool,
+    pub(crate) sweep_fetched: bool,
+    /// Who waits for a push that is not accepted yet, by blueprint.
+    pub(crate) pushers: BTreeMap<PathBuf, mpsc::UnboundedSender<Event>>,
+    /// Blueprints whose pushed commit is being compared.
+    pub(crate) comparing: BTreeSet<PathBuf>,
+    /// Logs of builds and pre-deploy commands that run.
+    pub(crate) tails: BTreeMap<InstanceId, (PathBuf, crate::logs::Tail)>,
+    /// When these are looked at again.
+    pub(crate) tails_due: Option<Instant>,
     pub(crate) last_said: Option<String>,
     pub(crate) leaving: bool,
 }
@@ -243,6 +256,11 @@ impl Core {
             jobs: Vec::new(),
             closing: BTreeSet::new(),
             sweep: false,
+            sweep_fetched: false,
+            pushers: BTreeMap::new(),
+            comparing: BTreeSet::new(),
+            tails: BTreeMap::new(),
+            tails_due: None,
             last_said: None,
             leaving: false,
         };
@@ -288,7 +306,7 @@ impl Core {
 
     /// Whether there is nothing to run and nobody to answer: a blueprint was refused, or a second daemon was started in a race.
     fn is_idle(&self) -> bool {
-        self.durable.blueprints.is_empty() && self.live.is_empty() && self.waiting.is_empty()
+        self.durable.blueprints.is_empty() && self.live.is_empty() && self.waiting.is_empty() && self.durable.queued.is_empty()
     }
 
     async fn handle(&mut self, msg: Msg) {
@@ -296,6 +314,7 @@ impl Core {
             Msg::Request(request, reply) => self.request(*request, reply).await,
             Msg::Pulling(slug, text) => self.pulling(&slug, text),
             Msg::Said(slug, text) => self.notice(Some(&slug), text),
+            Msg::Compared(file, commit, changed) => self.compared(&file, &commit, changed).await,
             Msg::Disks(found) => self.disks_measured(found),
             Msg::Prepared(slug, result) => self.prepared(&slug, result),
             Msg::Provided(slug, fingerprint, result) => self.provided(&slug, &fingerprint, result),
@@ -322,7 +341,11 @@ impl Core {
         // Before the sweep, so that no request is answered from what it removes.
         self.publish_views();
         self.sweep_releases().await;
+        self.sweep_fetched().await;
+        self.tell_build_logs();
         self.answer_waiting().await;
+        // After the answer to whom these waited for.
+        self.go_on_with_pushes();
     }
 
     pub(crate) fn say(&mut self, event: Event) {

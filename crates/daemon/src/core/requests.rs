@@ -2,7 +2,7 @@
 
 use super::deploys::engine_words;
 use super::{Core, Until, Waiting};
-use crate::blueprints;
+use crate::blueprints::{self, Outcome};
 use crate::protocol::{
     Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, Status, UpRequest,
 };
@@ -10,15 +10,15 @@ use moat_engine::Engine as _;
 use moat_model::state::InstancePhase;
 use moat_model::{DesiredState, Purpose, Slug};
 use moat_planner::Step;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-type Reply = mpsc::UnboundedSender<Event>;
+pub(super) type Reply = mpsc::UnboundedSender<Event>;
 
-fn end(reply: &Reply, error: Option<Failure>) {
+pub(super) fn end(reply: &Reply, error: Option<Failure>) {
     let _ = reply.send(Event::End { error });
 }
 
@@ -26,7 +26,12 @@ impl Core {
     pub(super) async fn request(&mut self, request: Request, reply: Reply) {
         match request {
             Request::Ping => end(&reply, None),
-            Request::Up(up) => self.up(up, reply).await,
+            Request::Up(up) if up.pushed.is_some() => self.push(up, &reply),
+            Request::Up(up) => {
+                if let Some(outcome) = self.resolve_with(&up, &reply) {
+                    self.accept(up, outcome.state, &BTreeMap::new(), reply).await;
+                }
+            }
             Request::Down { file } => self.down(file.as_ref(), reply),
             Request::Status => {
                 let _ = reply.send(Event::Status(self.status().await));
@@ -49,7 +54,7 @@ impl Core {
     }
 
     /// Reads all accepted blueprints and this one together; says what is wrong, or what they ask for.
-    fn resolve_with(&mut self, up: &UpRequest, reply: &Reply) -> Option<DesiredState> {
+    pub(super) fn resolve_with(&mut self, up: &UpRequest, reply: &Reply) -> Option<Outcome> {
         let mut all = self.durable.blueprints.clone();
         all.insert(up.file.clone(), up.clone());
         let mut memory = self.durable.memory.clone();
@@ -78,11 +83,12 @@ impl Core {
             return None;
         }
         self.durable.memory = memory;
-        Some(outcome.state)
+        Some(outcome)
     }
 
-    async fn up(&mut self, up: UpRequest, reply: Reply) {
-        let Some(mut state) = self.resolve_with(&up, &reply) else { return };
+    /// Makes a blueprint's state the desired one and deploys its services; those in `held` keep what runs, for the reason given,
+    /// as long as they are not to be otherwise.
+    pub(super) async fn accept(&mut self, up: UpRequest, mut state: DesiredState, held: &BTreeMap<Slug, String>, reply: Reply) {
         if let Err(failure) = self.dataplane.listen(&up.listen).await {
             end(&reply, Some(failure));
             return;
@@ -117,14 +123,17 @@ impl Core {
         }
         self.save();
         for slug in self.durable.kept.keys().cloned().collect::<Vec<_>>() {
-            self.notice(Some(&slug), "no longer named by its blueprint: it keeps running (`moat up --prune` stops it)");
+            let stops = if up.pushed.is_some() { "moat git deploy --prune" } else { "moat up --prune" };
+            self.notice(Some(&slug), format!("no longer named by its blueprint: it keeps running (`{stops}` stops it)"));
         }
         let timeout = Duration::from_secs(up.start_timeout_seconds);
         for service in self.desired.services.values().filter(|s| s.blueprint == up.file).cloned().collect::<Vec<_>>() {
-            if !self.durable.kept.contains_key(&service.slug) {
+            if !self.durable.kept.contains_key(&service.slug) && !self.keeps(&service, held) {
                 self.begin_deploy(&service, timeout);
             }
         }
+        // A daemon that comes after this one goes on with these deploys.
+        self.save();
         self.waiting.push(Waiting { reply, until: Until::Settled { file: up.file } });
     }
 
@@ -137,6 +146,7 @@ impl Core {
     fn down(&mut self, file: Option<&PathBuf>, reply: Reply) {
         if let Some(file) = file
             && !self.durable.blueprints.contains_key(file)
+            && !self.durable.queued.contains_key(file)
         {
             let known: Vec<String> = self.durable.blueprints.keys().map(|p| format!("`{}`", p.display())).collect();
             let hint = if known.is_empty() { "nothing of Moat runs here".to_owned() } else { format!("what runs: {}", known.join(", ")) };
@@ -154,6 +164,7 @@ impl Core {
         }
         self.forward_events(&reply);
         self.close(&services);
+        self.forget_pushes(file);
         match file {
             Some(file) => {
                 self.durable.blueprints.remove(file);
@@ -191,6 +202,7 @@ impl Core {
             if mine.is_empty() {
                 self.desired.services.remove(&slug);
                 self.closing.remove(&slug);
+                self.sweep_fetched = true;
             } else if !(users_left && is_store(self, &slug)) {
                 let grace = self.desired.services.get(&slug).map_or(30, |s| s.max_shutdown_delay_seconds);
                 for id in mine {
@@ -261,6 +273,9 @@ impl Core {
         // A repair under way ends first, and no other begins: it would make anew what is removed.
         *self.removed.lock().await = true;
         let result = self.engine.apply(&Step::RemoveRouter).await;
+        if let Err(error) = self.engine.collect_fetched(Vec::new(), BTreeSet::new()).await {
+            tracing::warn!(%error, "old sources can't be removed");
+        }
         let error = result.err().map(|error| Failure::engine(&error));
         for waiting in std::mem::take(&mut self.waiting) {
             end(&waiting.reply, error.clone());
@@ -307,6 +322,7 @@ impl Core {
                 }),
                 address: service.vip,
                 next_run: self.cron_next.get(slug).map(ToString::to_string),
+                commit: self.deployed(slug).and_then(|deployed| deployed.commit.clone()),
                 disk: self.disks.get(slug).copied(),
                 instances,
             }
@@ -346,7 +362,7 @@ impl Core {
 
     fn plan(&mut self, up: &UpRequest, reply: &Reply) {
         let memory = self.durable.memory.clone();
-        if let Some(state) = self.resolve_with(up, reply) {
+        if let Some(Outcome { state, .. }) = self.resolve_with(up, reply) {
             let mut scratch = self.durable.memory.clone();
             let plan = crate::blueprints::preview(
                 &state,

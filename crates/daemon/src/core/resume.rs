@@ -31,7 +31,7 @@ impl Core {
         }
         for service in self.desired.services.values().cloned().collect::<Vec<_>>() {
             let good = self.deployed(&service.slug).is_some_and(|d| d.good);
-            if !good && !self.durable.kept.contains_key(&service.slug) {
+            if (!good || self.durable.deploying.contains(&service.slug)) && !self.durable.kept.contains_key(&service.slug) {
                 let timeout = all.get(&service.blueprint).map_or(900, |up| up.start_timeout_seconds);
                 self.begin_deploy(&service, Duration::from_secs(timeout));
             }

@@ -1,5 +1,6 @@
 //! [`LinuxEngine`]: steps to what happens on this machine.
 
+mod command;
 mod exec;
 pub mod folder;
 pub mod leftovers;
@@ -27,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The embedded engine. Clones share everything.
 #[derive(Clone)]
 pub struct LinuxEngine {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 pub(crate) struct Inner {
@@ -179,8 +180,24 @@ fn machine(config: &Config) -> Result<Machine, EngineError> {
         usr_merge,
         etc: HOST_ETC.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
         bash: Path::new("/bin/bash").exists(),
+        authorities: ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"]
+            .into_iter()
+            .map(PathBuf::from)
+            .find(|file| file.is_file()),
         own_exe,
+        libraries: libraries(),
     })
+}
+
+/// The dynamic linker and the libraries of this very process, the linker first; nothing where it is linked statically.
+fn libraries() -> Vec<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let mapped: BTreeSet<&Path> = maps.lines().filter_map(|line| line.split_ascii_whitespace().nth(5)).map(Path::new).collect();
+    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let mut found: Vec<PathBuf> =
+        mapped.into_iter().filter(|path| path.is_absolute() && name(path).contains(".so") && path.is_file()).map(Path::to_owned).collect();
+    found.sort_by_key(|path| !name(path).starts_with("ld-"));
+    if found.first().is_some_and(|first| name(first).starts_with("ld-")) { found } else { Vec::new() }
 }
 
 impl Engine for LinuxEngine {

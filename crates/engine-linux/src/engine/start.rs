@@ -7,13 +7,16 @@ use super::{Inner, LinuxEngine, network_error};
 use crate::certificate;
 use crate::datastore;
 use crate::images;
+use crate::lock::Lock;
 use crate::lower::sandbox::{self, IDS, Input, Places, UID};
 use crate::monitor::files::{self, Job};
 use crate::monitor::{GO, READY, RUNNING, VERB};
 use crate::ranges;
 use crate::recipe;
+use crate::release;
 use crate::site;
 use crate::toolchain::Toolchain;
+use crate::tools;
 use moat_engine::{EngineError, StepOutcome};
 use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, Persistence, Workload};
 use moat_model::{InstanceId, Purpose, Slug};
@@ -109,37 +112,50 @@ impl LinuxEngine {
 
 /// Everything the monitor reads, in the instance's folder; the folders of the host that the sandbox shows.
 fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
-    let site = site::as_program(inner, spec)?;
-    let (spec, of_site) = site.as_ref().map_or((spec, None), |(program, toolchain)| (program, Some(toolchain)));
+    let program = site::as_program(inner, spec)?;
+    let (site, spec) = (program.as_ref().map(|_| spec), program.as_ref().unwrap_or(spec));
     let doing = format!("start `{}`", spec.id);
     let fail = |path: &Path, error: io::Error| EngineError::new(&doing, format!("`{}`: {error}", path.display())).caused_by(error);
     let first_id = inner.ranges.first(inner.paths.state(), &spec.service)?;
-    let (toolchain, image) = match &spec.workload {
-        // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
-        Workload::Native(_) if let Some(toolchain) = of_site => (toolchain.clone(), None),
-        Workload::Native(native) => (inner.toolchain(native.runtime, native.version.as_deref())?, None),
-        Workload::Image(_) if spec.purpose == Purpose::Build => (Toolchain::default(), None),
-        Workload::Image(_) => (Toolchain::default(), Some(images::facts(inner, spec)?)),
-        Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_) => datastore::server_of(inner, spec)?,
+    let lock = match (&spec.workload, &spec.release) {
+        (Workload::Native(_), Some(release)) => Lock::read(&release::checked(inner, release)?)?,
+        _ => None,
     };
+    let language = lock.as_ref().and_then(|lock| lock.image.as_ref()).map(|image| images::language(inner, image)).transpose()?;
+    let (mut toolchain, image) = match (&spec.workload, &language) {
+        (Workload::Native(_), Some(language)) => (language.toolchain.clone(), None),
+        // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
+        (Workload::Native(native), None) => {
+            let version = lock.as_ref().map_or(native.version.as_deref(), |lock| lock.version.as_deref());
+            (inner.toolchain(native.runtime, version)?, None)
+        }
+        (Workload::Image(_), _) if spec.purpose == Purpose::Build => (Toolchain::default(), None),
+        (Workload::Image(_), _) => (Toolchain::default(), Some(images::facts(inner, spec)?)),
+        (Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_), _) => datastore::server_of(inner, spec)?,
+    };
+    if let (Some(site), None) = (site, &language) {
+        site::add_languages(inner, site, &mut toolchain);
+    }
     let recipe = match (&spec.workload, &spec.release) {
         (Workload::Image(_), Some(release)) if spec.purpose == Purpose::Build => Some(recipe::of_release(inner, release)?),
         _ => None,
     };
     // Whoever builds an image is root of the service's range.
+    let tool = spec.purpose == Purpose::Build && spec.release.as_deref().is_some_and(tools::is_tool);
     let user = first_id + if recipe.is_some() { 0 } else { image.as_ref().map_or(UID, |image| image.uid) };
-    let places = places(inner, spec)?;
+    let places = places(inner, spec, lock.as_ref())?;
+    let machine = language.as_ref().map(|language| language.machine(&inner.machine));
     let exclusive = places.disk.clone().or_else(|| places.data.clone());
     if let Some(folder) = &exclusive {
         alone(inner, &spec.id, folder)?;
     }
     let sandbox = sandbox::lower(&Input {
         instance: spec,
-        machine: &inner.machine,
+        machine: machine.as_ref().unwrap_or(&inner.machine),
         places: &places,
         first_id,
         toolchain: &toolchain,
-        image: image.as_ref(),
+        image: image.as_ref().or(language.as_ref().map(|language| &language.facts)),
         recipe: recipe.as_ref(),
         pass_env: &inner.pass_env,
     })
@@ -152,8 +168,12 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         make(&places.scratch.join("tmp"), 0o1777, user)?;
         make(&places.cache, 0o700, user)?;
     }
-    if places.project.is_some() {
+    if let Some(project) = &places.project {
         make(&places.scratch.join("project"), 0o700, 0)?;
+        if tool {
+            // Whoever began it first may have been another service.
+            make(project, 0o755, user)?;
+        }
     }
     if let Some(folder) = &exclusive {
         data_folder(folder, first_id, user).map_err(|error| fail(folder, error))?;
@@ -184,15 +204,13 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     write(files::BUNDLE, files::write_json(&dir.join(files::BUNDLE).join("config.json"), &sandbox.oci))
 }
 
-fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
+fn places(inner: &Inner, spec: &InstanceSpec, lock: Option<&Lock>) -> Result<Places, EngineError> {
     let paths = &inner.paths;
     let image_build = matches!(spec.workload, Workload::Image(_)) && spec.purpose == Purpose::Build;
     let project = match (&spec.workload, &spec.release) {
-        (Workload::Native(native), Some(release)) => Some(crate::release::project_of(inner, release, spec.purpose, &native.root_dir)?),
+        (Workload::Native(native), Some(release)) => Some(release::project_of(inner, release, spec.purpose, &native.root_dir)?),
         (Workload::Native(_), None) => return Err(EngineError::new(format!("start `{}`", spec.id), "the instance names no release")),
-        (Workload::Image(_), Some(release)) if image_build => {
-            Some(crate::release::project_of(inner, release, spec.purpose, Path::new(""))?)
-        }
+        (Workload::Image(_), Some(release)) if image_build => Some(release::project_of(inner, release, spec.purpose, Path::new(""))?),
         (Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_), _) => None,
     };
     let serves = spec.purpose == Purpose::Serve;
@@ -212,11 +230,21 @@ fn places(inner: &Inner, spec: &InstanceSpec) -> Result<Places, EngineError> {
         root: paths.root_point()?,
         project,
         scratch: paths.scratch(spec.id.as_str()),
-        cache: if image_build { paths.build_storage(&spec.service) } else { paths.cache(&spec.slug) },
+        cache: if image_build {
+            paths.build_storage(&spec.service)
+        } else if spec.release.as_deref().is_some_and(tools::is_tool) {
+            // What a service's builds left in its own is not for a tool that others are shown too.
+            paths.scratch(spec.id.as_str()).join("cache")
+        } else {
+            paths.cache(&spec.slug)
+        },
         disk,
         data,
         identity,
         bases: image_build.then(|| paths.bases(&spec.service)),
+        tools: lock
+            .map(|lock| lock.tools.iter().map(|name| (name.clone(), paths.releases().join(name).join("project"))).collect())
+            .unwrap_or_default(),
         cgroup: paths.cgroup(spec.id.as_str()),
     })
 }
@@ -271,18 +299,9 @@ fn own_folder(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     if fs::symlink_metadata(path)?.uid() != owner {
-        hand_over(path, owner)?;
+        crate::tree::give(path, owner)?;
     }
     Ok(())
-}
-
-fn hand_over(path: &Path, owner: u32) -> io::Result<()> {
-    if fs::symlink_metadata(path)?.is_dir() {
-        for entry in fs::read_dir(path)? {
-            hand_over(&entry?.path(), owner)?;
-        }
-    }
-    lchown(path, Some(owner), Some(owner))
 }
 
 /// Keeps the newest logs of a service; those of live instances always.

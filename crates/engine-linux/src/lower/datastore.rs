@@ -5,8 +5,9 @@
 //! PID 1, since a program of the machine may not run over an image's libraries.
 
 use super::image::{self, Facts};
+use super::native::environment;
 use super::oci::{Capabilities, User};
-use super::sandbox::{HOME, Input, MountOp, Program, UID, environment, init};
+use super::sandbox::{HOME, Input, MountOp, Program, UID, init};
 use super::{etc, keyvalue, postgres};
 use moat_image::Image;
 use moat_model::Secret;

@@ -7,6 +7,7 @@ pub(crate) mod datastore;
 mod etc;
 pub mod image;
 pub mod keyvalue;
+mod native;
 pub mod oci;
 pub mod postgres;
 pub mod sandbox;

@@ -2,11 +2,13 @@
 //!
 //! Invariant: the root file system is a fresh tmpfs that holds nothing but what [`lower`] lists.
 
+use super::native::{environment, is_tool, language, linker, shell};
 use super::oci::{Capabilities, Cpu, IdMapping, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User};
 use super::{builder, datastore, etc, image, keyvalue, postgres, seccomp};
 use crate::toolchain::Toolchain;
+use crate::tools;
 use moat_model::state::{Disk, NativeWorkload, Workload};
-use moat_model::{NativeRuntime, Purpose, Secret};
+use moat_model::{Purpose, Secret};
 use moat_planner::plan::InstanceSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,6 +32,10 @@ pub const INIT: &str = "/run/moat-init";
 pub const NAMES: &str = "/run/moat-toolchain";
 /// Where a Python service's virtual environment is.
 pub const VENV: &str = "/opt/render/project/src/.venv";
+/// Where `npm install --global` of a build puts programs.
+pub const GLOBAL: &str = "/opt/render/project/.npm-global";
+/// Where this program's own libraries are, in a sandbox that has an image's.
+pub const LIBRARIES: &str = "/run/moat-lib";
 /// Where secret files are.
 pub const SECRETS: &str = "/etc/secrets";
 
@@ -157,8 +163,13 @@ pub struct Machine {
     pub etc: Vec<PathBuf>,
     /// Whether `/bin/bash` exists.
     pub bash: bool,
+    /// The certificate authorities that this machine trusts, one file within [`HOST_ETC`].
+    pub authorities: Option<PathBuf>,
     /// This program.
     pub own_exe: PathBuf,
+    /// What runs it where the libraries of `/usr` are not this machine's: its dynamic linker, and then its libraries. Empty
+    /// where it needs none.
+    pub libraries: Vec<PathBuf>,
 }
 
 /// Folders of the host that belong to one instance.
@@ -180,6 +191,8 @@ pub struct Places {
     pub identity: Option<Secret>,
     /// The images that a Dockerfile builds on.
     pub bases: Option<PathBuf>,
+    /// Tools by the names of their releases: their folders.
+    pub tools: BTreeMap<String, PathBuf>,
     /// Control group, from the root of each hierarchy.
     pub cgroup: String,
 }
@@ -197,7 +210,8 @@ pub struct Input<'a> {
     pub first_id: u32,
     /// The toolchain, or the datastore's server.
     pub toolchain: &'a Toolchain,
-    /// What the image of an [`ImageWorkload`](moat_model::state::ImageWorkload), or of a datastore that runs from one, says.
+    /// What the image of an [`ImageWorkload`](moat_model::state::ImageWorkload), or of a datastore that runs from one, says; or
+    /// the image that is a native service's toolchain.
     pub image: Option<&'a image::Facts>,
     /// How an image is built, for the build of one.
     pub recipe: Option<&'a builder::Recipe>,
@@ -253,9 +267,9 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
         (Workload::Native(native), _) => (
             Program {
                 user: User { uid: UID, gid: UID, additional_gids: Vec::new(), umask: 0o022 },
-                args: init(None).chain(shell(input, native)?).collect(),
+                args: linker(input).into_iter().chain(init(None)).chain(shell(input, native)?).collect(),
                 env: environment(input),
-                cwd: cwd(&instance.workload),
+                cwd: if is_tool(instance) { HOME.to_owned() } else { cwd(&instance.workload) },
                 capabilities: Capabilities::default(),
             },
             mounts(input),
@@ -328,7 +342,7 @@ pub(super) struct Program {
     pub(super) capabilities: Capabilities,
 }
 
-fn strings(texts: &[&str]) -> Vec<String> {
+pub(super) fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|&text| text.to_owned()).collect()
 }
 
@@ -357,7 +371,8 @@ fn runtime_mounts(shared_memory: u64) -> Vec<Mount> {
     ]
 }
 
-fn cwd(workload: &Workload) -> String {
+/// The working folder.
+pub(super) fn cwd(workload: &Workload) -> String {
     match workload {
         Workload::Native(native) => Path::new(SOURCE).join(&native.root_dir).to_string_lossy().trim_end_matches('/').to_owned(),
         Workload::KeyValue(_) => keyvalue::DATA.to_owned(),
@@ -372,93 +387,30 @@ pub(super) fn init(stop_signal: Option<String>) -> impl Iterator<Item = String> 
     own.into_iter().chain(stop_signal.map(|signal| format!("{}{signal}", crate::monitor::STOP_SIGNAL))).chain(["--".to_owned()])
 }
 
-fn shell(input: &Input<'_>, native: &NativeWorkload) -> Result<Vec<String>, &'static str> {
-    let purpose = input.instance.purpose;
-    let own = match purpose {
-        Purpose::Serve | Purpose::Cron => Some(&native.start_command),
-        Purpose::Build => native.build_command.as_ref(),
-        Purpose::PreDeploy => native.pre_deploy_command.as_ref(),
-        Purpose::Job => None,
-    };
-    let text = input.instance.command.as_ref().or(own).ok_or("the service has no command for this purpose")?;
-    let text = if purpose == Purpose::Build && native.runtime == NativeRuntime::Python {
-        format!("test -x {VENV}/bin/python || python3 -m venv {VENV}\n{text}")
-    } else {
-        text.clone()
-    };
-    let strict = matches!(purpose, Purpose::Build | Purpose::PreDeploy);
-    let mut args = strings(match (input.machine.bash, strict) {
-        (true, true) => &["/bin/bash", "-e", "-o", "pipefail", "-c"],
-        (true, false) => &["/bin/bash", "-c"],
-        (false, true) => &["/bin/sh", "-e", "-c"],
-        (false, false) => &["/bin/sh", "-c"],
-    });
-    args.push(text);
-    Ok(args)
-}
-
-/// The whole environment: a few variables that every program expects, then the service's own, which win.
-pub(super) fn environment(input: &Input<'_>) -> BTreeMap<String, Secret> {
-    let mut env: BTreeMap<String, Secret> = BTreeMap::new();
-    let mut set = |key: &str, value: &str| {
-        env.insert(key.to_owned(), Secret::new(value));
-    };
-    let mut path = Vec::new();
-    if let Workload::Native(native) = &input.instance.workload {
-        if native.runtime == NativeRuntime::Python {
-            path.push(format!("{VENV}/bin"));
-            set("VIRTUAL_ENV", VENV);
-            set("VENV_ROOT", VENV);
-        }
-        if native.runtime == NativeRuntime::Node {
-            path.push(format!("{}/node_modules/.bin", cwd(&input.instance.workload)));
-        }
-    }
-    if let Workload::Postgres(server) = &input.instance.workload {
-        for (key, value) in postgres::environment(server) {
-            set(key, value);
-        }
-    }
-    if !input.toolchain.names.is_empty() || !input.toolchain.others.is_empty() {
-        path.push(NAMES.to_owned());
-    }
-    path.extend(input.toolchain.path.iter().map(|dir| dir.to_string_lossy().into_owned()));
-    path.extend(["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(str::to_owned));
-    set("PATH", &path.join(":"));
-    set("HOME", HOME);
-    set("USER", "render");
-    set("LOGNAME", "render");
-    set("SHELL", if input.machine.bash && input.image.is_none() { "/bin/bash" } else { "/bin/sh" });
-    set("LANG", "C.UTF-8");
-    if input.instance.purpose == Purpose::Build {
-        set("XDG_CACHE_HOME", CACHE);
-        set("npm_config_cache", &format!("{CACHE}/npm"));
-        env.extend(input.pass_env.clone());
-    }
-    env.extend(input.toolchain.env.iter().map(|(key, value)| (key.clone(), Secret::new(value.as_str()))));
-    env.extend(input.instance.env.clone());
-    env
-}
-
 fn mounts(input: &Input<'_>) -> Vec<MountOp> {
     let (instance, places, machine) = (input.instance, input.places, input.machine);
     let user = input.first_id + UID;
     let dir = |path: &str, mode: u32, owner: u32| MountOp::Dir { path: path.into(), mode, owner };
     let read_only = |source: &Path, target: &Path| MountOp::ReadOnly { source: source.to_owned(), target: target.to_owned() };
-    let mut ops = vec![read_only(Path::new("/usr"), Path::new("/usr"))];
-    for (name, link) in &machine.usr_merge {
-        let path = Path::new("/").join(name);
-        ops.push(match link {
-            Some(target) => MountOp::Symlink { path, target: target.clone() },
-            None => read_only(&path, &path),
-        });
-    }
-    for folder in ["/proc", "/dev", "/etc", "/run", "/var", "/mnt"] {
-        ops.push(dir(folder, 0o755, 0));
-    }
-    for (path, target) in [("/var/run", "/run"), ("/var/tmp", "/tmp")] {
-        ops.push(MountOp::Symlink { path: path.into(), target: target.into() });
-    }
+    let mut ops = if let Some(image) = input.image {
+        language(input, image)
+    } else {
+        let mut ops = vec![read_only(Path::new("/usr"), Path::new("/usr"))];
+        for (name, link) in &machine.usr_merge {
+            let path = Path::new("/").join(name);
+            ops.push(match link {
+                Some(target) => MountOp::Symlink { path, target: target.clone() },
+                None => read_only(&path, &path),
+            });
+        }
+        for folder in ["/proc", "/dev", "/etc", "/run", "/var", "/mnt"] {
+            ops.push(dir(folder, 0o755, 0));
+        }
+        for (path, target) in [("/var/run", "/run"), ("/var/tmp", "/tmp")] {
+            ops.push(MountOp::Symlink { path: path.into(), target: target.into() });
+        }
+        ops
+    };
     ops.push(MountOp::Sysfs { target: "/sys".into() });
     ops.extend(machine.etc.iter().map(|path| read_only(path, path)));
     ops.extend(etc::own(input));
@@ -481,8 +433,12 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
     } else {
         ops.push(MountOp::Tmpfs { target: "/tmp".into(), size: instance.limits.memory_bytes, mode: 0o1777 });
     }
+    ops.extend(places.tools.iter().map(|(name, folder)| read_only(folder, &tools::place(name))));
     if let Some(project) = &places.project {
-        ops.push(if instance.purpose == Purpose::Build {
+        ops.push(if let (true, Some(name)) = (is_tool(instance), &instance.release) {
+            // Programs of a tool know the place that they were installed at.
+            MountOp::Writable { source: project.clone(), target: tools::place(name) }
+        } else if instance.purpose == Purpose::Build {
             MountOp::Writable { source: project.clone(), target: PROJECT.into() }
         } else {
             MountOp::Overlay { lower: project.clone(), scratch: places.scratch.join("project"), target: PROJECT.into() }

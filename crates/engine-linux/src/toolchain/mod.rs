@@ -5,8 +5,10 @@
 
 mod find;
 pub mod keyvalue;
+pub mod official;
 pub mod postgres;
 pub mod version;
+pub mod wanted;
 
 use moat_engine::EngineError;
 use moat_model::NativeRuntime;
@@ -78,6 +80,19 @@ pub fn resolve(runtime: NativeRuntime, wanted: Option<&str>) -> Result<Toolchain
     versions.dedup();
     let message = format!("{} {wanted} is not installed; found {}", runtime.word(), versions.join(", "));
     Err(EngineError::new(doing, message).hint(find::hint(runtime, Some(wanted))))
+}
+
+/// What a service's language comes from where this machine does not have what it asks for, in words; nothing where it does.
+/// Nothing is run, except to compare versions.
+pub fn instead(runtime: NativeRuntime, wanted: Option<&str>) -> Option<String> {
+    if wanted.is_none() && program(find::program(runtime)).is_some() {
+        return None;
+    }
+    let missing = resolve(runtime, wanted).err()?;
+    Some(match official::reference(runtime, wanted) {
+        Some(reference) => format!("{}: the image `{reference}` is used", missing.message),
+        None => format!("{}, and no image has a tag for it", missing.message),
+    })
 }
 
 /// Finds a program on `PATH` or in the system's folders.

@@ -146,8 +146,10 @@ impl Bed {
             build_fingerprint: format!("{:?}", native.build_command),
             runtime: native.runtime,
             version: native.version.clone(),
+            commands: native.build_command.iter().cloned().collect(),
+            env: spec.env.clone(),
         };
-        let release = self.engine.prepare_release(request).await.unwrap();
+        let release = self.engine.prepare_release(request, |_| ()).await.unwrap().release;
         if !release.cached {
             if native.build_command.is_some() {
                 let build = crate::bed::spec("app", spec.workload.clone());

@@ -18,7 +18,7 @@ fn native(spec: &mut InstanceSpec) -> &mut NativeWorkload {
 }
 
 fn request(spec: &mut InstanceSpec) -> BuildRequest {
-    let (service, slug) = (spec.service.clone(), spec.slug.clone());
+    let (service, slug, env) = (spec.service.clone(), spec.slug.clone(), spec.env.clone());
     let native = native(spec);
     BuildRequest {
         service,
@@ -28,6 +28,8 @@ fn request(spec: &mut InstanceSpec) -> BuildRequest {
         build_fingerprint: native.build_command.clone().unwrap_or_default(),
         runtime: native.runtime,
         version: native.version.clone(),
+        commands: native.build_command.iter().cloned().collect(),
+        env,
     }
 }
 
@@ -62,18 +64,18 @@ fn the_same_source_is_built_once() {
     test(async |bed: &Bed| {
         bed.write("a.txt", "1");
         let mut spec = bed.native(Python, "cat a.txt");
-        let first = bed.engine.prepare_release(request(&mut spec)).await.unwrap();
+        let first = bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release;
         assert!(!first.cached);
         // A build that never finished is done again.
-        assert_eq!(bed.engine.prepare_release(request(&mut spec)).await.unwrap(), first);
+        assert_eq!(bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release, first);
         bed.engine.seal_release(&first.name).await.unwrap();
         let sealed = Release { cached: true, ..first.clone() };
-        assert_eq!(bed.engine.prepare_release(request(&mut spec)).await.unwrap(), sealed);
+        assert_eq!(bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release, sealed);
         bed.write("a.txt", "2");
-        let second = bed.engine.prepare_release(request(&mut spec)).await.unwrap();
+        let second = bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release;
         assert_ne!(second.name, first.name);
         native(&mut spec).build_command = Some("true".to_owned());
-        assert_ne!(bed.engine.prepare_release(request(&mut spec)).await.unwrap().name, second.name);
+        assert_ne!(bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release.name, second.name);
         bed.engine.collect_garbage(&BTreeSet::from([first.name.clone()])).await.unwrap();
         let left: Vec<_> =
             std::fs::read_dir(bed.state.join("releases")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -105,7 +107,7 @@ fn a_failing_build_says_so_and_its_release_never_runs() {
     test(async |bed: &Bed| {
         let mut spec = bed.native(Python, "echo never");
         native(&mut spec).build_command = Some("echo first\nfalse\necho never".to_owned());
-        let release = bed.engine.prepare_release(request(&mut spec)).await.unwrap();
+        let release = bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release;
         let mut build = spec.clone();
         build.purpose = Purpose::Build;
         build.release = Some(release.name.clone());
@@ -176,12 +178,12 @@ fn a_version_that_is_not_here_is_named_with_what_is() {
     test(async |bed: &Bed| {
         let mut spec = bed.native(Python, "true");
         native(&mut spec).version = Some("3.99".to_owned());
-        let error = bed.engine.prepare_release(request(&mut spec)).await.unwrap_err();
+        let error = bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap_err();
         assert!(error.to_string().contains("python 3.99 is not installed; found 3."), "{error}");
         assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("PYTHON_VERSION")), "{error:?}");
         native(&mut spec).version = None;
         native(&mut spec).root_dir = PathBuf::from("nowhere");
-        let error = bed.engine.prepare_release(request(&mut spec)).await.unwrap_err();
+        let error = bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap_err();
         assert!(error.to_string().contains("`rootDir` is `nowhere`"), "{error}");
     });
 }

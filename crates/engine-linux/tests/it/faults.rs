@@ -8,6 +8,7 @@ use moat_model::state::Workload;
 use moat_planner::Step;
 use nix::mount::{MsFlags, mount, umount};
 use nix::pty::openpty;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
@@ -25,16 +26,18 @@ fn a_full_disk_is_named() {
             build_fingerprint: String::new(),
             runtime: native.runtime,
             version: None,
+            commands: Vec::new(),
+            env: BTreeMap::new(),
         };
         let releases = bed.state.join("releases");
         mount(Some("small"), &releases, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
-        let error = bed.engine.prepare_release(request.clone()).await.unwrap_err();
+        let error = bed.engine.prepare_release(request.clone(), |_| ()).await.unwrap_err();
         assert!(error.to_string().contains("No space left on device"), "{error}");
         assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("free some space")), "{error:?}");
         assert_eq!(std::fs::read_dir(&releases).unwrap().count(), 0, "half a copy is left");
         umount(&releases).unwrap();
         // The positive control: with room it works.
-        assert!(!bed.engine.prepare_release(request).await.unwrap().cached);
+        assert!(!bed.engine.prepare_release(request, |_| ()).await.unwrap().release.cached);
     });
 }
 

@@ -20,7 +20,9 @@ fn machine() -> Machine {
         usr_merge: BTreeMap::from([("bin".to_owned(), Some(PathBuf::from("usr/bin"))), ("lib32".to_owned(), None)]),
         etc: vec!["/etc/ssl/certs".into()],
         bash: true,
+        authorities: Some("/etc/ssl/certs/ca-certificates.crt".into()),
         own_exe: "/usr/bin/moat".into(),
+        libraries: vec!["/lib64/ld-linux-x86-64.so.2".into(), "/usr/lib/x86_64-linux-gnu/libc.so.6".into()],
     }
 }
 
@@ -34,6 +36,7 @@ fn places() -> Places {
         data: Some("/s/data/red-x".into()),
         identity: Some(Secret::new("KEY AND CERTIFICATE")),
         bases: None,
+        tools: BTreeMap::new(),
         cgroup: "/moat-t/i".to_owned(),
     }
 }
@@ -112,7 +115,10 @@ fn check(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>, image: Op
         others: Vec::new(),
     };
     let pass_env = BTreeMap::from([("PIP_INDEX_URL".to_owned(), Secret::new("https://index"))]);
-    let places = Places { bases: recipe.map(|_| "/s/builds/srv-app/bases".into()), ..places() };
+    let tool = recipe.is_none() && matches!(instance.workload, Workload::Native(_));
+    let tools = BTreeMap::from([("+uv-0123".to_owned(), PathBuf::from("/s/releases/+uv-0123/project"))]);
+    let tools = if tool { tools } else { BTreeMap::new() };
+    let places = Places { bases: recipe.map(|_| "/s/builds/srv-app/bases".into()), tools, ..places() };
     let input = Input {
         instance,
         machine: &machine(),
@@ -147,6 +153,10 @@ fn an_instance_lowers_to_this() {
     let postgres =
         InstanceSpec { workload: Bed::postgres(Some(15)).workload, env: BTreeMap::new(), secret_files: BTreeMap::new(), ..native() };
     check("postgres.json", &postgres, None, None);
+    check("language.json", &native(), None, Some(&server_image()));
+    let release = Some("+uv-0123".to_owned());
+    let install = Some("install it".to_owned());
+    check("tool.json", &InstanceSpec { purpose: Purpose::Build, release, command: install, ..native() }, None, None);
     let (spec, recipe) = dockerfile();
     check("dockerfile.json", &spec, Some(&recipe), None);
     let image = server_image();

@@ -14,3 +14,4 @@ mod life;
 mod network;
 mod postgres;
 mod recipe;
+mod sources;

@@ -24,11 +24,10 @@ fn an_instance_has_its_addresses_before_its_first_instruction_and_reaches_anothe
                 "import urllib.request,time\nfor _ in range(300):\n  try: print(urllib.request.urlopen('http://{host}:8000/index.txt', timeout=5).read()); break\n  except OSError: time.sleep(0.02)\nelse: raise SystemExit(9)"
             );
             let argv = ["python3", "-c", &script].map(str::to_owned).to_vec();
-            assert_eq!(
-                bed.engine.exec(&client.id, argv, std::collections::BTreeMap::default(), false, [null(), null(), null()]).await.unwrap(),
-                0,
-                "{host}"
-            );
+            let said = tempfile::NamedTempFile::new().unwrap();
+            let stdio = [null(), null(), said.reopen().unwrap().into()];
+            let code = bed.engine.exec(&client.id, argv, std::collections::BTreeMap::default(), false, stdio).await.unwrap();
+            assert_eq!(code, 0, "{host}: {}", std::fs::read_to_string(said.path()).unwrap());
         }
     });
 }

@@ -425,12 +425,20 @@ impl Assembly<'_, '_> {
 
     /// Where the source is: with the blueprint, or in the repository that it names.
     fn source(&self, entry: &Entry<'_>) -> Source {
-        match entry.spec.repo.as_ref().filter(|_| entry.spec.elsewhere) {
-            Some(repo) => Source::Repository {
+        let input = &self.workspace.inputs[entry.input];
+        let pin = input.git.pins.get(&entry.spec.name.value).cloned();
+        match (entry.spec.repo.as_ref().filter(|_| entry.spec.elsewhere), &input.git.pushed_to) {
+            (Some(repo), _) => Source::Repository {
                 url: repo.value.trim().to_owned(),
                 branch: entry.spec.branch.as_ref().map(|branch| branch.value.trim().to_owned()),
+                commit: pin,
             },
-            None => Source::Folder(self.workspace.inputs[entry.input].source.to_owned()),
+            (None, Some(repository)) => Source::Repository {
+                url: repository.to_string_lossy().into_owned(),
+                branch: None,
+                commit: Some(pin.unwrap_or_else(|| input.git.commit.clone())),
+            },
+            (None, None) => Source::Folder(input.source.to_owned()),
         }
     }
 
@@ -494,7 +502,7 @@ impl Assembly<'_, '_> {
 }
 
 /// The folder below the source: `.`, `./a`, `/a` and `a/` are all within it. `..` counts for nothing; reading said so.
-fn root_dir(spec: &ServiceSpec) -> PathBuf {
+pub(crate) fn root_dir(spec: &ServiceSpec) -> PathBuf {
     let written = spec.root_dir.as_ref().map_or("", |text| text.value.trim());
     Path::new(written).components().filter(|part| matches!(part, Component::Normal(_))).collect()
 }

@@ -40,6 +40,22 @@ pub(crate) fn default_port(kind: Option<ServiceKind>) -> Option<u16> {
     }
 }
 
+/// Branch, commit and `user/repository` of a service's source. Which commit of a repository of elsewhere runs is not known
+/// before it is fetched.
+fn history(entry: &Entry<'_>, git: &GitFacts) -> [String; 3] {
+    let Some(repo) = entry.spec.repo.as_ref().filter(|_| entry.spec.elsewhere) else {
+        let commit = git.pins.get(&entry.spec.name.value).unwrap_or(&git.commit).clone();
+        return [git.branch.clone(), commit, git.repo_slug.clone()];
+    };
+    let url = repo.value.trim().trim_end_matches('/').trim_end_matches(".git");
+    let mut parts = url.rsplit(['/', ':']);
+    let slug = match (parts.next(), parts.next()) {
+        (Some(name), Some(owner)) if !owner.is_empty() => format!("{owner}/{name}"),
+        _ => String::new(),
+    };
+    [entry.spec.branch.as_ref().map(|branch| branch.value.trim().to_owned()).unwrap_or_default(), String::new(), slug]
+}
+
 /// The defaults of a service. A datastore has none.
 pub(crate) fn of(entry: &Entry<'_>, git: &GitFacts, settings: &Settings) -> Vec<Default> {
     let mut list = Vec::with_capacity(32);
@@ -67,9 +83,10 @@ pub(crate) fn of(entry: &Entry<'_>, git: &GitFacts, settings: &Settings) -> Vec<
     }
     add("RENDER_EXTERNAL_HOSTNAME", (if public { hostname(entry, settings) } else { String::new() }).into(), When::Always);
     add("RENDER_EXTERNAL_URL", (if public { url(entry, settings) } else { String::new() }).into(), When::Always);
-    add("RENDER_GIT_BRANCH", git.branch.clone().into(), When::Always);
-    add("RENDER_GIT_COMMIT", git.commit.clone().into(), When::Always);
-    add("RENDER_GIT_REPO_SLUG", git.repo_slug.clone().into(), When::Always);
+    let [branch, commit, repo_slug] = history(entry, git);
+    add("RENDER_GIT_BRANCH", branch.into(), When::Always);
+    add("RENDER_GIT_COMMIT", commit.into(), When::Always);
+    add("RENDER_GIT_REPO_SLUG", repo_slug.into(), When::Always);
     add("RENDER_SERVICE_ID", entry.id.to_string().into(), When::Always);
     add("RENDER_SERVICE_NAME", entry.slug.to_string().into(), When::Always);
     add("RENDER_SERVICE_TYPE", service_type.into(), When::Always);

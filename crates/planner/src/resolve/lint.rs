@@ -42,6 +42,13 @@ impl Linter<'_, '_> {
             let help = "remove it when it names the repository that this blueprint is in".to_owned();
             self.say(Code::N0307, repo.span, "repo", message, help);
         }
+        let globs = spec.build_filter.iter().flat_map(|filter| filter.value.paths.iter().chain(&filter.value.ignored_paths));
+        for glob in globs.filter(|_| self.entry.runs() && !spec.elsewhere) {
+            if let Err(why) = crate::push::glob(&glob.value) {
+                let message = format!("{} of `buildFilter` is no glob and fits no file: {why}", quoted(glob));
+                self.say(Code::W0308, glob.span, "buildFilter", message, "write a path, or `*`, `**`, `?`, `[a-z]`, `{a,b}`".to_owned());
+            }
+        }
         let native = matches!(spec.runtime.as_ref().map(|r| r.value), Some(RuntimeSpec::Native(_)));
         if self.entry.runs() && native && self.entry.kind() != Some(ServiceKind::KeyValue) && spec.build_command.is_none() {
             let message = format!("{} has no `buildCommand`: its source runs as it is", quoted(&spec.name));

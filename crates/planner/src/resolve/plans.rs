@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn some_kinds_have_no_free_plan() {
         for kind in ServiceKind::ALL {
-            let free = matches!(kind, ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres);
+            let free = matches!(kind, ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres | ServiceKind::Static);
             assert_eq!(names(kind).any(|name| name == "free"), free, "{kind}");
         }
         for kind in [ServiceKind::Pserv, ServiceKind::Worker, ServiceKind::Cron] {

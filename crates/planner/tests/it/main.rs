@@ -17,10 +17,14 @@ mod hostile;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
+mod push;
+#[cfg(test)]
 mod random;
 #[cfg(test)]
 mod reach;
 #[cfg(test)]
 mod resolve;
+#[cfg(test)]
+mod sites;
 #[cfg(test)]
 mod support;

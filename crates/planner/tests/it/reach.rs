@@ -36,6 +36,7 @@ services:
   - {type: worker, name: mailer, runtime: python, buildCommand: b, startCommand: s}
   - {type: cron, name: digest, runtime: python, buildCommand: b, startCommand: s, schedule: '* * * * *'}
   - {type: keyvalue, name: queue, ipAllowList: []}
+  - {type: web, name: pages, runtime: static, buildCommand: b, staticPublishPath: p}
 databases:
   - {name: orders}
 ";
@@ -85,6 +86,39 @@ fn each_kind_to_each_kind() {
         host -> orders: deny host-is-outside
         ",
     );
+}
+
+#[test]
+fn a_static_site_is_on_no_network() {
+    rows(
+        &state(KINDS),
+        "
+        internet -> pages: allow public-site
+        internet -> pages:80: deny not-on-the-network
+        ingress -> pages: deny not-on-the-network
+        ingress -> pages:10000: deny not-on-the-network
+        host -> pages: deny host-is-outside
+        shop -> pages: deny not-on-the-network
+        mailer -> pages: deny not-on-the-network
+        queue -> pages: deny sends-nothing
+        build:shop -> pages: deny not-on-the-network
+        pages -> shop: deny sends-nothing
+        pages -> orders: deny sends-nothing
+        pages -> pages: deny sends-nothing
+        pages -> internet: deny sends-nothing
+        pages -> host: deny sends-nothing
+        build:pages -> orders: deny not-on-the-network
+        build:pages -> queue: deny not-on-the-network
+        build:pages -> shop: deny not-on-the-network
+        build:pages -> pages: deny not-on-the-network
+        build:pages -> internet: allow default-egress
+        build:pages -> host: deny never-the-host
+        shop -> build:pages: deny receives-nothing
+        ",
+    );
+    let state = state(KINDS);
+    let pages = &state.services["pages"];
+    assert_eq!((pages.vip, pages.port, pages.instances), (None, None, 0));
 }
 
 #[test]

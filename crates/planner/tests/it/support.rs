@@ -37,6 +37,8 @@ pub fn counter(start: u64) -> impl FnMut() -> [u8; 32] {
 pub struct Given {
     pub values: BTreeMap<String, Secret>,
     pub files: BTreeMap<String, Secret>,
+    /// Commits that services keep, of a blueprint that was pushed.
+    pub pins: Option<BTreeMap<String, String>>,
 }
 
 impl Given {
@@ -56,7 +58,13 @@ pub fn resolve_files(files: &[(&str, &str)], given: &Given, memory: &mut Memory)
             blueprint,
             given: &given.values,
             files: &given.files,
-            git: GitFacts { branch: "main".to_owned(), commit: "c0ffee".to_owned(), repo_slug: "me/shop".to_owned() },
+            git: GitFacts {
+                branch: "main".to_owned(),
+                commit: "c0ffee".to_owned(),
+                repo_slug: "me/shop".to_owned(),
+                pushed_to: given.pins.as_ref().map(|_| "/state/git/shop.git".into()),
+                pins: given.pins.clone().unwrap_or_default(),
+            },
         })
         .collect();
     resolve(&inputs, memory, &mut counter(0), &Settings::default())

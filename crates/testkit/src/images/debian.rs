@@ -70,7 +70,7 @@ pub fn architecture() -> io::Result<String> {
     Ok(out.trim().to_owned())
 }
 
-/// The packages and all they depend on, as if nothing were installed here, less what images do without.
+/// The packages and all they depend on, as if nothing were installed here, less what images do without and these don't name.
 ///
 /// Asks the package lists of this machine; where they are missing or don't know a package, fresh ones in the cache.
 pub fn closure(cache: &Cache, packages: &[&str]) -> io::Result<Vec<Package>> {
@@ -90,7 +90,11 @@ pub fn closure(cache: &Cache, packages: &[&str]) -> io::Result<Vec<Package>> {
         }
         ask(&lists.0)
     })?;
-    let mut found: Vec<Package> = answer.lines().filter_map(installed).filter(|p| !LEFT_OUT.contains(&p.name.as_str())).collect();
+    let mut found: Vec<Package> = answer
+        .lines()
+        .filter_map(installed)
+        .filter(|p| !LEFT_OUT.contains(&p.name.as_str()) || packages.contains(&p.name.as_str()))
+        .collect();
     found.sort();
     Ok(found)
 }
