@@ -379,7 +379,7 @@ fn the_matrix_has_every_cell() {
     let matrix = reach(&state);
     // The internet, the host, the ingress, six services, a database, five builds.
     assert_eq!(matrix.peers().len(), 3 + 7 + 5);
-    assert_eq!(matrix.rows().count(), 15 * 15);
+    assert_eq!(matrix.rows().count(), 17 * 15);
     for (a, from) in matrix.peers().iter().enumerate() {
         for (b, to) in matrix.peers().iter().enumerate() {
             assert_eq!(matrix.cell(from, to), verdict(&state, from, to, None));
