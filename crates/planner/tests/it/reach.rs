@@ -389,7 +389,7 @@ fn the_matrix_has_every_cell() {
     assert_eq!(word(matrix.cell(&Peer::Internet, &peer("nobody"))), "deny unknown-peer");
     assert_eq!(word(matrix.at(15, 0)), "deny unknown-peer");
     let json = matrix.to_json();
-    assert_eq!(json["cells"].as_array().unwrap().len(), 15 * 15);
+    assert_eq!(json["cells"].as_array().unwrap().len(), 17 * 17);
     let cell = json["cells"].as_array().unwrap().iter().find(|c| c["from"] == "mailer" && c["to"] == "digest").unwrap();
     assert_eq!(cell["deny"], "receives-nothing");
 }
