@@ -85,11 +85,16 @@ impl LinuxEngine {
         self.blocking(move |inner| {
             let SiteRequest { service, slug, source, root_dir, build_fingerprint, versions, commands, env } = request;
             if commands.is_empty() {
-                return release::prepare_copy(inner, &service, &slug, &source, &root_dir, &[&build_fingerprint, SITE], UID).map(Prepared::from);
+                return release::prepare_copy(inner, &service, &slug, &source, &root_dir, &[&build_fingerprint, SITE], UID)
+                    .map(Prepared::from);
             }
             let runtime = language(&commands, &versions, |runtime| inner.toolchain(runtime, None).is_ok());
             let version = versions.get(&runtime).cloned();
-            release::prepare(inner, &BuildRequest { service, slug, source, root_dir, build_fingerprint, runtime, version, commands, env }, tell)
+            release::prepare(
+                inner,
+                &BuildRequest { service, slug, source, root_dir, build_fingerprint, runtime, version, commands, env },
+                tell,
+            )
         })
         .await
     }

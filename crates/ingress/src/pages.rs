@@ -80,10 +80,14 @@ pub(crate) fn lack(service: &Slug, lack: Lack, asked: &HeaderMap, id: &str) -> R
     let (reason, title, message, hint) = match lack {
         Lack::BadPath => ("bad-path", "This path can't be served", "The path holds what no file's path can hold.", ""),
         Lack::LongPath => ("long-path", "This path can't be served", "The path is too long.", ""),
-        Lack::NotFound => ("not-found", "There is nothing here", "The site has no file at this path.", "Check the spelling of the address."),
+        Lack::NotFound => {
+            ("not-found", "There is nothing here", "The site has no file at this path.", "Check the spelling of the address.")
+        }
         Lack::Method => ("method", "This can't be done here", "The files of a static site can only be read.", ""),
         Lack::Circle => ("circle", "This site goes in a circle", "Its rules pass a request on that is passed on again.", ""),
-        Lack::Unreadable => ("unreadable", "This file can't be read", "The machine could not read the file.", "Its owner finds the cause in the log."),
+        Lack::Unreadable => {
+            ("unreadable", "This file can't be read", "The machine could not read the file.", "Its owner finds the cause in the log.")
+        }
     };
     let page = Page {
         status: lack.status(),

@@ -205,7 +205,9 @@ impl Scene<'_> {
                     hints.push("write `x-moat: { allowFrom: […] }` at the receiver to narrow this".to_owned());
                 }
             }
-            RuleId::PublicWeb | RuleId::PublicSite => hints.push("only by HTTP and its host name; no packet from outside enters the private network".to_owned()),
+            RuleId::PublicWeb | RuleId::PublicSite => {
+                hints.push("only by HTTP and its host name; no packet from outside enters the private network".to_owned());
+            }
             RuleId::DefaultEgress | RuleId::EgressRange => {
                 hints.push("never to private, link-local or metadata addresses, nor to this machine".to_owned());
             }

@@ -237,10 +237,9 @@ impl Rules<'_, '_, '_, '_, '_> {
         let list = self.path.key("headers");
         for (index, header) in spec.headers.iter().enumerate() {
             let entry = list.item(index);
-            for (field, text, checked) in [
-                ("name", &header.name, formats::header_name(&header.name)),
-                ("value", &header.value, formats::header_value(&header.value)),
-            ] {
+            for (field, text, checked) in
+                [("name", &header.name, formats::header_name(&header.name)), ("value", &header.value, formats::header_value(&header.value))]
+            {
                 if let Err((message, help)) = checked {
                     self.cx.report.say(E0216, text.span, &entry.key(field), message, help);
                 }

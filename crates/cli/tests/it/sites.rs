@@ -1,6 +1,6 @@
 //! `runtime: static`: files that a build made, served by the ingress under their rules; nothing of it on the network.
 
-use crate::host::{Host, Said, host, service, wait_for};
+use crate::host::{Host, Said, example, host, service, wait_for};
 use std::fs;
 use std::path::PathBuf;
 
@@ -145,7 +145,8 @@ fn a_site_is_built_published_and_served_by_its_rules() {
     answers(&host, "/digits.txt", &["-H", "Range: bytes=10-"], 416, &["content-range: bytes */10"]);
     let plain = answers(&host, "/app.js", &[], 200, &["vary: accept-encoding", "content-type: text/javascript"]);
     for coding in ["br", "gzip"] {
-        let coded = answers(&host, "/app.js", &["-H", &format!("Accept-Encoding: {coding}")], 200, &[&format!("content-encoding: {coding}")]);
+        let coded =
+            answers(&host, "/app.js", &["-H", &format!("Accept-Encoding: {coding}")], 200, &[&format!("content-encoding: {coding}")]);
         assert!(coded.len() < plain.len());
     }
     assert_eq!(answers(&host, "/app.js", &["--compressed"], 200, &["content-encoding: "]), plain);
@@ -245,4 +246,48 @@ fn a_site_is_built_published_and_served_by_its_rules() {
     host.moat(&["down", file]).ok();
     wait_for("the daemon's end", || host.daemon().is_none());
     assert_eq!(host.inventory(), before);
+}
+
+#[test]
+fn the_example_and_a_plain_folder() {
+    let Some(host) = host() else { return };
+    let file = example(&host, "site");
+    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    let get = |path: &str| host.http(8080, "site.localhost", path);
+    assert!(get("/").1.contains("A site by Moat"));
+    assert!(get("/api/now").1.starts_with("it is "), "{:?}", get("/api/now"));
+    assert_eq!(get("/blog/files").0, 301);
+    assert!(get("/pages/files").1.contains("Served without an instance"));
+    let (status, page) = get("/pages/none");
+    assert!(status == 404 && page.contains("Not here"), "{status} {page}");
+
+    // No build: the files of the source, but what is hidden, and a command before the deploy that sees the source.
+    let plain = "
+services:
+  - type: web
+    name: plain
+    runtime: static
+    staticPublishPath: .
+    preDeployCommand: grep -q first index.html && touch /tmp/looked && echo the page is there
+";
+    host.write("plain/index.html", "first");
+    host.write("plain/.env", "secret");
+    let file = host.write("plain/render.yaml", plain);
+    let file = file.to_str().unwrap();
+    host.moat(&["up", "-d", file]).ok();
+    assert_eq!(host.http(8080, "plain.localhost", "/"), (200, "first".to_owned()));
+    assert_eq!(host.http(8080, "plain.localhost", "/.env").0, 404);
+    shows(&host.moat(&["logs", "plain"]).ok(), &["the page is there"]);
+    host.write("plain/index.html", "second");
+    let refused = host.moat(&["up", "-d", file]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    shows(&refused, &["its pre-deploy command exited with status 1", "what ran before stays"]);
+    assert_eq!(host.http(8080, "plain.localhost", "/"), (200, "first".to_owned()));
+
+    // No longer named, and removed when that is asked for.
+    host.write("plain/render.yaml", "services: [{type: web, name: other, runtime: static, staticPublishPath: .}]");
+    host.moat(&["up", "-d", file]).ok();
+    assert_eq!((host.http(8080, "plain.localhost", "/").0, host.http(8080, "other.localhost", "/").1.as_str()), (200, "second"));
+    host.moat(&["up", "-d", "--prune", file]).ok();
+    wait_for("the site's end", || host.http(8080, "plain.localhost", "/").0 == 404);
 }

@@ -55,8 +55,12 @@ impl Problem {
                 };
                 EngineError::new(doing, format!("{who}; {there}")).hint(hint)
             }
-            Self::Outside => EngineError::new(doing, "it leads out of the source").hint("name a folder of the source or of the build's result"),
-            Self::Empty => EngineError::new(doing, "the folder has no files to publish").hint("files whose names begin with `.` are not published"),
+            Self::Outside => {
+                EngineError::new(doing, "it leads out of the source").hint("name a folder of the source or of the build's result")
+            }
+            Self::Empty => {
+                EngineError::new(doing, "the folder has no files to publish").hint("files whose names begin with `.` are not published")
+            }
             Self::Deep(path) => EngineError::new(doing, format!("`{}` lies more than {DEEPEST} folders deep", path.display())),
             Self::Io(path, error) => {
                 let full = error.kind() == io::ErrorKind::StorageFull;

@@ -110,7 +110,9 @@ impl Folder {
             match rustix::fs::openat2(&self.root, OsStr::from_bytes(name), flags, Mode::empty(), beneath) {
                 Ok(file) => break File::from(file),
                 // No file, or one that a name or a link can't lead to from inside.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP | Errno::NAMETOOLONG | Errno::INVAL | Errno::NXIO) => return Ok(None),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP | Errno::NAMETOOLONG | Errno::INVAL | Errno::NXIO) => {
+                    return Ok(None);
+                }
                 // The kernel could not tell because of a rename elsewhere, or was interrupted.
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

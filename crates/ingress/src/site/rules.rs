@@ -99,12 +99,12 @@ impl Rules {
     pub fn write_headers(&self, path: &SitePath, headers: &mut HeaderMap) {
         let mut written: Vec<(&HeaderName, &str)> = Vec::new();
         for rule in self.headers.iter().filter(|rule| rule.expression.is_match(path.text())) {
-            if written.iter().any(|(name, of)| *name == &rule.name && *of == rule.path) {
+            if written.iter().any(|(name, of)| **name == rule.name && *of == rule.path) {
                 headers.append(rule.name.clone(), rule.value.clone());
             } else {
                 headers.insert(rule.name.clone(), rule.value.clone());
             }
-            written.retain(|(name, _)| *name != &rule.name);
+            written.retain(|(name, _)| **name != rule.name);
             written.push((&rule.name, &rule.path));
         }
     }

@@ -1,8 +1,8 @@
 //! Static sites: what their definitions come to, and what is said of rules that can't be followed.
 
 use super::support::{Given, read, resolve_files};
-use moat_model::{NativeRuntime, Slug};
 use moat_model::state::{SiteAction, StaticWorkload, Workload};
+use moat_model::{NativeRuntime, Slug};
 use moat_planner::check::check;
 use moat_planner::memory::Memory;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ fn site(text: &str, slug: &str) -> StaticWorkload {
     let resolved = resolve_files(&[("/b/render.yaml", text)], &Given::default(), &mut Memory::default());
     match &resolved.state.services[slug].workload {
         Workload::Static(site) => site.clone(),
-        other => panic!("{other:?}"),
+        other @ (Workload::Native(_) | Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_)) => panic!("{other:?}"),
     }
 }
 
