@@ -67,9 +67,12 @@ pub fn run(stage: &Stage, rounds: usize) -> Outcome {
     // By load, then test, then lane.
     let mut measured: Vec<Vec<Vec<Measured>>> =
         LOADS.iter().map(|load| vec![vec![Measured::default(); lanes.len()]; load.tests().len()]).collect();
-    for _ in 0..rounds {
+    for round in 0..rounds {
         for (load, tests) in LOADS.iter().zip(&mut measured) {
-            for (number, lane) in lanes.iter_mut().enumerate() {
+            // Another lane begins each round: what comes first finds another machine than what comes last.
+            let count = lanes.len();
+            for number in (0..count).map(|place| (round + place) % count) {
+                let Some(lane) = lanes.get_mut(number) else { continue };
                 let said = lane.load(load)?;
                 for (test, measured) in load.tests().iter().zip(tests.iter_mut()) {
                     let figure = read(&said, *test)?;
@@ -83,7 +86,14 @@ pub fn run(stage: &Stage, rounds: usize) -> Outcome {
     }
     let mut goals = Table::new(
         "The goal: throughput against one veth pair, ratios within each round; between plain processes only the path differs",
-        ["what", "Moat's network, plain processes", "goal of its median", "routed, no policy", "Moat, instances", "Docker's bridge, containers"],
+        [
+            "what",
+            "Moat's network, plain processes",
+            "goal of its median",
+            "routed, no policy",
+            "Moat, instances",
+            "Docker's bridge, containers",
+        ],
     );
     for (load, tests) in LOADS.iter().zip(&measured) {
         for (test, by_lane) in load.tests().iter().zip(tests) {
