@@ -284,10 +284,13 @@ services:
     shows(&refused, &["its pre-deploy command exited with status 1", "what ran before stays"]);
     assert_eq!(host.http(8080, "plain.localhost", "/"), (200, "first".to_owned()));
 
+    host.write("plain/index.html", "first");
+    host.moat(&["up", "-d", file]).ok();
+
     // No longer named, and removed when that is asked for.
     host.write("plain/render.yaml", "services: [{type: web, name: other, runtime: static, staticPublishPath: .}]");
     host.moat(&["up", "-d", file]).ok();
-    assert_eq!((host.http(8080, "plain.localhost", "/").0, host.http(8080, "other.localhost", "/").1.as_str()), (200, "second"));
+    assert_eq!((host.http(8080, "plain.localhost", "/").0, host.http(8080, "other.localhost", "/").1.as_str()), (200, "first"));
     host.moat(&["up", "-d", "--prune", file]).ok();
     wait_for("the site's end", || host.http(8080, "plain.localhost", "/").0 == 404);
 }

@@ -5,9 +5,9 @@ use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
 use moat_engine_linux::{
-    BuildRequest, DatastoreRequest, ImageBuildRequest, MissingTool, Origin, Prepared, Provided, Published, PullRequest, SiteRequest,
+    BuildRequest, DatastoreRequest, ImageBuildRequest, MissingTool, Origin, Prepared, Provided, PullRequest, SiteRequest,
 };
-use moat_model::state::{ImageOrigin, ImageWorkload, StaticWorkload, Workload};
+use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -296,7 +296,7 @@ impl Core {
             let result = match workload {
                 Workload::Image(_) => engine.seal_image(&name).await,
                 Workload::Static(site) => engine.seal_site(&name, &site).await.map(|published| {
-                    for text in site_notices(&site, &published) {
+                    for text in super::sites::notices(&site, &published) {
                         let _ = tx.send(Msg::Said(slug.clone(), text));
                     }
                     name.clone()
@@ -487,23 +487,6 @@ impl Core {
         let detail = if kept { format!("{why}; what ran before stays") } else { why.to_owned() };
         self.set_phase_with(slug, ServicePhase::Failed, Some(detail), last_lines);
     }
-}
-
-/// What is worth telling about a folder that was published.
-fn site_notices(site: &StaticWorkload, published: &Published) -> Vec<String> {
-    const NAMED: usize = 3;
-    let count = published.files;
-    let mut said = vec![if count == 1 { "published 1 file".to_owned() } else { format!("published {count} files") }];
-    let left_out: Vec<String> = published.left_out.iter().take(NAMED).map(|path| format!("`{}`", path.display())).collect();
-    if !left_out.is_empty() {
-        let more = published.left_out.len().saturating_sub(NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        said.push(format!("not published, since they lead out of the folder: {}{more}", left_out.join(", ")));
-    }
-    if !published.index && !site.routes.iter().any(|route| ["/", "/*"].contains(&route.source.as_str())) {
-        said.push(format!("`{}` has no `index.html`: nothing answers at `/`", site.publish_path.display()));
-    }
-    said
 }
 
 /// An engine's error with its hint, in one line.

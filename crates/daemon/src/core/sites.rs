@@ -6,6 +6,7 @@ use super::Core;
 use super::deploys::engine_words;
 use crate::deploy::Deployed;
 use crate::protocol::ServicePhase;
+use moat_engine_linux::Published;
 use moat_ingress::{RouteState, Rules, Site};
 use moat_model::state::{StaticWorkload, Workload};
 use moat_model::{ServiceKind, Slug};
@@ -98,4 +99,21 @@ impl Core {
         }
         leaving
     }
+}
+
+/// What is worth telling about a folder that was published.
+pub(super) fn notices(site: &StaticWorkload, published: &Published) -> Vec<String> {
+    const NAMED: usize = 3;
+    let count = published.files;
+    let mut said = vec![if count == 1 { "published 1 file".to_owned() } else { format!("published {count} files") }];
+    let left_out: Vec<String> = published.left_out.iter().take(NAMED).map(|path| format!("`{}`", path.display())).collect();
+    if !left_out.is_empty() {
+        let more = published.left_out.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        said.push(format!("not published, since they lead out of the folder: {}{more}", left_out.join(", ")));
+    }
+    if !published.index && !site.routes.iter().any(|route| ["/", "/*"].contains(&route.source.as_str())) {
+        said.push(format!("`{}` has no `index.html`: nothing answers at `/`", site.publish_path.display()));
+    }
+    said
 }
