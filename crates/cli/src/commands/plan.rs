@@ -8,7 +8,8 @@ use moat_blueprint::Blueprint;
 use moat_daemon::Paths;
 use moat_daemon::client;
 use moat_daemon::protocol::{Event, Request, UpRequest};
-use moat_engine_linux::{ServerImages, datastore};
+use moat_engine_linux::ServerImages;
+use moat_engine_linux::datastore::Outlook;
 use moat_model::DesiredState;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{ImageOrigin, Workload};
@@ -70,6 +71,7 @@ fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> (Plan, DesiredSta
 
 fn print(ui: &Ui, paths: &Paths, plan: &Plan, state: &DesiredState, missing: &[String]) {
     let (mut rows, mut problems) = (Vec::new(), Vec::new());
+    let outlook = Outlook::new(ServerImages::from_env());
     for service in state.services.values() {
         let mut row =
             |what, text: String| rows.push(vec![cell(Tone::Plain, what), cell(Tone::Strong, service.slug.as_str()), cell(Tone::Dim, text)]);
@@ -97,7 +99,7 @@ fn print(ui: &Ui, paths: &Paths, plan: &Plan, state: &DesiredState, missing: &[S
             Workload::KeyValue(_) | Workload::Postgres(_) => {
                 let starts = |step: &Step| matches!(step, Step::StartInstance { instance } if instance.slug == service.slug);
                 if plan.steps.iter().any(starts) {
-                    match datastore::outlook(&paths.state, &ServerImages::from_env(), service) {
+                    match outlook.of(&paths.state, service) {
                         Ok(Some(wanted)) => row("pull", format!("{} · {}", wanted.image, wanted.because)),
                         Ok(None) => {}
                         Err(error) => problems.push(format!("`{}`: {}", service.slug, error.message)),

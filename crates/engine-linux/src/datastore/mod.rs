@@ -21,9 +21,11 @@ use moat_image::{Image, ImageId};
 use moat_model::state::{Persistence, Workload};
 use moat_model::{Service, ServiceId, Slug};
 use moat_planner::plan::InstanceSpec;
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where a datastore's server comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,34 +90,63 @@ impl LinuxEngine {
     }
 }
 
-/// The image that a datastore would run, whose data is below a state folder; `None` where the machine's own server fits.
-/// Data that this process may not look at counts as none.
-pub fn outlook(state_dir: &Path, images: &ServerImages, service: &Service) -> Result<Option<Wanted>, EngineError> {
-    if !service.workload.is_datastore() {
-        return Ok(None);
-    }
-    let data = state_dir.join("data").join(service.id.as_str());
-    let data = match File::open(&data) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Path::new("/nonexistent"),
-        _ => &data,
-    };
-    Ok(match provider(images, &service.workload, data)? {
-        Provider::Machine(_) => None,
-        Provider::Image(wanted) => Some(wanted),
-    })
+/// What datastores would run here, for whoever wants to know before. The machine is looked at once, when it is first needed.
+#[derive(Debug, Default)]
+pub struct Outlook {
+    images: ServerImages,
+    servers: Servers,
 }
 
-fn provider(images: &ServerImages, workload: &Workload, data: &Path) -> Result<Provider, EngineError> {
-    match workload {
-        Workload::Postgres(wanted) => {
-            choose::of_postgres(images.postgres.as_deref(), &postgres::installed(), wanted.major, data::version(data)?)
-        }
-        Workload::KeyValue(wanted) => {
-            let format = if wanted.persistence == Persistence::Off { None } else { data::format(data)? };
-            choose::of_keyvalue(images.keyvalue.as_deref(), keyvalue::installed(), format)
-        }
-        Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => Err(EngineError::new("choose a server", "it is no datastore")),
+impl Outlook {
+    /// With the images that the settings name.
+    pub fn new(images: ServerImages) -> Self {
+        Self { images, servers: Servers::default() }
     }
+
+    /// The image that a datastore would run; none where the machine's server runs it, or where the service is none.
+    pub fn of(&self, state_dir: &Path, service: &Service) -> Result<Option<Wanted>, EngineError> {
+        if !service.workload.is_datastore() {
+            return Ok(None);
+        }
+        let data = state_dir.join("data").join(service.id.as_str());
+        let data = match File::open(&data) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Path::new("/nonexistent"),
+            _ => &data,
+        };
+        Ok(match self.servers.provider(&self.images, &service.workload, data)? {
+            Provider::Machine(_) => None,
+            Provider::Image(wanted) => Some(wanted),
+        })
+    }
+}
+
+/// The servers of this machine, as they were when they were first asked for.
+#[derive(Debug, Default)]
+struct Servers {
+    postgres: OnceCell<BTreeMap<u16, (PathBuf, String)>>,
+    keyvalue: OnceCell<Option<(Toolchain, keyvalue::Server)>>,
+}
+
+impl Servers {
+    fn provider(&self, images: &ServerImages, workload: &Workload, data: &Path) -> Result<Provider, EngineError> {
+        match workload {
+            Workload::Postgres(wanted) => {
+                let installed = self.postgres.get_or_init(postgres::installed);
+                choose::of_postgres(images.postgres.as_deref(), installed, wanted.major, data::version(data)?)
+            }
+            Workload::KeyValue(wanted) => {
+                let format = if wanted.persistence == Persistence::Off { None } else { data::format(data)? };
+                let installed = self.keyvalue.get_or_init(keyvalue::installed).clone();
+                choose::of_keyvalue(images.keyvalue.as_deref(), installed, format)
+            }
+            Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => Err(EngineError::new("choose a server", "it is no datastore")),
+        }
+    }
+}
+
+/// Who provides a server now.
+fn provider(images: &ServerImages, workload: &Workload, data: &Path) -> Result<Provider, EngineError> {
+    Servers::default().provider(images, workload, data)
 }
 
 fn provide(inner: &Inner, request: &DatastoreRequest, tell: impl Fn(String)) -> Result<Provided, EngineError> {
