@@ -139,7 +139,9 @@ impl Servers {
                 let installed = self.keyvalue.get_or_init(keyvalue::installed).clone();
                 choose::of_keyvalue(images.keyvalue.as_deref(), installed, format)
             }
-            Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => Err(EngineError::new("choose a server", "it is no datastore")),
+            Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => {
+                Err(EngineError::new("choose a server", "it is no datastore"))
+            }
         }
     }
 }
