@@ -3,7 +3,7 @@
 use crate::core::Core;
 use moat_dns::{Asker, Forward, NameEntry, View, ViewId, Zones};
 use moat_ingress::{Route, RouteState, Routes};
-use moat_model::{Purpose, ServiceKind, Slug};
+use moat_model::{Purpose, Slug};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
@@ -56,7 +56,7 @@ impl Core {
 
     fn routes(&self) -> Routes {
         let mut hosts = HashMap::new();
-        for service in self.desired.services.values().filter(|s| s.kind == ServiceKind::Web) {
+        for service in self.desired.services.values().filter(|s| s.kind.is_public()) {
             let mut upstreams: Vec<SocketAddr> = self
                 .live
                 .values()
@@ -64,7 +64,9 @@ impl Core {
                 .filter_map(|l| Some(SocketAddr::new(l.address.v4.into(), l.http_port.or(service.port)?)))
                 .collect();
             upstreams.sort();
-            let state = if upstreams.is_empty() {
+            let state = if let Some(site) = self.sites.route(&service.slug) {
+                site
+            } else if upstreams.is_empty() {
                 // The page is public: the phase only, never a command or a log line.
                 let reason = self
                     .phases

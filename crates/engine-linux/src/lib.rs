@@ -28,6 +28,7 @@ mod paths;
 mod ranges;
 mod recipe;
 mod release;
+mod site;
 mod source;
 mod sys;
 pub mod toolchain;
@@ -41,6 +42,7 @@ pub use images::PullRequest;
 pub use moat_image::{Listed as ListedImage, Mirror};
 pub use recipe::ImageBuildRequest;
 pub use release::{BuildRequest, MissingTool, Prepared, Release};
+pub use site::{Published, SiteRequest};
 
 use std::path::PathBuf;
 

@@ -6,6 +6,7 @@ use crate::engine::Inner;
 use crate::monitor::files;
 use moat_engine::EngineError;
 use moat_image::ImageId;
+use moat_model::NativeRuntime;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,6 +18,9 @@ const LOCK: &str = "lock.json";
 /// What a release is over.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Lock {
+    /// Its language.
+    #[serde(default)]
+    pub runtime: Option<NativeRuntime>,
     /// The version of the machine's toolchain that was asked for.
     pub version: Option<String>,
     /// The image that holds the toolchain instead.

@@ -7,6 +7,7 @@
 //! Invariant: an instance other than a build only ever runs a sealed release.
 
 mod prepare;
+pub use prepare::prepare;
 
 use crate::checkout::{Checkout, checkout};
 use crate::engine::{Inner, LinuxEngine, folder};
@@ -69,7 +70,7 @@ impl BuildRequest {
                     .collect(),
                 env: service.build_env.clone(),
             }),
-            Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) => None,
+            Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_) => None,
         }
     }
 }
@@ -121,7 +122,7 @@ impl LinuxEngine {
     /// that is. Fails when there is neither, when the source or `root_dir` is missing, and, to be tried again, while a build
     /// of the same release runs.
     pub async fn prepare_release(&self, request: BuildRequest, tell: impl Fn(String) + Send + 'static) -> Result<Prepared, EngineError> {
-        self.blocking(move |inner| prepare::prepare(inner, &request, tell)).await
+        self.blocking(move |inner| prepare(inner, &request, tell)).await
     }
 
     /// Whether a release is finished.

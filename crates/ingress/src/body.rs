@@ -1,6 +1,7 @@
 //! Bodies that stream through.
 
 use crate::pool::{Flight, Sender};
+use crate::site::Content;
 use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use std::pin::Pin;
@@ -8,8 +9,8 @@ use std::task::{Context, Poll};
 
 /// A request's body on its way to an instance; empty for a request that is sent again.
 pub(crate) type RequestBody = Either<Incoming, Empty<Bytes>>;
-/// A response's body on its way to the client: an instance's, or a page.
-pub(crate) type ResponseBody = Either<Relay, Full<Bytes>>;
+/// A response's body on its way to the client: an instance's, a file's, or a page.
+pub(crate) type ResponseBody = Either<Relay, Either<Content, Full<Bytes>>>;
 
 /// An instance's response body. When it has ended, its connection is kept for the next request; when it is dropped
 /// before, the connection is closed.

@@ -1,17 +1,20 @@
 //! The routing decision: a request's head and the routes give a route, or the reason why not.
 
-use crate::{Route, RouteState, Routes};
+use crate::{Route, RouteState, Routes, Site};
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{Method, StatusCode};
 use moat_model::Slug;
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 /// What becomes of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision<'r> {
     /// Pass it to one of the route's instances; there is at least one.
     Proxy(&'r Route),
+    /// Answer it with a file of the site.
+    Serve(&'r Route, &'r Arc<Site>),
     /// Answer it here.
     Refuse(Refusal),
 }
@@ -101,6 +104,7 @@ pub fn decide<'r>(routes: &'r Routes, head: &Parts) -> Decision<'r> {
             Decision::Refuse(Refusal::NoInstance { service, reason: "none of its instances is ready".to_owned() })
         }
         RouteState::Live => Decision::Proxy(route),
+        RouteState::Site(site) => Decision::Serve(route, site),
     }
 }
 
@@ -199,6 +203,7 @@ mod tests {
         let routes = routes();
         let got = match decide(&routes, &request.body(()).unwrap().into_parts().0) {
             Decision::Proxy(route) => route.service.to_string(),
+            Decision::Serve(route, _) => format!("site {}", route.service),
             Decision::Refuse(refusal) => format!("{} {refusal:?}", refusal.status().as_u16()),
         };
         assert!(if want.contains(' ') { got.starts_with(want) } else { got == want }, "{target} {hosts:?}: {got}, not {want}");

@@ -1,6 +1,7 @@
 //! Rewriting heads: what an instance and a client get to read.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{Method, Request, Response, Uri, Version};
 use std::net::IpAddr;
 
@@ -65,6 +66,17 @@ pub(crate) fn to_instance<B>(request: &mut Request<B>, client: IpAddr, id: &str,
     }
     switch(headers, upgrade);
     identify(headers, id);
+}
+
+/// Makes a request one to another host of the ingress, on the same port.
+pub(crate) fn hand_on(head: &mut Parts, host: &str, target: Uri) {
+    let port = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).and_then(|host| host.rsplit_once(':'));
+    let port = port.map(|(_, port)| port).filter(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
+    let host = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    if let Ok(host) = HeaderValue::try_from(host) {
+        head.headers.insert(header::HOST, host);
+    }
+    head.uri = target;
 }
 
 /// Makes an instance's response fit for the client.

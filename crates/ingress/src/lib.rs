@@ -1,4 +1,5 @@
-//! The way in: HTTP/1.1 requests from outside go to a ready instance of the web service that their host name means.
+//! The way in: HTTP/1.1 requests from outside go to a ready instance of the web service that their host name means, or are
+//! answered with a file of the static site that it means ([`Site`]).
 //!
 //! [`decide`] is pure: a request's head and the [`Routes`] give a route or a refusal. [`serve`] owns connections: it
 //! streams bodies both ways, passes upgrades (WebSocket) through, keeps connections to instances alive, and says in a
@@ -16,10 +17,12 @@ mod pool;
 mod proxy;
 mod routes;
 mod serve;
+mod site;
 
 pub use decide::{Decision, Fault, Refusal, decide};
 pub use routes::{Route, RouteState, Routes};
 pub use serve::{Settings, serve, serve_with};
+pub use site::{RuleError, Rules, Site, TooLong};
 
 use std::future::Future;
 use std::io;

@@ -2,6 +2,7 @@
 
 use crate::decide::Refusal;
 use crate::failure::Failure;
+use crate::site::Lack;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -72,6 +73,36 @@ pub(crate) fn refusal(refusal: &Refusal, asked: &HeaderMap, id: &str) -> Respons
         },
     };
     page.respond(asked, id)
+}
+
+/// The answer where a static site has none.
+pub(crate) fn lack(service: &Slug, lack: Lack, asked: &HeaderMap, id: &str) -> Response<Full<Bytes>> {
+    let (reason, title, message, hint) = match lack {
+        Lack::BadPath => ("bad-path", "This path can't be served", "The path holds what no file's path can hold.", ""),
+        Lack::LongPath => ("long-path", "This path can't be served", "The path is too long.", ""),
+        Lack::NotFound => {
+            ("not-found", "There is nothing here", "The site has no file at this path.", "Check the spelling of the address.")
+        }
+        Lack::Method => ("method", "This can't be done here", "The files of a static site can only be read.", ""),
+        Lack::Circle => ("circle", "This site goes in a circle", "Its rules pass a request on that is passed on again.", ""),
+        Lack::Unreadable => {
+            ("unreadable", "This file can't be read", "The machine could not read the file.", "Its owner finds the cause in the log.")
+        }
+    };
+    let page = Page {
+        status: lack.status(),
+        reason,
+        title: title.to_owned(),
+        message: message.to_owned(),
+        hint,
+        service: Some(service),
+        close: false,
+    };
+    let mut response = page.respond(asked, id);
+    if lack == Lack::Method {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
 }
 
 /// The answer when a service's instance gave none.

@@ -5,14 +5,17 @@ use crate::decide::{Decision, Refusal, decide};
 use crate::failure::Failure;
 use crate::pool::{Flight, Pool, Sender, connect};
 use crate::serve::end;
+use crate::site::{Answer, Lack, Site};
 use crate::{Dial, Route, Routes, Settings, heads, pages};
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderValue};
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -67,15 +70,42 @@ impl<D: Dial> Proxy<D> {
 
     async fn answer(&self, request: Request<Incoming>, caller: &Caller<'_>, log: &mut AccessLog) -> Response<ResponseBody> {
         let routes = self.routes.load_full();
-        let (head, body) = request.into_parts();
-        let route = match decide(&routes, &head) {
-            Decision::Proxy(route) => route,
-            Decision::Refuse(refusal) => {
-                if let Refusal::NoInstance { service, .. } | Refusal::Suspended { service } = &refusal {
-                    log.service = Some(service.to_string());
+        let (mut head, body) = request.into_parts();
+        let mut handed_on = false;
+        let route = loop {
+            let (route, site) = match decide(&routes, &head) {
+                Decision::Proxy(route) => break route,
+                Decision::Serve(route, site) => (route, Arc::clone(site)),
+                Decision::Refuse(refusal) => {
+                    if let Refusal::NoInstance { service, .. } | Refusal::Suspended { service } = &refusal {
+                        log.service = Some(service.to_string());
+                    }
+                    return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);
                 }
-                return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);
-            }
+            };
+            log.service = Some(route.service.to_string());
+            let answer;
+            (head, answer) = from_site(site, head).await;
+            let lack = match answer {
+                Ok(Answer::Response(mut response)) => {
+                    heads::identify(response.headers_mut(), caller.id);
+                    return response.map(|content| Either::Right(Either::Left(content)));
+                }
+                // As if the client had asked there: the routes decide, so that only what is public answers. Once, so that
+                // two sites can't hand a request to and fro.
+                Ok(Answer::Pass { host, target }) if !handed_on => {
+                    handed_on = true;
+                    heads::hand_on(&mut head, &host, target);
+                    continue;
+                }
+                Ok(Answer::Pass { .. }) => Lack::Circle,
+                Ok(Answer::Page(lack)) => lack,
+                Err(error) => {
+                    log.failure = Some(error.to_string());
+                    Lack::Unreadable
+                }
+            };
+            return page(pages::lack(&route.service, lack, &head.headers, caller.id), caller.id);
         };
         log.service = Some(route.service.to_string());
         let asked = head.headers.clone();
@@ -102,7 +132,7 @@ impl<D: Dial> Proxy<D> {
         let agreed = response.headers().get(header::UPGRADE).cloned().or(upgrade);
         heads::to_client(&mut response, caller.id, agreed.as_ref());
         tokio::spawn(tunnel(client_side, instance_side, flight, self.stopping.clone()));
-        Ok(response.map(|_| Either::Right(Full::default())))
+        Ok(response.map(|_| Either::Right(Either::Right(Full::default()))))
     }
 
     /// Sends to one instance after the other while nothing has been sent.
@@ -159,6 +189,16 @@ impl<D: Dial> Proxy<D> {
     }
 }
 
+/// Asks a site on a thread that may block; the head comes back.
+async fn from_site(site: Arc<Site>, head: Parts) -> (Parts, io::Result<Answer>) {
+    let kept = head.clone();
+    let task = tokio::task::spawn_blocking(move || {
+        let answer = site.answer(&head);
+        (head, answer)
+    });
+    task.await.unwrap_or_else(|error| (kept, Err(io::Error::other(error))))
+}
+
 /// A request without body, once more.
 fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
     let mut copy = Request::new(Either::Right(Empty::new()));
@@ -170,7 +210,7 @@ fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
 
 fn page(mut page: Response<Full<hyper::body::Bytes>>, id: &str) -> Response<ResponseBody> {
     heads::identify(page.headers_mut(), id);
-    page.map(Either::Right)
+    page.map(|page| Either::Right(Either::Right(page)))
 }
 
 /// Copies bytes both ways until both sides have ended, or serving does.
@@ -189,7 +229,7 @@ async fn tunnel(client_side: OnUpgrade, instance_side: OnUpgrade, flight: Flight
 }
 
 /// 64 random bits, for ids and for the choice of an instance.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     // The kernel's generator fails only before it was seeded once, at boot; the process' own seed covers that.
     getrandom::u64().unwrap_or_else(|_| {
         use std::hash::{BuildHasher, RandomState};

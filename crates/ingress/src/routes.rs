@@ -1,8 +1,10 @@
 //! Which host name leads to which instances: plain data that is swapped in as a whole.
 
+use crate::Site;
 use moat_model::Slug;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// Every public host name. A look-up costs the same for ten and for ten thousand.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -14,19 +16,21 @@ pub struct Routes {
 /// Where one host name leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The web service, for pages and logs.
+    /// The web service or static site, for pages and logs.
     pub service: Slug,
-    /// HTTP addresses of its ready instances.
+    /// HTTP addresses of its ready instances; none for a static site.
     pub upstreams: Vec<SocketAddr>,
-    /// Whether requests are passed on.
+    /// What is done with requests.
     pub state: RouteState,
 }
 
-/// Whether a route passes requests on.
+/// What a route does with requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RouteState {
     /// Yes, to `upstreams`.
     Live,
+    /// No: the files of this release answer.
+    Site(Arc<Site>),
     /// No instance is ready: 503.
     NoInstance {
         /// Why, for the page: `the first deploy is still building`.

@@ -51,6 +51,8 @@ pub enum RuleId {
     WebIngress,
     /// The internet reaches a web service through the ingress.
     PublicWeb,
+    /// The internet reads the files of a static site, which the ingress serves.
+    PublicSite,
     /// The internet reaches the ingress' listener.
     PublicListener,
     /// Services that send reach the internet.
@@ -91,6 +93,8 @@ pub enum DenyReason {
     NeverPrivateEgress,
     /// Builds reach datastores only.
     BuildReachesDatastoresOnly,
+    /// One end is a static site or its build: on no private network.
+    NotOnTheNetwork,
 }
 
 /// A cell of the matrix: never a bool, never missing.
@@ -123,7 +127,7 @@ pub struct SourceEntry {
     pub link: LinkName,
     /// The only addresses they may carry.
     pub address: AddressPair,
-    /// Its zone; `None` for what sends nothing (a datastore).
+    /// Its zone; `None` for what opens nothing on the private network (a datastore, a static site's build).
     pub zone: Option<ZoneId>,
     /// What it may open outside.
     pub egress: Egress,

@@ -20,11 +20,13 @@ pub enum ServiceKind {
     KeyValue,
     /// A PostgreSQL server, receives only. The only kind that is no entry of `services`: it comes from `databases`.
     Postgres,
+    /// Files that the ingress serves to the public: on no private network, without instances.
+    Static,
 }
 
 impl ServiceKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 6] = [Self::Web, Self::Pserv, Self::Worker, Self::Cron, Self::KeyValue, Self::Postgres];
+    pub const ALL: [Self; 7] = [Self::Web, Self::Pserv, Self::Worker, Self::Cron, Self::KeyValue, Self::Postgres, Self::Static];
 
     /// Whether peers of the private network may open a flow to it. Nothing else decides this.
     pub const fn receives(self) -> bool {
@@ -34,11 +36,15 @@ impl ServiceKind {
     pub const fn sends(self) -> bool {
         matches!(self, Self::Web | Self::Pserv | Self::Worker | Self::Cron)
     }
+    /// Whether the public reaches it through the ingress.
+    pub const fn is_public(self) -> bool {
+        matches!(self, Self::Web | Self::Static)
+    }
     /// Whether it is a datastore (builds may reach those).
     pub const fn is_datastore(self) -> bool {
         matches!(self, Self::KeyValue | Self::Postgres)
     }
-    /// The word of the blueprint, `postgres` for an entry of `databases`.
+    /// The word of the blueprint, `postgres` for an entry of `databases` and `static` for a web service of that runtime.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Web => "web",
@@ -47,6 +53,7 @@ impl ServiceKind {
             Self::Cron => "cron",
             Self::KeyValue => "keyvalue",
             Self::Postgres => "postgres",
+            Self::Static => "static",
         }
     }
     /// The phrase for people: `private service`.
@@ -58,6 +65,7 @@ impl ServiceKind {
             Self::Cron => "cron job",
             Self::KeyValue => "Key Value",
             Self::Postgres => "database",
+            Self::Static => "static site",
         }
     }
 }
@@ -87,6 +95,9 @@ pub enum NativeRuntime {
 }
 
 impl NativeRuntime {
+    /// Every one, in the order of the documentation.
+    pub const ALL: [Self; 6] = [Self::Python, Self::Node, Self::Ruby, Self::Go, Self::Rust, Self::Elixir];
+
     /// The word of the blueprint.
     pub const fn word(self) -> &'static str {
         match self {

@@ -97,6 +97,8 @@ pub enum Workload {
     KeyValue(KeyValueWorkload),
     /// A PostgreSQL server.
     Postgres(PostgresWorkload),
+    /// Files that the ingress serves.
+    Static(StaticWorkload),
 }
 
 /// A program over a toolchain of this machine.
@@ -183,6 +185,7 @@ impl Workload {
         match self {
             Self::Native(native) => Some(&native.source),
             Self::Image(image) => image.dockerfile().map(|dockerfile| &dockerfile.source),
+            Self::Static(site) => Some(&site.source),
             Self::KeyValue(_) | Self::Postgres(_) => None,
         }
     }
@@ -192,6 +195,7 @@ impl Workload {
         match self {
             Self::Native(native) => native.pre_deploy_command.as_deref(),
             Self::Image(image) => image.pre_deploy_command.as_deref(),
+            Self::Static(site) => site.pre_deploy_command.as_deref(),
             Self::KeyValue(_) | Self::Postgres(_) => None,
         }
     }
@@ -201,7 +205,7 @@ impl Workload {
         match self {
             Self::Native(native) => native.initial_deploy_hook.as_deref(),
             Self::Image(image) => image.initial_deploy_hook.as_deref(),
-            Self::KeyValue(_) | Self::Postgres(_) => None,
+            Self::KeyValue(_) | Self::Postgres(_) | Self::Static(_) => None,
         }
     }
 
@@ -210,7 +214,7 @@ impl Workload {
         match self {
             Self::Native(native) => native.schedule.as_deref(),
             Self::Image(image) => image.schedule.as_deref(),
-            Self::KeyValue(_) | Self::Postgres(_) => None,
+            Self::KeyValue(_) | Self::Postgres(_) | Self::Static(_) => None,
         }
     }
 
@@ -219,19 +223,77 @@ impl Workload {
         match self {
             Self::Native(native) => native.disk.as_ref(),
             Self::Image(image) => image.disk.as_ref(),
-            Self::KeyValue(_) | Self::Postgres(_) => None,
+            Self::KeyValue(_) | Self::Postgres(_) | Self::Static(_) => None,
         }
     }
 
     /// Whether it runs a release: something that is built or fetched first.
     pub const fn needs_release(&self) -> bool {
-        matches!(self, Self::Native(_) | Self::Image(_))
+        matches!(self, Self::Native(_) | Self::Image(_) | Self::Static(_))
     }
 
     /// Whether it is a datastore of Moat's own making.
     pub const fn is_datastore(&self) -> bool {
         matches!(self, Self::KeyValue(_) | Self::Postgres(_))
     }
+}
+
+/// Files that a build publishes, and the rules they are served by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StaticWorkload {
+    /// The source (its root is the repository's).
+    pub source: Source,
+    /// Working folder below it, relative and clean (no `..`), empty for the root.
+    pub root_dir: PathBuf,
+    /// Build command; without one the source's own files are published.
+    pub build_command: Option<String>,
+    /// Run before each deploy in a sandbox of its own.
+    pub pre_deploy_command: Option<String>,
+    /// `staticPublishPath`: below `root_dir`, as written; `..` may lead back to the source's root.
+    pub publish_path: PathBuf,
+    /// Versions of languages asked for by `NODE_VERSION` and the like.
+    pub versions: BTreeMap<NativeRuntime, String>,
+    /// `headers`, in order.
+    pub headers: Vec<SiteHeader>,
+    /// `routes`, in order.
+    pub routes: Vec<SiteRoute>,
+}
+
+/// A response header of a static site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteHeader {
+    /// The pattern of request paths, such as `/assets/*`.
+    pub path: String,
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// A redirect or rewrite of a static site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteRoute {
+    /// The pattern of request paths, such as `/blog/:slug` or `/*`.
+    pub source: String,
+    /// What becomes of a request that matches and for which there is no file.
+    pub action: SiteAction,
+}
+
+/// What a rule of a static site does. Each text may hold `*` and `:name`, which stand for what the pattern matched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SiteAction {
+    /// 301 to a path or URL.
+    Redirect(String),
+    /// Serves another path of the site under the same URL.
+    Rewrite(String),
+    /// Passes the request on to another public service, through the ingress as any request from outside.
+    Pass {
+        /// Its slug.
+        service: Slug,
+        /// The path there, with or without a query.
+        path: String,
+    },
 }
 
 /// Where a service's source is.

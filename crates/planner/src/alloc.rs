@@ -133,7 +133,7 @@ pub(crate) const fn id_prefix(kind: Option<ServiceKind>) -> &'static str {
         Some(ServiceKind::Cron) => "crn-",
         Some(ServiceKind::KeyValue) => "red-",
         Some(ServiceKind::Postgres) => "dpg-",
-        Some(ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker) | None => "srv-",
+        Some(ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker | ServiceKind::Static) | None => "srv-",
     }
 }
 

@@ -76,6 +76,8 @@ codes! {
     W0308;
     /// An image reference that no registry can have.
     U0302;
+    /// A rewrite to a URL that is no public service here.
+    U0303;
     /// A reference to something that is not in this file.
     N0301;
     /// An environment group that is not in this file.

@@ -58,6 +58,7 @@ pub const fn rule_word(rule: RuleId) -> &'static str {
         RuleId::BuildToDatastore => "build-to-datastore",
         RuleId::WebIngress => "web-ingress",
         RuleId::PublicWeb => "public-web",
+        RuleId::PublicSite => "public-site",
         RuleId::PublicListener => "public-listener",
         RuleId::DefaultEgress => "default-egress",
         RuleId::EgressRange => "egress-range",
@@ -81,6 +82,7 @@ pub const fn reason_word(reason: DenyReason) -> &'static str {
         DenyReason::EgressClosed => "egress-closed",
         DenyReason::NeverPrivateEgress => "never-private-egress",
         DenyReason::BuildReachesDatastoresOnly => "build-reaches-datastores-only",
+        DenyReason::NotOnTheNetwork => "not-on-the-network",
     }
 }
 
@@ -107,6 +109,7 @@ impl Scene<'_> {
             RuleId::BuildToDatastore => format!("builds and pre-deploy commands reach the datastores of their own network, {region}"),
             RuleId::WebIngress => "a web service receives HTTP from the ingress".to_owned(),
             RuleId::PublicWeb => "a web service receives HTTP from anywhere, through the ingress".to_owned(),
+            RuleId::PublicSite => "the ingress serves a static site's files to everyone".to_owned(),
             RuleId::PublicListener => "the ingress listens for everyone who reaches its address".to_owned(),
             RuleId::DefaultEgress => "what is not private, link-local, metadata or this machine is open".to_owned(),
             RuleId::EgressRange => {
@@ -179,6 +182,12 @@ impl Scene<'_> {
                     self.target.map_or("service", |s| s.kind.phrase())
                 )
             }
+            DenyReason::NotOnTheNetwork => match self.target {
+                Some(service) if service.kind == ServiceKind::Static => {
+                    format!("{to} is a static site: files that the ingress serves, with no address on any private network")
+                }
+                Some(_) | None => format!("{from} belongs to a static site, which is on no private network: it reaches the internet only"),
+            },
         }
     }
 
@@ -196,7 +205,9 @@ impl Scene<'_> {
                     hints.push("write `x-moat: { allowFrom: […] }` at the receiver to narrow this".to_owned());
                 }
             }
-            RuleId::PublicWeb => hints.push("only by HTTP and its host name; no packet from outside enters the private network".to_owned()),
+            RuleId::PublicWeb | RuleId::PublicSite => {
+                hints.push("only by HTTP and its host name; no packet from outside enters the private network".to_owned());
+            }
             RuleId::DefaultEgress | RuleId::EgressRange => {
                 hints.push("never to private, link-local or metadata addresses, nor to this machine".to_owned());
             }
@@ -230,13 +241,17 @@ impl Scene<'_> {
                 vec!["make it a web service (`type: web`) if it should be public".to_owned()]
             }
             DenyReason::NotHttpPort => vec!["set `PORT` to the port that serves HTTP".to_owned()],
-            DenyReason::HostIsOutside if self.target.is_some_and(|s| s.kind == ServiceKind::Web) && matches!(to, Peer::Service(_)) => {
+            DenyReason::HostIsOutside if self.target.is_some_and(|s| s.kind.is_public()) && matches!(to, Peer::Service(_)) => {
                 vec!["its public URL works from here as from anywhere".to_owned()]
             }
             DenyReason::HostIsOutside if matches!(to, Peer::Service(_)) => vec![format!("`moat exec {to} -- …` runs a command inside")],
             DenyReason::EgressClosed => vec!["write `internet` or a list of ranges instead".to_owned()],
             DenyReason::BuildReachesDatastoresOnly => vec!["do it when the service starts".to_owned()],
+            DenyReason::NotOnTheNetwork if self.port.is_some() && *self.from == Peer::Internet => {
+                vec!["ask without a port: its public URL works from anywhere".to_owned()]
+            }
             DenyReason::ReceivesNothing
+            | DenyReason::NotOnTheNetwork
             | DenyReason::SendsNothing
             | DenyReason::NotPublic
             | DenyReason::HostIsOutside

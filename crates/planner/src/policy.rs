@@ -106,7 +106,10 @@ fn may_open(source: &Service, instance: &LiveInstance, target: &Service) -> bool
 /// `None` only for an instance id that holds no service id, which no engine hands out.
 fn source_entry(service: Option<&Service>, instance: &LiveInstance) -> Option<SourceEntry> {
     let (zone, egress) = match service {
-        Some(service) if is_build(instance.purpose) => (Some(build_zone(service.zone)), Egress::Internet),
+        Some(service) if is_build(instance.purpose) => {
+            // A static site's build is in no zone: it reaches the internet and nothing else.
+            ((service.kind != ServiceKind::Static).then(|| build_zone(service.zone)), Egress::Internet)
+        }
         Some(service) if service.kind.sends() => (Some(service.zone), service.egress.clone()),
         Some(_) | None => (None, Egress::None),
     };
@@ -162,14 +165,15 @@ pub fn dns_view(state: &DesiredState, live: &[LiveInstance]) -> DnsView {
         }
     }
     let mut view = DnsView::default();
-    let mut seen: BTreeMap<(ZoneId, bool, &[&Slug]), usize> = BTreeMap::new();
+    let mut seen: BTreeMap<(Option<ZoneId>, bool, &[&Slug]), usize> = BTreeMap::new();
     for instance in live {
         let Some(service) = service_of(state, instance) else { continue };
         let peer = instance.peer();
         if !is_build(instance.purpose) && !service.kind.sends() {
             continue;
         }
-        let class = (service.zone, is_build(instance.purpose), allowed.get(&instance.slug).map_or(&[][..], Vec::as_slice));
+        let zone = (service.kind != ServiceKind::Static).then_some(service.zone);
+        let class = (zone, is_build(instance.purpose), allowed.get(&instance.slug).map_or(&[][..], Vec::as_slice));
         let zone = *seen.entry(class).or_insert_with(|| {
             let names = visible(state, &peer).filter_map(|s| {
                 Some(DnsName { slug: s.slug.clone(), vip: s.vip?, ready: ready.get(&s.slug).cloned().unwrap_or_default() })

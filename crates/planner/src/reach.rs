@@ -91,6 +91,9 @@ pub(crate) fn judge(from: End<'_>, to: End<'_>, port: Option<Endpoint>) -> Verdi
 fn from_outside(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
     match to.kind {
         ServiceKind::Web => {}
+        // Its files are the ingress' own to read: there is nothing to connect to, and no port.
+        ServiceKind::Static if rule == RuleId::PublicWeb && port.is_none() => return allow(RuleId::PublicSite),
+        ServiceKind::Static => return deny(DenyReason::NotOnTheNetwork),
         ServiceKind::Pserv | ServiceKind::KeyValue | ServiceKind::Postgres => return deny(DenyReason::NotPublic),
         ServiceKind::Worker | ServiceKind::Cron => return deny(DenyReason::ReceivesNothing),
     }
@@ -106,6 +109,9 @@ fn from_outside(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
 }
 
 fn private(from: &Service, to: &Service, port: Option<Endpoint>, build: bool) -> Verdict {
+    if [from, to].iter().any(|end| end.kind == ServiceKind::Static) {
+        return deny(DenyReason::NotOnTheNetwork);
+    }
     if !to.kind.receives() {
         return deny(DenyReason::ReceivesNothing);
     }

@@ -11,6 +11,7 @@ mod images;
 mod lint;
 mod plans;
 mod references;
+mod sites;
 mod values;
 pub(crate) mod workspace;
 

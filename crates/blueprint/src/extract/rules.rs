@@ -2,11 +2,11 @@
 
 use super::Context;
 use super::object::Obj;
-use crate::codes::{Code, E0203, E0205, E0209, E0210, E0211, E0220, E0227};
+use crate::codes::{Code, E0203, E0205, E0209, E0210, E0211, E0216, E0220, E0227};
 use crate::judge::head;
 use crate::report::{Path, quoted};
 use crate::spec::{RuntimeSpec, ServiceSpec, TypeSpec};
-use crate::tables::RUNTIME;
+use crate::tables::{RUNTIME, formats};
 use moat_model::{NativeRuntime, ServiceKind, Spanned};
 
 /// `runtime`, by its word.
@@ -48,6 +48,7 @@ pub(super) fn service(mut spec: ServiceSpec, obj: Obj<'_, '_>, path: &Path<'_>, 
         rules.source(&spec);
         rules.copies(&spec);
     }
+    rules.headers(&spec);
     rules.previews(&spec);
     rules.region(&spec);
     rules.tabled();
@@ -83,15 +84,12 @@ impl Rules<'_, '_, '_, '_, '_> {
         let runtime = spec.runtime.as_ref().map(|runtime| runtime.value);
         match (spec.kind.value, runtime) {
             (TypeSpec::StaticSite, _) => {
-                let message = format!("the static site {name} is not served yet, nor are its headers and routes");
-                // `type: static` has no `runtime`: an error says so.
-                self.at("runtime", E0209, message, None);
                 if spec.static_publish_path.is_none() {
                     let help = "write `staticPublishPath: …`, the folder of the built files".to_owned();
                     let message = format!("{name} names no `staticPublishPath`: there are no files to serve");
                     self.cx.report.say(E0227, head(self.obj.node), self.path, message, help);
                 }
-                true
+                false
             }
             (TypeSpec::Workflow, _) => {
                 self.at("type", E0209, format!("the workflow {name} is not run yet"), None);
@@ -181,7 +179,7 @@ impl Rules<'_, '_, '_, '_, '_> {
     /// Public addresses.
     fn public(&mut self, spec: &ServiceSpec) {
         match spec.kind.value {
-            TypeSpec::Kind(ServiceKind::Web) => {}
+            TypeSpec::Kind(ServiceKind::Web) | TypeSpec::StaticSite => {}
             TypeSpec::Kind(ServiceKind::KeyValue) => {
                 if spec.ip_allow_list.as_ref().is_some_and(|list| !list.is_empty()) {
                     let message = "`ipAllowList` has no effect here: a Key Value is reached from the private network only";
@@ -189,7 +187,7 @@ impl Rules<'_, '_, '_, '_, '_> {
                 }
                 return;
             }
-            TypeSpec::Kind(_) | TypeSpec::StaticSite | TypeSpec::Workflow => return,
+            TypeSpec::Kind(_) | TypeSpec::Workflow => return,
         }
         for field in ["domains", "domain"] {
             let message = format!("`{field}` is not served yet: the service answers at its own sub-domain only");
@@ -206,7 +204,7 @@ impl Rules<'_, '_, '_, '_, '_> {
         if let Some(list) = &spec.ip_allow_list {
             let everyone = list.iter().any(|entry| entry.source.value == "0.0.0.0/0");
             if !everyone {
-                let message = "`ipAllowList` of a web service is not supported yet: others would reach it too";
+                let message = "`ipAllowList` of a public service is not supported yet: others would reach it too";
                 self.at("ipAllowList", E0209, message, Some("remove it, and let Moat listen on an address of your choice"));
             }
         }
@@ -231,6 +229,21 @@ impl Rules<'_, '_, '_, '_, '_> {
             let message = "no checks run here, so that none can pass: a push never deploys this service";
             let help = "`moat git deploy NAME SERVICE` deploys it; write `commit` for a deploy by each push";
             self.at("autoDeployTrigger", E0210, message, Some(help));
+        }
+    }
+
+    /// Response headers of a static site.
+    fn headers(&mut self, spec: &ServiceSpec) {
+        let list = self.path.key("headers");
+        for (index, header) in spec.headers.iter().enumerate() {
+            let entry = list.item(index);
+            for (field, text, checked) in
+                [("name", &header.name, formats::header_name(&header.name)), ("value", &header.value, formats::header_value(&header.value))]
+            {
+                if let Err((message, help)) = checked {
+                    self.cx.report.say(E0216, text.span, &entry.key(field), message, help);
+                }
+            }
         }
     }
 

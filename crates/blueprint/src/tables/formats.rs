@@ -49,6 +49,75 @@ pub(super) fn path(text: &str) -> Checked {
     Ok(())
 }
 
+/// A pattern of request paths.
+pub(super) fn pattern(text: &str) -> Checked {
+    if text.trim().is_empty() {
+        return wrong("a path pattern can't be empty", "write `/*` for every path");
+    }
+    path(text.trim())
+}
+
+/// Where a redirect or rewrite leads: a path of the site, or a web address.
+pub(super) fn destination(text: &str) -> Checked {
+    let text = text.trim();
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    if host.is_some_and(|host| host.is_empty() || host.starts_with(['/', '?', '#', ':', '*'])) || text.starts_with("//") {
+        return wrong(format!("{} names no host", quoted(text)), "write a path such as `/index.html`, or `https://HOST/PATH`");
+    }
+    let authority = host.map_or("", |host| &host[..host.find(['/', '?', '#']).unwrap_or(host.len())]);
+    let port = authority.rsplit_once(':').map_or("0", |(_, port)| port);
+    if authority.contains('*') || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return wrong(format!("the host of {} can't depend on the path", quoted(text)), "write `*` and `:name` behind the host");
+    }
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return wrong(format!("{} holds a blank", quoted(text)), "write blanks as `%20`");
+    }
+    if host.is_none() && !text.starts_with('/') {
+        let help = format!("begin with `/`: {}, or with `https://`", quoted(&format!("/{text}")));
+        return wrong(format!("{} is neither a path nor a web address", quoted(text)), help);
+    }
+    Ok(())
+}
+
+/// Headers that speak of the connection or of the very bytes that are sent.
+const OWN_HEADERS: [&str; 15] = [
+    "accept-ranges",
+    "connection",
+    "content-length",
+    "content-range",
+    "date",
+    "etag",
+    "keep-alive",
+    "last-modified",
+    "proxy-connection",
+    "rndr-id",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-request-id",
+];
+
+/// The name of a response header (RFC 9110 §5.1).
+pub(crate) fn header_name(text: &str) -> Checked {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if text.is_empty() || !text.bytes().all(token) {
+        return wrong(format!("{} is no header name", quoted(text)), "use letters, digits and `-`, such as `Cache-Control`");
+    }
+    if OWN_HEADERS.contains(&text.to_ascii_lowercase().as_str()) {
+        return wrong(format!("{} is set by the server alone", quoted(text)), "remove it");
+    }
+    Ok(())
+}
+
+/// The value of a response header (RFC 9110 §5.5).
+pub(crate) fn header_value(text: &str) -> Checked {
+    if text.chars().any(|c| c.is_control() && c != '\t') {
+        return wrong(format!("{} can't be a header's value: it holds a line break", quoted(text)), "write it on one line");
+    }
+    Ok(())
+}
+
 /// A folder of the repository: `.`, `./backend`, `/backend` and `backend` are fine, `..` is not.
 pub(super) fn inside(text: &str) -> Checked {
     if text.split('/').any(|part| part == "..") {
@@ -163,6 +232,26 @@ mod tests {
             (inside, &[".", "./backend", "/backend", "a/b"], &["..", "a/../b", "../x"]),
             (mount_path, &["/data", "/var/data/", "/opt/render/project/src/media"], &["data", "/", "/etc", "/home/", "/a/../b", "//"]),
             (cidr, &["10.0.0.0/8", "1.2.3.4", "::/0"], &["everyone", "10.0.0.0/33", ""]),
+            (pattern, &["/", "/*", "/blog/:slug", "/**/*.css", " /* "], &["", " ", "blog", "/a b"]),
+            (
+                destination,
+                &["/", "/index.html", "/a/*?b=:c", "https://example.com", "http://a.localhost:8080/:splat"],
+                &[
+                    "",
+                    "index.html",
+                    "https://",
+                    "https:///x",
+                    "https://*.example.com",
+                    "https://a*",
+                    "https://:sub.b",
+                    "https://a:port/",
+                    "//example.com",
+                    "/a b",
+                    "ftp://a.b",
+                ],
+            ),
+            (header_name, &["Cache-Control", "x-a", "X_1"], &["", "a b", "a:", "é", "Content-Length", "etag", "Transfer-Encoding"]),
+            (header_value, &["", "max-age=0", "a\tb", "é"], &["a\r\nSet-Cookie: b", "a\0"]),
             (uri, &["https://example.com", ""], &["example.com"]),
             (domain, &["example.com", "*.example.com", "bücher.example"], &["https://example.com", "localhost", "a..b", "-a.com"]),
             (

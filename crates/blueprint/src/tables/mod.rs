@@ -4,7 +4,7 @@
 
 mod database;
 mod env;
-mod formats;
+pub(crate) mod formats;
 mod root;
 mod service;
 mod small;

@@ -79,7 +79,7 @@ pub(crate) static HEADER: Object = Object::new(
     "an entry of `headers`",
     "A response header of a static site.",
     &[&[
-        field("path", Shape::Text, "Path pattern, such as `/*`.").required(),
+        field("path", Shape::Text, "Path pattern, such as `/*`, `/*.css` or `/**/*.css`.").required().format(formats::pattern),
         field("name", Shape::Text, "Header name.").required(),
         field("value", Shape::Value, "Header value.").required(),
     ]],
@@ -90,8 +90,8 @@ pub(crate) static ROUTE: Object = Object::new(
     "A redirect or rewrite of a static site.",
     &[&[
         field("type", Shape::Word(&ROUTE_TYPE), "`redirect` (301) or `rewrite`.").required(),
-        field("source", Shape::Text, "Path pattern, such as `/*`.").required(),
-        field("destination", Shape::Text, "Path or URL.").required(),
+        field("source", Shape::Text, "Path pattern, such as `/*` or `/blog/:slug`.").required().format(formats::pattern),
+        field("destination", Shape::Text, "Path or URL.").required().format(formats::destination),
     ]],
 );
 pub(crate) static PREVIEWS: Object = Object::new(

@@ -193,10 +193,29 @@ fn types_and_runtimes() {
             "    type: pserv\n    runtime: image\n    image: {url: x}\n    startCommand: y\n    rootDir: z\n",
             &["E0211 6:5 services/0/startCommand", "E0211 7:5 services/0/rootDir"],
         ),
-        ("    type: web\n    runtime: static\n    staticPublishPath: x\n", &["E0209 4:5 services/0/runtime"]),
+        ("    type: web\n    runtime: static\n    staticPublishPath: x\n", &[]),
+        ("    type: web\n    runtime: static\n", &["E0227 2:11 services/0"]),
+        ("    type: web\n    runtime: static\n    staticPublishPath: x\n    plan: free\n", &["E0202 6:5 services/0/plan"]),
         (
-            "    type: web\n    runtime: static\n    staticPublishPath: x\n    plan: free\n",
-            &["E0209 4:5 services/0/runtime", "E0202 6:5 services/0/plan"],
+            "    type: web\n    runtime: static\n    staticPublishPath: x\n    headers:\n      - {path: 'a', name: 'a b', value: x}\n      - {path: /*, name: Content-Length, value: 1}\n      - {path: /*, name: X-A, value: \"a\\nb\"}\n",
+            &[
+                "E0216 7:16 services/0/headers/0/path",
+                "E0216 7:27 services/0/headers/0/name",
+                "E0216 8:26 services/0/headers/1/name",
+                "E0216 9:38 services/0/headers/2/value",
+            ],
+        ),
+        (
+            "    type: web\n    runtime: static\n    staticPublishPath: x\n    routes:\n      - {type: redirect, source: old, destination: /a}\n      - {type: redirect, source: /b, destination: c}\n      - {type: rewrite, source: /*, destination: //a.b}\n",
+            &[
+                "E0216 7:34 services/0/routes/0/source",
+                "E0216 8:51 services/0/routes/1/destination",
+                "E0216 9:50 services/0/routes/2/destination",
+            ],
+        ),
+        (
+            "    type: web\n    runtime: static\n    staticPublishPath: x\n    domains: [a.com]\n    ipAllowList: [{source: 203.0.113.7}]\n",
+            &["E0210 6:5 services/0/domains", "E0209 7:5 services/0/ipAllowList"],
         ),
         ("    type: worker\n    runtime: static\n", &["E0205 4:5 services/0/runtime"]),
         ("    type: static\n    staticPublishPath: x\n", &["E0203 2:11 services/0", "E0221 3:11 services/0/type"]),

@@ -89,6 +89,13 @@ fn print(ui: &Ui, paths: &Paths, plan: &Plan, state: &DesiredState, missing: &[S
                 }
                 image.command.as_deref().map_or_else(|| "the image's command".to_owned(), one_line)
             }
+            Workload::Static(site) => {
+                if let Some(command) = &site.build_command {
+                    row("build", one_line(command));
+                }
+                row("publish", site.root_dir.join(&site.publish_path).display().to_string());
+                String::new()
+            }
             Workload::KeyValue(_) | Workload::Postgres(_) => {
                 let starts = |step: &Step| matches!(step, Step::StartInstance { instance } if instance.slug == service.slug);
                 if plan.steps.iter().any(starts) {

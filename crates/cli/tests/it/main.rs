@@ -13,5 +13,6 @@ mod postgres;
 mod push;
 mod run;
 mod sabotage;
+mod sites;
 mod stores;
 mod systems;

@@ -4,7 +4,9 @@ use super::{Core, Msg};
 use crate::deploy::{Deploy, DeployPhase, Deployed};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
-use moat_engine_linux::{BuildRequest, DatastoreRequest, ImageBuildRequest, MissingTool, Origin, Prepared, Provided, PullRequest};
+use moat_engine_linux::{
+    BuildRequest, DatastoreRequest, ImageBuildRequest, MissingTool, Origin, Prepared, Provided, PullRequest, SiteRequest,
+};
 use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeSet;
@@ -71,6 +73,16 @@ impl Core {
                 let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
                     let result = engine.prepare_image(request, tell).await.map(Prepared::from);
+                    let _ = tx.send(Msg::Prepared(slug, result));
+                });
+            }
+            Workload::Static(_) => {
+                let Some(request) = SiteRequest::of(service) else { return };
+                self.deploys.insert(slug.clone(), deploy);
+                self.set_phase(&slug, ServicePhase::Building, Some("copying the source".to_owned()));
+                let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
+                tokio::spawn(async move {
+                    let result = engine.prepare_site(request, tell).await;
                     let _ = tx.send(Msg::Prepared(slug, result));
                 });
             }
@@ -200,6 +212,7 @@ impl Core {
         let does = match &service.workload {
             Workload::Native(native) => native.build_command.as_deref().map(first_line),
             Workload::Image(image) => image.dockerfile().map(|dockerfile| dockerfile.file.display().to_string()),
+            Workload::Static(site) => site.build_command.as_deref().map(first_line),
             Workload::KeyValue(_) | Workload::Postgres(_) => return,
         };
         let Some(does) = does else {
@@ -262,6 +275,10 @@ impl Core {
 
     /// The datastore of the service's network that is being deployed and not ready, if any.
     fn datastores_not_ready(&self, service: &Service) -> Option<Slug> {
+        if service.kind == ServiceKind::Static {
+            // It reaches none.
+            return None;
+        }
         self.desired
             .services
             .values()
@@ -273,10 +290,21 @@ impl Core {
         let Some(deploy) = self.deploys.get_mut(slug) else { return };
         let Some(name) = deploy.release.clone() else { return };
         deploy.go(DeployPhase::Sealing);
-        let image = matches!(deploy.service.workload, Workload::Image(_));
+        let workload = deploy.service.workload.clone();
         let (engine, tx, slug) = (self.engine.clone(), self.tx.clone(), slug.clone());
         tokio::spawn(async move {
-            let result = if image { engine.seal_image(&name).await } else { engine.seal_release(&name).await.map(|()| name.clone()) };
+            let result = match workload {
+                Workload::Image(_) => engine.seal_image(&name).await,
+                Workload::Static(site) => engine.seal_site(&name, &site).await.map(|published| {
+                    for text in super::sites::notices(&site, &published) {
+                        let _ = tx.send(Msg::Said(slug.clone(), text));
+                    }
+                    name.clone()
+                }),
+                Workload::Native(_) | Workload::KeyValue(_) | Workload::Postgres(_) => {
+                    engine.seal_release(&name).await.map(|()| name.clone())
+                }
+            };
             let _ = tx.send(Msg::Sealed(slug, name, result));
         });
     }
@@ -412,7 +440,8 @@ impl Core {
             return;
         }
         self.sweep = false;
-        let keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
+        let mut keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
+        keep.extend(self.releases_in_use());
         if let Err(error) = self.engine.collect_garbage(&keep).await {
             tracing::warn!(%error, "old releases can't be removed");
         }

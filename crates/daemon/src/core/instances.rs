@@ -7,7 +7,7 @@ use crate::protocol::ServicePhase;
 use crate::ready::{self, Readiness};
 use moat_engine::{Engine as _, EngineError};
 use moat_model::state::InstancePhase;
-use moat_model::{InstanceId, Purpose, Secret, Service, ServiceKind, Slug};
+use moat_model::{InstanceId, Purpose, Secret, Service, Slug};
 use moat_planner::Step;
 use moat_planner::plan::InstanceSpec;
 use std::time::{Duration, Instant};
@@ -282,7 +282,7 @@ impl Core {
 
     /// The host name that health checks and the ingress use for a service.
     pub(crate) fn host_name(service: &Service) -> String {
-        if service.kind == ServiceKind::Web { format!("{}.{}", service.slug, crate::blueprints::DOMAIN) } else { service.slug.to_string() }
+        if service.kind.is_public() { format!("{}.{}", service.slug, crate::blueprints::DOMAIN) } else { service.slug.to_string() }
     }
 }
 

@@ -5,6 +5,7 @@
 //! * [`deploys`] – a service's way from source to live.
 //! * [`reconcile`] – desired against observed, through a plan.
 //! * [`instances`] – what became of started instances.
+//! * [`sites`] – the releases of static sites that are served.
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
 
@@ -15,6 +16,7 @@ mod pushes;
 mod reconcile;
 mod requests;
 mod resume;
+mod sites;
 mod trace;
 mod upkeep;
 
@@ -173,6 +175,7 @@ pub struct Core {
     pub(crate) disks: BTreeMap<Slug, DiskUse>,
     /// When disks are measured next; none while they are.
     pub(crate) disks_due: Option<Instant>,
+    pub(crate) sites: sites::Sites,
     pub(crate) dataplane: DataPlane,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
@@ -239,6 +242,7 @@ impl Core {
             cron_next: BTreeMap::new(),
             disks: BTreeMap::new(),
             disks_due: Some(Instant::now()),
+            sites: sites::Sites::default(),
             dataplane: DataPlane::new(),
             events,
             followers: Vec::new(),
@@ -333,9 +337,11 @@ impl Core {
         self.measure_disks();
         self.reconcile().await;
         self.settle_deploys();
+        self.open_sites().await;
+        // Before the sweep, so that no request is answered from what it removes.
+        self.publish_views();
         self.sweep_releases().await;
         self.sweep_fetched().await;
-        self.publish_views();
         self.tell_build_logs();
         self.answer_waiting().await;
         // After the answer to whom these waited for.

@@ -217,6 +217,7 @@ fn without_commit(service: &Service) -> Service {
             ImageOrigin::Dockerfile(dockerfile) => Some(&mut dockerfile.source),
             ImageOrigin::Published(_) => None,
         },
+        Workload::Static(site) => Some(&mut site.source),
         Workload::KeyValue(_) | Workload::Postgres(_) => None,
     };
     if let Some(Source::Repository { commit, .. }) = source {

@@ -8,7 +8,7 @@ use crate::protocol::{
 };
 use moat_engine::Engine as _;
 use moat_model::state::InstancePhase;
-use moat_model::{DesiredState, Purpose, ServiceKind, Slug};
+use moat_model::{DesiredState, Purpose, Slug};
 use moat_planner::Step;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -315,7 +315,7 @@ impl Core {
                 }),
                 name: service.name.clone(),
                 blueprint: service.blueprint.clone(),
-                url: (service.kind == ServiceKind::Web).then(|| self.public_url(slug)),
+                url: service.kind.is_public().then(|| self.public_url(slug)),
                 internal: service.vip.map(|_| match self.main_port(service) {
                     Some(port) => format!("{slug}:{port}"),
                     None => slug.to_string(),

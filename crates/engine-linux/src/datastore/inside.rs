@@ -35,7 +35,7 @@ pub fn server(image: &Image, workload: &Workload, major: Option<u16>) -> Result<
             }
             Err("the image has neither `valkey-server` nor `redis-server`".to_owned())
         }
-        Workload::Native(_) | Workload::Image(_) => Err("it is no datastore".to_owned()),
+        Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => Err("it is no datastore".to_owned()),
     }
 }
 

@@ -139,7 +139,9 @@ impl Servers {
                 let installed = self.keyvalue.get_or_init(keyvalue::installed).clone();
                 choose::of_keyvalue(images.keyvalue.as_deref(), installed, format)
             }
-            Workload::Native(_) | Workload::Image(_) => Err(EngineError::new("choose a server", "it is no datastore")),
+            Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => {
+                Err(EngineError::new("choose a server", "it is no datastore"))
+            }
         }
     }
 }
@@ -199,7 +201,7 @@ pub(crate) fn server_of(inner: &Inner, spec: &InstanceSpec) -> Result<(Toolchain
     let id = release.parse().map_err(|error: moat_image::DigestError| EngineError::new(&doing, error.to_string()))?;
     let major = match &spec.workload {
         Workload::Postgres(wanted) => postgres::agreed(wanted.major, data::version(&data)?)?,
-        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => None,
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => None,
     };
     let image = image(inner, &spec.slug, &id)?;
     let toolchain = inside::server(&image, &spec.workload, major).map_err(|why| EngineError::new(&doing, why))?;

@@ -14,6 +14,7 @@ use crate::monitor::{GO, READY, RUNNING, VERB};
 use crate::ranges;
 use crate::recipe;
 use crate::release;
+use crate::site;
 use crate::toolchain::Toolchain;
 use crate::tools;
 use moat_engine::{EngineError, StepOutcome};
@@ -111,6 +112,8 @@ impl LinuxEngine {
 
 /// Everything the monitor reads, in the instance's folder; the folders of the host that the sandbox shows.
 fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
+    let program = site::as_program(inner, spec)?;
+    let (site, spec) = (program.as_ref().map(|_| spec), program.as_ref().unwrap_or(spec));
     let doing = format!("start `{}`", spec.id);
     let fail = |path: &Path, error: io::Error| EngineError::new(&doing, format!("`{}`: {error}", path.display())).caused_by(error);
     let first_id = inner.ranges.first(inner.paths.state(), &spec.service)?;
@@ -119,7 +122,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         _ => None,
     };
     let language = lock.as_ref().and_then(|lock| lock.image.as_ref()).map(|image| images::language(inner, image)).transpose()?;
-    let (toolchain, image) = match (&spec.workload, &language) {
+    let (mut toolchain, image) = match (&spec.workload, &language) {
         (Workload::Native(_), Some(language)) => (language.toolchain.clone(), None),
         // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
         (Workload::Native(native), None) => {
@@ -128,8 +131,11 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         }
         (Workload::Image(_), _) if spec.purpose == Purpose::Build => (Toolchain::default(), None),
         (Workload::Image(_), _) => (Toolchain::default(), Some(images::facts(inner, spec)?)),
-        (Workload::KeyValue(_) | Workload::Postgres(_), _) => datastore::server_of(inner, spec)?,
+        (Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_), _) => datastore::server_of(inner, spec)?,
     };
+    if let (Some(site), None) = (site, &language) {
+        site::add_languages(inner, site, &mut toolchain);
+    }
     let recipe = match (&spec.workload, &spec.release) {
         (Workload::Image(_), Some(release)) if spec.purpose == Purpose::Build => Some(recipe::of_release(inner, release)?),
         _ => None,
@@ -205,7 +211,7 @@ fn places(inner: &Inner, spec: &InstanceSpec, lock: Option<&Lock>) -> Result<Pla
         (Workload::Native(native), Some(release)) => Some(release::project_of(inner, release, spec.purpose, &native.root_dir)?),
         (Workload::Native(_), None) => return Err(EngineError::new(format!("start `{}`", spec.id), "the instance names no release")),
         (Workload::Image(_), Some(release)) if image_build => Some(release::project_of(inner, release, spec.purpose, Path::new(""))?),
-        (Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_), _) => None,
+        (Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_), _) => None,
     };
     let serves = spec.purpose == Purpose::Serve;
     let disk = spec.workload.disk().filter(|_| serves).map(|disk| paths.disk(&spec.service, &disk.name));
@@ -214,11 +220,11 @@ fn places(inner: &Inner, spec: &InstanceSpec, lock: Option<&Lock>) -> Result<Pla
             Some(paths.data(&spec.service))
         }
         Workload::Postgres(_) => Some(paths.data(&spec.service)),
-        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => None,
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => None,
     };
     let identity = match &spec.workload {
         Workload::Postgres(_) => Some(certificate::of(&paths.certificate(&spec.service), &spec.slug)?),
-        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => None,
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => None,
     };
     Ok(Places {
         root: paths.root_point()?,

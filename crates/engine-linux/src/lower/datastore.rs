@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 pub(crate) fn facts(image: Image, workload: &Workload) -> Facts {
     let stop_signal = match workload {
         Workload::Postgres(_) => postgres::STOP_SIGNAL,
-        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => Signal::SIGTERM,
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => Signal::SIGTERM,
     };
     Facts {
         layers: image.layers,
@@ -39,7 +39,7 @@ pub(crate) fn facts(image: Image, workload: &Workload) -> Facts {
 pub(super) fn program(input: &Input<'_>, cwd: &str, facts: Option<&Facts>) -> Program {
     let server = match &input.instance.workload {
         Workload::Postgres(_) => vec!["/bin/sh".to_owned(), postgres::START.to_owned()],
-        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) => {
+        Workload::KeyValue(_) | Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => {
             vec![input.toolchain.program.to_string_lossy().into_owned(), keyvalue::CONFIG.to_owned()]
         }
     };
@@ -96,7 +96,7 @@ pub(super) fn own_mounts(input: &Input<'_>) -> Vec<MountOp> {
                 MountOp::File { path: path.into(), mode, owner, content }
             }));
         }
-        Workload::Native(_) | Workload::Image(_) => {}
+        Workload::Native(_) | Workload::Image(_) | Workload::Static(_) => {}
     }
     ops
 }

@@ -85,7 +85,7 @@ pub(super) fn environment(input: &Input<'_>) -> BTreeMap<String, Secret> {
             set(key, value);
         }
     }
-    if !input.toolchain.names.is_empty() {
+    if !input.toolchain.names.is_empty() || !input.toolchain.others.is_empty() {
         path.push(NAMES.to_owned());
     }
     path.extend(input.toolchain.path.iter().map(|dir| dir.to_string_lossy().into_owned()));

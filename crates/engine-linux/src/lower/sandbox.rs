@@ -258,6 +258,8 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
             image::mounts(input, facts),
         ),
         (Workload::Image(_), None) => return Err("its image is not there"),
+        // Its commands come as a native program's.
+        (Workload::Static(_), _) => return Err("a static site has no instances"),
         (Workload::KeyValue(_) | Workload::Postgres(_), image) => (
             datastore::program(input, &cwd(&instance.workload), image),
             image.map_or_else(|| mounts(input), |image| datastore::image_mounts(input, image)),
@@ -348,7 +350,7 @@ pub(super) fn strings(texts: &[&str]) -> Vec<String> {
 fn shared_memory(instance: &InstanceSpec) -> u64 {
     match instance.workload {
         Workload::Postgres(_) => instance.limits.memory_bytes,
-        Workload::Native(_) | Workload::Image(_) | Workload::KeyValue(_) => 64 << 20,
+        Workload::Native(_) | Workload::Image(_) | Workload::KeyValue(_) | Workload::Static(_) => 64 << 20,
     }
 }
 
@@ -375,7 +377,7 @@ pub(super) fn cwd(workload: &Workload) -> String {
         Workload::Native(native) => Path::new(SOURCE).join(&native.root_dir).to_string_lossy().trim_end_matches('/').to_owned(),
         Workload::KeyValue(_) => keyvalue::DATA.to_owned(),
         Workload::Postgres(_) => postgres::DATA.to_owned(),
-        Workload::Image(_) => "/".to_owned(),
+        Workload::Image(_) | Workload::Static(_) => "/".to_owned(),
     }
 }
 
@@ -421,6 +423,8 @@ fn mounts(input: &Input<'_>) -> Vec<MountOp> {
             .iter()
             .map(|name| MountOp::Symlink { path: Path::new(NAMES).join(name), target: input.toolchain.program.clone() }),
     );
+    let others = input.toolchain.others.iter();
+    ops.extend(others.map(|(name, program)| MountOp::Symlink { path: Path::new(NAMES).join(name), target: program.clone() }));
     ops.push(MountOp::Writable { source: places.scratch.join("home"), target: HOME.into() });
     if instance.purpose == Purpose::Build {
         ops.push(MountOp::Writable { source: places.scratch.join("tmp"), target: "/tmp".into() });

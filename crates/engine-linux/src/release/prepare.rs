@@ -84,7 +84,7 @@ pub fn prepare(inner: &Inner, request: &BuildRequest, tell: impl Fn(String)) -> 
         return Ok(Prepared { release, tools: Vec::new(), notices });
     }
     let (tools, made_of) = with(&base);
-    let lock = Lock { version: base.version, image: base.image, tools };
+    let lock = Lock { runtime: Some(request.runtime), version: base.version, image: base.image, tools };
     let mut missing = Vec::new();
     for (need, name) in needs.iter().zip(&lock.tools) {
         if begin_tool(inner, name, &lock)? {

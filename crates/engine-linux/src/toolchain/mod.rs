@@ -28,6 +28,8 @@ pub struct Toolchain {
     pub path: Vec<PathBuf>,
     /// Names that mean the main program (`python`, `python3`).
     pub names: Vec<String>,
+    /// Names that mean other programs, where it is several languages in one.
+    pub others: Vec<(String, PathBuf)>,
     /// Variables it needs.
     pub env: BTreeMap<String, String>,
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 fn native(spec: &mut InstanceSpec) -> &mut NativeWorkload {
     match &mut spec.workload {
         Workload::Native(native) => native,
-        Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) => unreachable!(),
+        Workload::Image(_) | Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_) => unreachable!(),
     }
 }
 

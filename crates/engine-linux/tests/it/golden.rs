@@ -112,6 +112,7 @@ fn check(name: &str, instance: &InstanceSpec, recipe: Option<&Recipe>, image: Op
         path: vec!["/root/.pyenv/versions/3.11.7/bin".into()],
         names: vec!["python".to_owned()],
         env: BTreeMap::new(),
+        others: Vec::new(),
     };
     let pass_env = BTreeMap::from([("PIP_INDEX_URL".to_owned(), Secret::new("https://index"))]);
     let tool = recipe.is_none() && matches!(instance.workload, Workload::Native(_));

@@ -6,6 +6,7 @@ use super::defaults::{DefaultValue, When, default_port, version_key};
 use super::fingerprint;
 use super::images;
 use super::plans::{self, DEFAULT_PLAN, PlanProblem};
+use super::sites;
 use super::values::Values;
 use super::workspace::{Entry, Workspace};
 use crate::codes::{Code, Report};
@@ -353,6 +354,10 @@ impl Assembly<'_, '_> {
     fn workload(&mut self, entry: &Entry<'_>, kind: ServiceKind, env: &BTreeMap<String, Secret>) -> Option<Workload> {
         let spec = entry.spec;
         let text = |field: &Option<moat_blueprint::spec::Text>| field.as_ref().map(|t| t.value.clone());
+        if kind == ServiceKind::Static {
+            let source = self.source(entry);
+            return sites::workload(self.workspace, entry, source, root_dir(spec), env, self.report).map(Workload::Static);
+        }
         if kind == ServiceKind::KeyValue {
             let persistence = match spec.persistence_mode.as_ref().map(|m| m.value.as_str()) {
                 Some("off") => Persistence::Off,
@@ -504,7 +509,7 @@ pub(crate) fn root_dir(spec: &ServiceSpec) -> PathBuf {
 
 fn instances(spec: &ServiceSpec, kind: ServiceKind) -> u32 {
     match kind {
-        ServiceKind::Cron => 0,
+        ServiceKind::Cron | ServiceKind::Static => 0,
         ServiceKind::KeyValue | ServiceKind::Postgres => 1,
         ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker if spec.disk.is_some() => 1,
         ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker => {

@@ -36,7 +36,7 @@ pub(crate) fn default_port(kind: Option<ServiceKind>) -> Option<u16> {
         ServiceKind::Web | ServiceKind::Pserv => Some(DEFAULT_HTTP_PORT),
         ServiceKind::KeyValue => Some(6379),
         ServiceKind::Postgres => Some(5432),
-        ServiceKind::Worker | ServiceKind::Cron => None,
+        ServiceKind::Worker | ServiceKind::Cron | ServiceKind::Static => None,
     }
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn of(entry: &Entry<'_>, git: &GitFacts, settings: &Settings) -> Vec<
         TypeSpec::Workflow => "workflow",
     };
     let mut add = |key, value: Cow<'static, str>, when| list.push((key, DefaultValue::Text(value), when));
-    let public = matches!(entry.spec.kind.value, TypeSpec::StaticSite | TypeSpec::Kind(ServiceKind::Web));
+    let public = entry.kind().is_some_and(ServiceKind::is_public);
     let serves = matches!(entry.kind(), Some(ServiceKind::Web | ServiceKind::Pserv));
 
     add("RENDER", "true".into(), When::Always);

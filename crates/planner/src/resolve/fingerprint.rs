@@ -1,6 +1,6 @@
 //! What instances and builds are made of, as short texts to compare.
 
-use moat_model::state::{Disk, ImageOrigin, Persistence, Workload};
+use moat_model::state::{Disk, ImageOrigin, Persistence, SiteAction, StaticWorkload, Workload};
 use moat_model::{Secret, Service};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -41,6 +41,7 @@ pub(crate) fn of_instance(service: &Service) -> String {
             print.text(&w.user);
             print.text(w.password.expose());
         }
+        Workload::Static(w) => print.site(w),
     }
     print.secrets(&service.env);
     print.secrets(&service.secret_files);
@@ -61,11 +62,29 @@ pub(crate) fn of_build(service: &Service) -> String {
             print.maybe(w.build_command.as_deref());
         }
         Workload::Image(w) => print.origin(&w.origin),
+        Workload::Static(w) => {
+            print.text(&w.root_dir.to_string_lossy());
+            print.text(&w.publish_path.to_string_lossy());
+            print.maybe(w.build_command.as_deref());
+            // What the build made is kept beside what is published for that command only.
+            print.number(w.pre_deploy_command.is_some().into());
+            for (runtime, version) in &w.versions {
+                print.text(runtime.word());
+                print.text(version);
+            }
+        }
         Workload::KeyValue(_) | Workload::Postgres(_) => {}
     }
     print.secrets(&service.build_env);
     print.secrets(&service.secret_files);
     print.finish()
+}
+
+fn print_list<T>(print: &mut Fingerprint, list: &[T], each: impl Fn(&mut Fingerprint, &T)) {
+    print.number(u64::try_from(list.len()).unwrap_or(u64::MAX));
+    for item in list {
+        each(print, item);
+    }
 }
 
 /// SHA-256 over parts, each with its length before it, so that no two lists of parts read the same.
@@ -102,6 +121,26 @@ impl Fingerprint {
                 }
             }
         }
+    }
+
+    /// What is published, and by which rules.
+    fn site(&mut self, site: &StaticWorkload) {
+        print_list(self, &site.headers, |print, header| {
+            for text in [&header.path, &header.name, &header.value] {
+                print.text(text);
+            }
+        });
+        print_list(self, &site.routes, |print, route| {
+            print.text(&route.source);
+            let (word, target, path) = match &route.action {
+                SiteAction::Redirect(to) => ("redirect", "", to),
+                SiteAction::Rewrite(to) => ("rewrite", "", to),
+                SiteAction::Pass { service, path } => ("pass", service.as_str(), path),
+            };
+            for text in [word, target, path] {
+                print.text(text);
+            }
+        });
     }
 
     fn disk(&mut self, disk: Option<&Disk>) {

@@ -49,7 +49,7 @@ pub(crate) const FREE: &str = "free";
 pub(crate) const fn has_no_free_plan(kind: ServiceKind) -> bool {
     match kind {
         ServiceKind::Pserv | ServiceKind::Worker | ServiceKind::Cron => true,
-        ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres => false,
+        ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres | ServiceKind::Static => false,
     }
 }
 
@@ -63,7 +63,12 @@ pub(crate) fn limits(plan: &str, kind: ServiceKind) -> Result<Limits, PlanProble
     let named = PLANS.iter().find(|(name, ..)| *name == plan).map(|(_, memory, cpu)| (memory * MIB, *cpu));
     let (memory_bytes, cpu_millis) = named.or_else(|| sized(plan)).or_else(|| memory_only(plan, kind)).ok_or(PlanProblem::Unknown)?;
     let allowed = match kind {
-        ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres | ServiceKind::Pserv | ServiceKind::Worker => true,
+        ServiceKind::Web
+        | ServiceKind::KeyValue
+        | ServiceKind::Postgres
+        | ServiceKind::Pserv
+        | ServiceKind::Worker
+        | ServiceKind::Static => true,
         ServiceKind::Cron => !matches!(plan, "pro max" | "pro ultra"),
     };
     if !allowed {
@@ -178,7 +183,7 @@ mod tests {
     #[test]
     fn some_kinds_have_no_free_plan() {
         for kind in ServiceKind::ALL {
-            let free = matches!(kind, ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres);
+            let free = matches!(kind, ServiceKind::Web | ServiceKind::KeyValue | ServiceKind::Postgres | ServiceKind::Static);
             assert_eq!(names(kind).any(|name| name == "free"), free, "{kind}");
         }
         for kind in [ServiceKind::Pserv, ServiceKind::Worker, ServiceKind::Cron] {

@@ -98,7 +98,8 @@ fn property_help(target: &Entry<'_>) -> String {
                 .to_owned()
         }
         Some(ServiceKind::Cron) => "a cron job receives nothing; it has variables, by `envVarKey`".to_owned(),
-        None => "it is not on the private network; its public address is `envVarKey: RENDER_EXTERNAL_URL`".to_owned(),
+        Some(ServiceKind::Static) => "it is not on the private network; its public address is `envVarKey: RENDER_EXTERNAL_URL`".to_owned(),
+        None => "a workflow is not run yet".to_owned(),
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// Its kind; none for a type that is not on the private network.
+    /// Its kind; none for a type that nothing runs.
     pub(crate) const fn kind(&self) -> Option<ServiceKind> {
         kind_of(self.spec)
     }
@@ -42,7 +42,8 @@ impl Entry<'_> {
             }
             // Reading said so when it names none.
             (Some(_), Some(RuntimeSpec::Image)) => self.spec.image.is_some(),
-            (Some(_), Some(RuntimeSpec::Static) | None) | (None, _) => false,
+            (Some(kind), Some(RuntimeSpec::Static)) => kind == ServiceKind::Static && self.spec.static_publish_path.is_some(),
+            (Some(_), None) | (None, _) => false,
         }
     }
 
@@ -92,7 +93,8 @@ impl Entry<'_> {
 const fn kind_of(spec: &ServiceSpec) -> Option<ServiceKind> {
     match spec.kind.value {
         TypeSpec::Kind(kind) => Some(kind),
-        TypeSpec::StaticSite | TypeSpec::Workflow => None,
+        TypeSpec::StaticSite => Some(ServiceKind::Static),
+        TypeSpec::Workflow => None,
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 fn server<'a>(state: &'a DesiredState, slug: &str) -> &'a PostgresWorkload {
     match &service(state, slug).workload {
         Workload::Postgres(server) => server,
-        Workload::Native(_) | Workload::Image(_) | Workload::KeyValue(_) => panic!("{slug} is no database"),
+        Workload::Native(_) | Workload::Image(_) | Workload::KeyValue(_) | Workload::Static(_) => panic!("{slug} is no database"),
     }
 }
 

@@ -25,4 +25,6 @@ mod reach;
 #[cfg(test)]
 mod resolve;
 #[cfg(test)]
+mod sites;
+#[cfg(test)]
 mod support;

@@ -30,7 +30,7 @@ struct Wild {
 
 fn wild() -> impl Strategy<Value = Wild> {
     (
-        0..6_usize,
+        0..7_usize,
         0..2_usize,
         0..4_usize,
         proptest::option::weighted(0.3, proptest::collection::vec(0..10_usize, 0..4)),
@@ -61,6 +61,10 @@ fn text((services, isolated): &(Vec<Wild>, [bool; 3])) -> String {
     for (i, wild) in services.iter().enumerate() {
         if wild.kind == 5 {
             databases[wild.environment].push(format!("{{name: s{i}, region: {}}}", ["oregon", "ohio"][wild.region]));
+            continue;
+        }
+        if wild.kind == 6 {
+            lists[wild.environment].push(format!("{{type: web, name: s{i}, runtime: static, buildCommand: b, staticPublishPath: p}}"));
             continue;
         }
         let kind = ["web", "pserv", "worker", "cron", "keyvalue"][wild.kind];

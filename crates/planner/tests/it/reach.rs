@@ -36,6 +36,7 @@ services:
   - {type: worker, name: mailer, runtime: python, buildCommand: b, startCommand: s}
   - {type: cron, name: digest, runtime: python, buildCommand: b, startCommand: s, schedule: '* * * * *'}
   - {type: keyvalue, name: queue, ipAllowList: []}
+  - {type: web, name: pages, runtime: static, buildCommand: b, staticPublishPath: p}
 databases:
   - {name: orders}
 ";
@@ -85,6 +86,39 @@ fn each_kind_to_each_kind() {
         host -> orders: deny host-is-outside
         ",
     );
+}
+
+#[test]
+fn a_static_site_is_on_no_network() {
+    rows(
+        &state(KINDS),
+        "
+        internet -> pages: allow public-site
+        internet -> pages:80: deny not-on-the-network
+        ingress -> pages: deny not-on-the-network
+        ingress -> pages:10000: deny not-on-the-network
+        host -> pages: deny host-is-outside
+        shop -> pages: deny not-on-the-network
+        mailer -> pages: deny not-on-the-network
+        queue -> pages: deny sends-nothing
+        build:shop -> pages: deny not-on-the-network
+        pages -> shop: deny sends-nothing
+        pages -> orders: deny sends-nothing
+        pages -> pages: deny sends-nothing
+        pages -> internet: deny sends-nothing
+        pages -> host: deny sends-nothing
+        build:pages -> orders: deny not-on-the-network
+        build:pages -> queue: deny not-on-the-network
+        build:pages -> shop: deny not-on-the-network
+        build:pages -> pages: deny not-on-the-network
+        build:pages -> internet: allow default-egress
+        build:pages -> host: deny never-the-host
+        shop -> build:pages: deny receives-nothing
+        ",
+    );
+    let state = state(KINDS);
+    let pages = &state.services["pages"];
+    assert_eq!((pages.vip, pages.port, pages.instances), (None, None, 0));
 }
 
 #[test]
@@ -343,9 +377,9 @@ fn names_are_seen_by_those_who_may_reach() {
 fn the_matrix_has_every_cell() {
     let state = state(KINDS);
     let matrix = reach(&state);
-    // The internet, the host, the ingress, six services, a database, five builds.
-    assert_eq!(matrix.peers().len(), 3 + 7 + 5);
-    assert_eq!(matrix.rows().count(), 15 * 15);
+    // The internet, the host, the ingress, seven services, a database, six builds.
+    assert_eq!(matrix.peers().len(), 3 + 8 + 6);
+    assert_eq!(matrix.rows().count(), 17 * 17);
     for (a, from) in matrix.peers().iter().enumerate() {
         for (b, to) in matrix.peers().iter().enumerate() {
             assert_eq!(matrix.cell(from, to), verdict(&state, from, to, None));
@@ -353,9 +387,9 @@ fn the_matrix_has_every_cell() {
         }
     }
     assert_eq!(word(matrix.cell(&Peer::Internet, &peer("nobody"))), "deny unknown-peer");
-    assert_eq!(word(matrix.at(15, 0)), "deny unknown-peer");
+    assert_eq!(word(matrix.at(17, 0)), "deny unknown-peer");
     let json = matrix.to_json();
-    assert_eq!(json["cells"].as_array().unwrap().len(), 15 * 15);
+    assert_eq!(json["cells"].as_array().unwrap().len(), 17 * 17);
     let cell = json["cells"].as_array().unwrap().iter().find(|c| c["from"] == "mailer" && c["to"] == "digest").unwrap();
     assert_eq!(cell["deny"], "receives-nothing");
 }

@@ -193,7 +193,7 @@ fn service(name: &str, offset: u16, kind: &Shape) -> Service {
             ServiceKind::Web | ServiceKind::Pserv => Some(10000),
             ServiceKind::KeyValue => Some(6379),
             ServiceKind::Postgres => Some(5432),
-            ServiceKind::Worker | ServiceKind::Cron => None,
+            ServiceKind::Worker | ServiceKind::Cron | ServiceKind::Static => None,
         },
         allow_from: kind.allow_from.map(|names| names.iter().map(|name| slug(name)).collect()),
         egress: kind.egress.clone(),
