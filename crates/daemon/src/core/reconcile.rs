@@ -26,6 +26,7 @@ impl Core {
                 Some(deployed) => {
                     let mut service = deployed.service.clone();
                     service.fingerprint = deployed.fingerprint();
+                    service.instances = self.wanted(slug);
                     service.network = wanted.network;
                     service.zone = wanted.zone;
                     service.environment.clone_from(&wanted.environment);
@@ -143,7 +144,7 @@ impl Core {
         }
         self.apply_policy_now().await;
         for (id, grace) in stops {
-            self.stop_instance(&id, grace);
+            self.drain_instance(&id, grace);
         }
         for spec in starts {
             self.launch(spec);
@@ -197,8 +198,10 @@ impl Core {
             if self.deploys.contains_key(&slug) {
                 continue;
             }
-            let Some(deployed) = self.durable.deployed.get(&slug) else { continue };
-            let wanted = usize::try_from(deployed.service.instances).unwrap_or(usize::MAX);
+            if self.is_suspended(&slug) {
+                continue;
+            }
+            let wanted = usize::try_from(self.wanted(&slug)).unwrap_or(usize::MAX);
             let ready = self.live.values().filter(|l| l.slug == slug && l.purpose == Purpose::Serve && l.ready).count();
             let phase = self.phases.get(&slug).map(|p| p.phase);
             if ready >= wanted && phase == Some(ServicePhase::Restarting) {
