@@ -152,7 +152,7 @@ async fn services_that_are_not_ready() {
     let (_, value) = get_json(&ingress, "new.localhost").await;
     assert_eq!(value["message"], "The build of new <runs>.");
     let own = ingress.get("own.localhost", "/").await;
-    assert_eq!((own.head.status, own.text()), (503, "<p>back at <b>nine</b>".to_owned()));
+    assert_eq!((own.status, own.body.as_str()), (503, "<p>back at <b>nine</b>"));
     let (_, value) = get_json(&ingress, "own.localhost").await;
     assert_eq!(value["reason"], "maintenance");
 }
