@@ -156,10 +156,11 @@ impl History {
         let mut kept = BTreeSet::new();
         for record in records.iter_mut().rev() {
             let Some(deployed) = &record.deployed else { continue };
-            if !kept.contains(&deployed.fingerprint()) && kept.len() == KEPT {
+            let made_of = (deployed.service.fingerprint.clone(), deployed.release.clone());
+            if !kept.contains(&made_of) && kept.len() == KEPT {
                 record.deployed = None;
             } else {
-                kept.insert(deployed.fingerprint());
+                kept.insert(made_of);
             }
         }
         records.drain(..records.len().saturating_sub(RECORDS));
@@ -224,4 +225,60 @@ impl History {
 /// Whether two are made of the same, however often each was started again.
 pub fn same(one: &Deployed, other: &Deployed) -> bool {
     one.release == other.release && one.service.fingerprint == other.service.fingerprint
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::UpRequest;
+    use std::path::PathBuf;
+
+    fn deployed(release: &str) -> Deployed {
+        let up = UpRequest {
+            file: PathBuf::from("/app/render.yaml"),
+            text: "services: [{type: worker, name: w, runtime: python, buildCommand: b, startCommand: s}]".to_owned(),
+            given: BTreeMap::new(),
+            files: BTreeMap::new(),
+            listen: "127.0.0.1:8080".to_owned(),
+            start_timeout_seconds: 1,
+            pass_env: Vec::new(),
+            git: Default::default(),
+            remotes: Vec::new(),
+            prune: false,
+            pushed: None,
+        };
+        let all = BTreeMap::from([(up.file.clone(), up)]);
+        let outcome = crate::blueprints::read_and_resolve(&all, &mut moat_planner::memory::Memory::default(), "127.0.0.1:8080");
+        let service = outcome.state.services.into_values().next().unwrap();
+        Deployed { service, release: Some(release.to_owned()), commit: None, hook_ran: false, good: true, restarts: 0 }
+    }
+
+    #[test]
+    fn the_last_releases_that_ran_well_can_be_gone_back_to() {
+        let (slug, now) = (Slug::new("w").unwrap(), Timestamp::UNIX_EPOCH);
+        let mut history = History::default();
+        let template = deployed("r");
+        let of = |release: &str| Deployed { release: Some(release.to_owned()), ..template.clone() };
+        for n in 0..8 {
+            history.ask(&slug, &format!("dep-{n}"), DeployCause::Up, now);
+            history.begin(&slug, &format!("dep-{n}"), now);
+            if n == 6 {
+                history.end(&slug, "dep-6", DeployState::Failed, Some("it broke"), now);
+            } else {
+                history.live(&slug, &format!("dep-{n}"), &of(&format!("r{n}")), now);
+            }
+        }
+        let states: Vec<&str> = history.of(&slug).iter().map(|record| record.state.word()).collect();
+        assert_eq!(states, [["replaced"; 6].as_slice(), &["failed", "live"]].concat());
+        assert_eq!(history.releases().collect::<Vec<_>>(), ["r2", "r3", "r4", "r5", "r7"]);
+        assert_eq!(history.last_good(&slug), Some(&of("r7")));
+        let back = |id: Option<&str>| history.rollback(&slug, Some(&of("r7")), id).map(|record| record.id.as_str());
+        for (asked, expect) in [(None, Some("dep-5")), (Some("dep-2"), Some("dep-2")), (Some("dep-1"), None), (Some("dep-6"), None)] {
+            assert_eq!(back(asked), expect, "{asked:?}");
+        }
+        // A restart is the same release.
+        history.ask(&slug, "dep-8", DeployCause::Restart, now);
+        history.live(&slug, "dep-8", &Deployed { restarts: 1, ..of("r7") }, now);
+        assert_eq!(history.rollback(&slug, Some(&of("r7")), None).unwrap().id, "dep-5");
+    }
 }

@@ -77,7 +77,9 @@ impl<D: Dial> Proxy<D> {
                 Decision::Proxy(route) => break route,
                 Decision::Serve(route, site) => (route, Arc::clone(site)),
                 Decision::Refuse(refusal) => {
-                    if let Refusal::NoInstance { service, .. } | Refusal::Suspended { service } | Refusal::Maintenance { service, .. } = &refusal {
+                    if let Refusal::NoInstance { service, .. } | Refusal::Suspended { service } | Refusal::Maintenance { service, .. } =
+                        &refusal
+                    {
                         log.service = Some(service.to_string());
                     }
                     return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);

@@ -57,9 +57,8 @@ pub fn accepted(ns: &impl AsFd) -> io::Result<usize> {
             ports.extend(query(family, IPPROTO_TCP, StateFlags::LISTEN)?.iter().map(|header| header.socket_id.source_port));
             open.extend(query(family, IPPROTO_TCP, unfinished.clone())?);
         }
-        let taken = |header: &&InetResponseHeader| {
-            ports.contains(&header.socket_id.source_port) && !is_loopback(header.socket_id.source_address)
-        };
+        let taken =
+            |header: &&InetResponseHeader| ports.contains(&header.socket_id.source_port) && !is_loopback(header.socket_id.source_address);
         Ok(open.iter().filter(taken).count())
     })?
 }

@@ -115,10 +115,10 @@ impl Memory {
     }
 
     /// Gives a variable of the service with this label a value, or takes it away. It counts where the blueprint writes no other.
-    pub fn set_value(&mut self, slug: &Slug, key: &str, value: Option<Secret>) {
+    pub fn set_value(&mut self, slug: &Slug, key: &str, value: Option<&Secret>) {
         let services = self.files.values_mut().flat_map(|file| file.services.values_mut());
         for service in services.filter(|service| service.slug.as_ref() == Some(slug)) {
-            match &value {
+            match value {
                 Some(value) => drop(service.values.insert(key.to_owned(), value.clone())),
                 None => drop(service.values.remove(key)),
             }

@@ -154,6 +154,10 @@ impl Rules<'_, '_, '_, '_, '_> {
 
     fn contradictions(&mut self, spec: &ServiceSpec) {
         if let Some(scaling) = &spec.scaling {
+            if scaling.cpu_percent.is_none() && scaling.memory_percent.is_none() {
+                let message = "`scaling` has no target to follow".to_owned();
+                self.at("scaling", E0220, message, Some("add `targetCPUPercent` or `targetMemoryPercent`, from 1 to 90"));
+            }
             if scaling.min > scaling.max {
                 let message = format!("`minInstances` ({}) is more than `maxInstances` ({})", scaling.min, scaling.max);
                 self.at("scaling", E0220, message, Some("swap them"));

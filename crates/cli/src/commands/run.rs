@@ -45,8 +45,9 @@ pub async fn run(args: RunArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
             Some(Event::End { error: None }) => break,
             Some(_) => {}
             None => {
-                return Err(CommandError::engine("the background process went away")
-                    .hint("the command goes on; `moat logs` shows what it writes"));
+                return Err(
+                    CommandError::engine("the background process went away").hint("the command goes on; `moat logs` shows what it writes")
+                );
             }
         }
     }

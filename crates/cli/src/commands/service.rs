@@ -22,9 +22,7 @@ pub async fn maintenance(service: String, mode: Mode, page: Option<&Path>, ui: &
         return Err(CommandError::usage("a page is for `on`"));
     }
     let page = page
-        .map(|path| {
-            std::fs::read_to_string(path).map_err(|error| CommandError::usage(format!("can't read `{}`: {error}", path.display())))
-        })
+        .map(|path| std::fs::read_to_string(path).map_err(|error| CommandError::usage(format!("can't read `{}`: {error}", path.display()))))
         .transpose()?;
     run(service, ServiceVerb::Maintenance { on, page }, ui).await
 }

@@ -271,9 +271,8 @@ fn nobody_notices_deploys() {
     );
     up(&host, &stores);
 
-    let start = |mut command: std::process::Command| {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    };
+    let start =
+        |mut command: std::process::Command| command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let inside = start(host.moat_command(&["exec", "load", "--", "python3", "-c", LOAD]));
     let mut outside = host.command("python3");
     outside.args(["-c", HTTP_LOAD]);

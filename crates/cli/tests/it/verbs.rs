@@ -196,7 +196,8 @@ fn connections_wait_while_a_service_with_a_disk_is_started_anew() {
     assert!(said.out.trim().ends_with("True"), "{}{}", said.out, said.err);
     // Stopped for good it refuses.
     host.moat(&["suspend", "store"]).ok();
-    let refused = host.moat(&["exec", "site", "--", "python3", "-c", "import socket; socket.create_connection(('store', 7000), timeout=5)"]);
+    let refused =
+        host.moat(&["exec", "site", "--", "python3", "-c", "import socket; socket.create_connection(('store', 7000), timeout=5)"]);
     assert!(refused.err.contains("ConnectionRefusedError"), "{}", refused.err);
 }
 
@@ -211,4 +212,15 @@ fn an_unhealthy_instance_is_taken_out_and_started_anew() {
     assert_eq!(instances(&host, "site")[0]["id"], before, "it is given time to come back");
     wait_for("another instance", || page(&host).0 == 200);
     assert_ne!(instances(&host, "site").iter().find(|i| i["ready"] == true).unwrap()["id"], before);
+}
+
+#[test]
+fn the_number_of_instances_follows_the_load() {
+    let Some(host) = host() else { return };
+    let text = "services:\n  - type: worker\n    name: burn\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: \"python3 -c 'while True: pass'\"\n    scaling: {minInstances: 1, maxInstances: 2, targetCPUPercent: 20}\n";
+    up(&host, &host.write("app/render.yaml", text));
+    assert_eq!(instances(&host, "burn").len(), 1);
+    wait_for("a second instance", || instances(&host, "burn").iter().filter(|i| i["ready"] == true).count() == 2);
+    let said = host.moat(&["scale", "burn", "1"]);
+    assert!(said.code == 1 && said.err.contains("follows its load"), "{}", said.err);
 }

@@ -28,8 +28,8 @@ mod upkeep;
 mod variables;
 
 use crate::Paths;
-use crate::dataplane::DataPlane;
 use crate::autoscale::Scaler;
+use crate::dataplane::DataPlane;
 use crate::deploy::{Ask, Deploy, Deployed};
 use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;

@@ -234,7 +234,6 @@ impl Core {
                 self.desired.services.remove(&slug);
                 self.closing.remove(&slug);
                 self.durable.history.forget(&slug);
-                self.sweep = true;
                 self.sweep_fetched = true;
             } else if !(users_left && is_store(self, &slug)) {
                 let grace = self.desired.services.get(&slug).map_or(30, |s| s.max_shutdown_delay_seconds);
@@ -256,11 +255,7 @@ impl Core {
                     let mine: Vec<&ServiceState> =
                         self.desired.services.values().filter(|s| s.blueprint == *file).filter_map(|s| self.phases.get(&s.slug)).collect();
                     let settled = self.durable.blueprints.contains_key(file)
-                        && !self
-                            .desired
-                            .services
-                            .values()
-                            .any(|s| s.blueprint == *file && self.is_busy_with(&s.slug));
+                        && !self.desired.services.values().any(|s| s.blueprint == *file && self.is_busy_with(&s.slug));
                     if !self.durable.blueprints.contains_key(file) {
                         end(&waiting.reply, Some(Failure::refused("stopped by `moat down`", None)));
                     } else if settled {

@@ -122,7 +122,9 @@ impl Core {
     /// Starts cron runs that had to wait, and stops those that take too long.
     pub(super) async fn go_on_with_cron(&mut self) {
         let over = |live: &super::Live| live.purpose == Purpose::Cron && !live.stopping && live.since.elapsed() > CRON_LIMIT;
-        for (id, slug) in self.live.iter().filter(|(_, live)| over(live)).map(|(id, live)| (id.clone(), live.slug.clone())).collect::<Vec<_>>() {
+        for (id, slug) in
+            self.live.iter().filter(|(_, live)| over(live)).map(|(id, live)| (id.clone(), live.slug.clone())).collect::<Vec<_>>()
+        {
             self.notice(Some(&slug), "the run takes longer than 12 hours and is stopped");
             self.stop_instance(&id, 30);
         }

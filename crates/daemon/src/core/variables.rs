@@ -34,7 +34,7 @@ impl Core {
         let Some(mut up) = self.durable.blueprints.get(&service.blueprint).cloned() else { return end(&reply, None) };
         let before = self.durable.memory.clone();
         for (key, value) in values {
-            self.durable.memory.set_value(slug, key, value.clone());
+            self.durable.memory.set_value(slug, key, value.as_ref());
             // What was given by the last `up` would count more.
             let own = format!("{}.{key}", service.name);
             let given = up.given.remove(&own).is_some() || up.given.contains_key(key);
@@ -56,8 +56,7 @@ impl Core {
             self.durable.memory = before;
             return refuse(format!("`{key}` of `{slug}` is what its blueprint writes"), "change it there, and say `moat up`");
         }
-        let changed: Vec<Service> =
-            outcome.state.services.values().filter(|service| self.differs(service)).cloned().collect();
+        let changed: Vec<Service> = outcome.state.services.values().filter(|service| self.differs(service)).cloned().collect();
         self.durable.blueprints.insert(up.file.clone(), up.clone());
         self.take_state(outcome.state, &up.file);
         self.followers.push(reply.clone());

@@ -213,7 +213,8 @@ impl LinuxEngine {
     /// How many TCP connections an instance has taken from others and not finished.
     pub async fn connections(&self, id: &InstanceId) -> Result<usize, EngineError> {
         let ns = self.instance_ns(id).await?;
-        self.blocking(move |_| moat_net_linux::ports::accepted(&ns).map_err(|error| network_error("read the open connections", error))).await
+        self.blocking(move |_| moat_net_linux::ports::accepted(&ns).map_err(|error| network_error("read the open connections", error)))
+            .await
     }
 }
 

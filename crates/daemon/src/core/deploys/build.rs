@@ -218,7 +218,14 @@ impl Core {
     }
 
     /// A build, pre-deploy or job instance ended.
-    pub(in super::super) fn sandbox_ended(&mut self, slug: &Slug, purpose: Purpose, id: &moat_model::InstanceId, code: Option<i32>, why: &str) {
+    pub(in super::super) fn sandbox_ended(
+        &mut self,
+        slug: &Slug,
+        purpose: Purpose,
+        id: &moat_model::InstanceId,
+        code: Option<i32>,
+        why: &str,
+    ) {
         let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.sandbox() == Some(id)) else { return };
         let installing = matches!(deploy.phase, DeployPhase::Installing(_));
         let tool = deploy.tools.iter().find(|tool| !self.engine.is_sealed(&tool.release)).filter(|_| installing).cloned();
@@ -255,10 +262,8 @@ impl Core {
             self.set_phase(slug, ServicePhase::Waiting, Some(format!("for `{waits_for}`")));
             return;
         }
-        let unchanged = deploy
-            .previous
-            .as_ref()
-            .is_some_and(|p| p.good && p.release == release && p.service.fingerprint == service.fingerprint);
+        let unchanged =
+            deploy.previous.as_ref().is_some_and(|p| p.good && p.release == release && p.service.fingerprint == service.fingerprint);
         match service.workload.pre_deploy_command() {
             Some(command) if !unchanged => {
                 let id = match self.start_sandbox(&service, Purpose::PreDeploy, release, None).await {
