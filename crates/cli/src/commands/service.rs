@@ -40,8 +40,8 @@ pub async fn follow(request: Request, name: &str, ui: &Ui) -> Result<Option<Stat
             }
             Event::Notice { service, text } => notice(service.as_ref().map_or(name, |slug| slug.as_str()), &text, ui),
             Event::Missing { values } => {
-                let list: Vec<String> = values.iter().map(|value| format!("{}.{}", value.owner, value.key)).collect();
-                ui.say(&format!("without a value: {}", list.join(", ")));
+                let asked: Vec<String> = values.iter().map(|value| format!("{}.{}", value.owner, value.key)).collect();
+                ui.say(&format!("without a value: {}", asked.join(", ")));
             }
             Event::Refused { diagnostics } => diagnostics.iter().for_each(|diagnostic| ui.say(&diagnostic.rendered)),
             Event::Status(now) => status = Some(now),

@@ -73,8 +73,8 @@ fn a_suspended_service_stays_so_until_it_is_resumed_and_a_page_can_answer() {
     up(&host, &file);
     assert_eq!(page(&host).0, 200);
 
-    host.write("page.html", "<h1>back at nine</h1>");
-    host.moat(&["maintenance", "site", "on", "--page", "page.html"]).ok();
+    let shown = host.write("page.html", "<h1>back at nine</h1>");
+    host.moat(&["maintenance", "site", "on", "--page", shown.to_str().unwrap()]).ok();
     let running = instances(&host, "site");
     wait_for("the page", || page(&host) == (503, "<h1>back at nine</h1>".to_owned()));
     assert_eq!(instances(&host, "site")[0]["pid"], running[0]["pid"], "it goes on running");
@@ -82,7 +82,6 @@ fn a_suspended_service_stays_so_until_it_is_resumed_and_a_page_can_answer() {
     wait_for("the service", || page(&host).0 == 200);
     up(&host, &app(&host, "    maintenanceMode:\n      enabled: true\n"));
     wait_for("the blueprint's maintenance mode", || page(&host).1.contains("maintenance mode"));
-    up(&host, &file);
     app(&host, "");
     up(&host, &file);
     wait_for("the service", || page(&host).0 == 200);

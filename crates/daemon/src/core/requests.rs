@@ -61,8 +61,8 @@ impl Core {
 
     async fn service_verb(&mut self, slug: Slug, verb: ServiceVerb, reply: Reply) {
         match verb {
-            ServiceVerb::Restart => self.restart(slug, reply),
-            ServiceVerb::Rollback { deploy } => self.rollback(slug, deploy.as_deref(), reply),
+            ServiceVerb::Restart => self.restart(&slug, reply),
+            ServiceVerb::Rollback { deploy } => self.rollback(&slug, deploy.as_deref(), reply),
             ServiceVerb::CancelDeploy => self.cancel_deploy(&slug, &reply),
             ServiceVerb::Scale { instances } => self.scale(slug, instances, reply),
             ServiceVerb::Suspend => self.suspend(slug, reply),

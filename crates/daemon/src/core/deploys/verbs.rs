@@ -37,22 +37,22 @@ impl Core {
         end(reply, None);
     }
 
-    pub(in super::super) fn restart(&mut self, slug: Slug, reply: Reply) {
-        let Some(running) = self.startable(&slug, &reply) else { return };
-        self.ask_made(&slug, running, DeployCause::Restart, reply);
+    pub(in super::super) fn restart(&mut self, slug: &Slug, reply: Reply) {
+        let Some(running) = self.startable(slug, &reply) else { return };
+        self.ask_made(slug, running, DeployCause::Restart, reply);
     }
 
-    pub(in super::super) fn rollback(&mut self, slug: Slug, deploy: Option<&str>, reply: Reply) {
+    pub(in super::super) fn rollback(&mut self, slug: &Slug, deploy: Option<&str>, reply: Reply) {
         let refuse = |message: String, hint: &str| end(&reply, Some(Failure::refused(message, Some(hint.to_owned()))));
-        if self.desired.services.get(&slug).is_some_and(|service| service.kind.is_datastore()) {
+        if self.desired.services.get(slug).is_some_and(|service| service.kind.is_datastore()) {
             return refuse(format!("`{slug}` is a datastore: it has data, no releases"), "restore a backup instead");
         }
-        if self.is_suspended(&slug) {
+        if self.is_suspended(slug) {
             return refuse(format!("`{slug}` is suspended"), &format!("`moat resume {slug}` first"));
         }
-        let now = self.deployed(&slug);
+        let now = self.deployed(slug);
         let hint = format!("`moat deploys {slug}` lists those with a release that is kept");
-        let Some(record) = self.durable.history.rollback(&slug, now, deploy) else {
+        let Some(record) = self.durable.history.rollback(slug, now, deploy) else {
             return refuse(
                 match deploy {
                     Some(id) => format!("`{slug}` has no kept release of a deploy `{id}`"),
@@ -65,7 +65,7 @@ impl Core {
         if now.is_some_and(|now| now.good && same(now, &target)) {
             return refuse(format!("`{slug}` runs the release of {to} already"), &hint);
         }
-        self.ask_made(&slug, target, DeployCause::Rollback { to }, reply);
+        self.ask_made(slug, target, DeployCause::Rollback { to }, reply);
     }
 
     /// What runs of a service that can be started anew.
