@@ -122,10 +122,10 @@ impl Core {
             end(&reply, Some(Failure::refused(format!("the DNS server can't listen in the private network: {error}"), None)));
             return;
         }
+        self.forward_events(&reply);
         self.take_state(state, &up.file);
         // Once is enough: what is asked for later may not be forgotten again at a restart.
         self.durable.blueprints.insert(up.file.clone(), UpRequest { prune: false, ..up.clone() });
-        self.forward_events(&reply);
         if up.prune {
             let unnamed = self.durable.kept.values().filter(|kept| kept.blueprint == up.file).map(|kept| kept.slug.clone()).collect();
             self.close(&unnamed);

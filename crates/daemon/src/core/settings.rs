@@ -69,9 +69,15 @@ impl Core {
     pub(super) fn follow_blueprints(&mut self) {
         let mut said = Vec::new();
         let services: BTreeMap<_, _> = self.desired.services.iter().collect();
+        let deployed = &mut self.durable.deployed;
         self.durable.settings.retain(|slug, settings| {
             let Some(service) = services.get(slug) else { return false };
+            let before = settings.scale.clone();
             said.extend(settings.follow(service).into_iter().map(|text| (slug.clone(), text)));
+            if let (Some(before), None, Some(deployed)) = (before, &settings.scale, deployed.get_mut(slug)) {
+                // Until the deploy that follows: so many run now.
+                deployed.service.instances = before.instances;
+            }
             !settings.is_empty()
         });
         for (slug, text) in said {
