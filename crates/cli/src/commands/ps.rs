@@ -55,7 +55,10 @@ fn service_row(service: &ServiceStatus) -> Vec<Cell> {
         }
         None => more,
     };
+    let ready = service.instances.iter().filter(|instance| instance.ready).count();
+    let more = if service.wanted > 1 { format!("{ready} of {} ready, {more}", service.wanted) } else { more };
     let more = if service.maintenance { format!("in maintenance, {more}") } else { more };
+    let more = more.trim_end_matches(", ").to_owned();
     vec![
         cell(Tone::Strong, service.state.service.as_str()),
         cell(Tone::Plain, service.state.kind.phrase()),

@@ -54,6 +54,9 @@ fn the_number_of_instances_is_asked_for_until_the_blueprint_says_another() {
     host.kill(host.daemon().unwrap(), "KILL");
     up(&host, &file);
     wait_for("three instances", || serving(&host) == 3);
+    assert!(host.moat(&["ps"]).ok().out.contains("3 of 3 ready"));
+    let plan = host.moat(&["plan", file.to_str().unwrap()]).ok().out;
+    assert!(!plan.contains("stop"), "{plan}");
     host.moat(&["scale", "site"]).ok();
     wait_for("one instance", || instances(&host, "site").len() == 1);
     host.moat(&["scale", "site", "2"]).ok();

@@ -408,7 +408,8 @@ impl Core {
 
     fn plan(&mut self, up: &UpRequest, reply: &Reply) {
         let memory = self.durable.memory.clone();
-        if let Some(Outcome { state, .. }) = self.resolve_with(up, reply) {
+        if let Some(Outcome { mut state, .. }) = self.resolve_with(up, reply) {
+            self.count_as_set(&mut state);
             let mut scratch = self.durable.memory.clone();
             let plan = crate::blueprints::preview(
                 &state,

@@ -5,7 +5,7 @@ use super::{Core, Until, Waiting};
 use crate::history::DeployCause;
 use crate::protocol::{Failure, ServicePhase};
 use crate::settings::{Maintenance, Scale, Settings};
-use moat_model::{InstanceId, Purpose, Service, ServiceKind, Slug};
+use moat_model::{DesiredState, InstanceId, Purpose, Service, ServiceKind, Slug};
 use std::collections::BTreeMap;
 
 /// The most instances of one service.
@@ -54,6 +54,20 @@ impl Core {
             (Some(scaling), _) => self.scalers.get(slug).map_or(service.instances, |scaler| scaler.count(scaling)),
             (None, Some(scale)) => scale.instances,
             (None, None) => service.instances,
+        }
+    }
+
+    /// Gives services of a state the numbers of instances that they would have, by what people have set and by their load.
+    pub(super) fn count_as_set(&self, state: &mut DesiredState) {
+        for service in state.services.values_mut() {
+            let scale = self.settings(&service.slug).and_then(|settings| settings.scale.as_ref());
+            let scaler = self.scalers.get(&service.slug);
+            service.instances = match (&service.scaling, scaler, scale) {
+                _ if self.is_suspended(&service.slug) => 0,
+                (Some(scaling), Some(scaler), _) => scaler.count(scaling),
+                (None, _, Some(scale)) if scale.over == service.instances => scale.instances,
+                _ => service.instances,
+            };
         }
     }
 
