@@ -63,6 +63,9 @@ pub struct Service {
     pub egress: Egress,
     /// How many instances should be ready (cron jobs: 0, their runs are started by schedule).
     pub instances: u32,
+    /// `x-moat.start`: how several instances start.
+    #[serde(default)]
+    pub start: StartOrder,
     /// Limits of each instance.
     pub limits: Limits,
     /// What runs.
@@ -102,6 +105,17 @@ pub struct Scaling {
     pub cpu_percent: Option<u32>,
     /// Per cent of its memory limit that an instance should use, 1–90.
     pub memory_percent: Option<u32>,
+}
+
+/// How several instances of a service start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartOrder {
+    /// All at once.
+    #[default]
+    Together,
+    /// Each once those before it are ready: a system that looks for its peers when it starts finds them.
+    OneByOne,
 }
 
 /// What a service's instances run.
