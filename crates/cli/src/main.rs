@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     match raw.next().as_deref().and_then(|a| a.to_str()) {
         Some("__monitor") => return moat_engine_linux::monitor::main(&raw.collect::<Vec<_>>()),
         Some("__daemon") => return commands::daemon::main(),
+        Some("__dataplane") => return commands::dataplane::main(),
         _ => {}
     }
     let cli = Cli::parse();

@@ -322,6 +322,9 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// The daemon's pid.
     pub daemon_pid: u32,
+    /// The pid of the data plane's process, which accepts the public connections.
+    #[serde(default)]
+    pub dataplane_pid: Option<u32>,
 }
 
 /// One service of [`Status`].

@@ -44,12 +44,21 @@ const STARTING: Duration = Duration::from_secs(8);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
 
-/// Checks until aborted; reports what changed.
-pub async fn watch(engine: LinuxEngine, id: InstanceId, service: Service, address: AddressPair, host: String, tx: UnboundedSender<Msg>) {
+/// Checks until aborted; reports what changed. `before`: what an earlier daemon saw of an instance that takes traffic.
+pub async fn watch(
+    engine: LinuxEngine,
+    id: InstanceId,
+    service: Service,
+    address: AddressPair,
+    host: String,
+    before: Option<Readiness>,
+    tx: UnboundedSender<Msg>,
+) {
     let began = Instant::now();
-    let mut last = None;
+    // It had its time to bind its port.
+    let mut other_port_since = before.as_ref().and_then(|_| began.checked_sub(WRITTEN_PORT_PATIENCE));
+    let mut last = before;
     let mut failing_since: Option<Instant> = None;
-    let mut other_port_since: Option<Instant> = None;
     loop {
         let mut now = look(&engine, &id, &service, began, &mut other_port_since).await;
         if now.ready

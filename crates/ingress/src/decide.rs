@@ -15,6 +15,8 @@ pub enum Decision<'r> {
     Proxy(&'r Route),
     /// Answer it with a file of the site.
     Serve(&'r Route, &'r Arc<Site>),
+    /// Keep it until the routes change; answer it with this when that takes too long.
+    Hold(Refusal),
     /// Answer it here.
     Refuse(Refusal),
 }
@@ -100,6 +102,7 @@ pub fn decide<'r>(routes: &'r Routes, head: &Parts) -> Decision<'r> {
     match &route.state {
         RouteState::Suspended => Decision::Refuse(Refusal::Suspended { service }),
         RouteState::NoInstance { reason } => Decision::Refuse(Refusal::NoInstance { service, reason: reason.clone() }),
+        RouteState::Held { reason } => Decision::Hold(Refusal::NoInstance { service, reason: reason.clone() }),
         RouteState::Live if route.upstreams.is_empty() => {
             Decision::Refuse(Refusal::NoInstance { service, reason: "none of its instances is ready".to_owned() })
         }

@@ -4,6 +4,7 @@
 pub mod check;
 pub mod completions;
 pub mod daemon;
+pub mod dataplane;
 pub mod denied;
 pub mod doctor;
 pub mod down;

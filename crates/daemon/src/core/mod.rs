@@ -46,6 +46,8 @@ pub enum Msg {
     Request(Box<Request>, mpsc::UnboundedSender<Event>),
     /// How far the pull of a service's image is, in words.
     Pulling(Slug, String),
+    /// Something about the data plane that people should know.
+    PlaneSaid(String),
     /// Something about a service that people should know.
     Said(Slug, String),
     /// The pushed commit of a blueprint was compared with the commits that run: the files that differ from each.
@@ -230,6 +232,8 @@ impl Core {
     pub async fn load(paths: Paths, engine: LinuxEngine, tx: mpsc::UnboundedSender<Msg>) -> Result<Self, crate::state_file::StateError> {
         let durable = Durable::load(&paths.state_file())?;
         let (events, _) = broadcast::channel(8192);
+        let state = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
+        let dataplane = DataPlane::new(paths.run.clone(), state.join("releases"), tx.clone());
         let mut core = Self {
             policy: engine.network().policy(),
             paths,
@@ -243,7 +247,7 @@ impl Core {
             disks: BTreeMap::new(),
             disks_due: Some(Instant::now()),
             sites: sites::Sites::default(),
-            dataplane: DataPlane::new(),
+            dataplane,
             events,
             followers: Vec::new(),
             tx,
@@ -300,8 +304,8 @@ impl Core {
                 break;
             }
         }
+        // The data plane goes on, for the next daemon, unless all was removed.
         upkeep.abort();
-        self.dataplane.stop();
     }
 
     /// Whether there is nothing to run and nobody to answer: a blueprint was refused, or a second daemon was started in a race.
@@ -313,6 +317,7 @@ impl Core {
         match msg {
             Msg::Request(request, reply) => self.request(*request, reply).await,
             Msg::Pulling(slug, text) => self.pulling(&slug, text),
+            Msg::PlaneSaid(text) => self.notice(None, text),
             Msg::Said(slug, text) => self.notice(Some(&slug), text),
             Msg::Compared(file, commit, changed) => self.compared(&file, &commit, changed).await,
             Msg::Disks(found) => self.disks_measured(found),
@@ -339,7 +344,7 @@ impl Core {
         self.settle_deploys();
         self.open_sites().await;
         // Before the sweep, so that no request is answered from what it removes.
-        self.publish_views();
+        self.publish_views().await;
         self.sweep_releases().await;
         self.sweep_fetched().await;
         self.tell_build_logs();

@@ -97,8 +97,8 @@ impl Core {
             end(&reply, Some(Failure::engine(&error)));
             return;
         }
-        if let Err(error) = self.dataplane.ensure_dns(self.engine.network()) {
-            end(&reply, Some(Failure::refused(format!("the DNS server can't listen in the private network: {error}"), None)));
+        if let Err(error) = self.dataplane.ensure(self.engine.network()).await {
+            end(&reply, Some(Failure { message: crate::chain(&error), hint: None, exit_code: 3 }));
             return;
         }
         for (slug, old) in &self.desired.services {
@@ -269,7 +269,7 @@ impl Core {
 
     /// Nothing is left to run: the network goes, and this process with it.
     pub(super) async fn remove_everything(&mut self) {
-        self.dataplane.stop();
+        self.dataplane.stop().await;
         // A repair under way ends first, and no other begins: it would make anew what is removed.
         *self.removed.lock().await = true;
         let result = self.engine.apply(&Step::RemoveRouter).await;
@@ -327,7 +327,12 @@ impl Core {
                 instances,
             }
         });
-        Status { listen: self.dataplane.listening().map(|a| a.to_string()), services: services.collect(), daemon_pid: std::process::id() }
+        Status {
+            listen: self.dataplane.listening().map(|a| a.to_string()),
+            services: services.collect(),
+            daemon_pid: std::process::id(),
+            dataplane_pid: self.dataplane.pid(),
+        }
     }
 
     fn public_url(&self, slug: &Slug) -> String {

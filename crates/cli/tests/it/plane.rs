@@ -1,0 +1,247 @@
+//! The data plane is a process of its own: whoever dies, what is public goes on.
+
+use crate::host::{Host, example, host, service, wait_for};
+use std::io::{Read as _, Write as _};
+use std::process::{Child, ChildStdout, Stdio};
+
+/// A web service that answers slowly and for long, and echoes over an upgraded connection; and a worker that looks names up.
+const SERVER: &str = r#"
+import http.server, socketserver, time, os, threading
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def log_message(self, *a): pass
+    def do_GET(self):
+        if self.headers.get('Upgrade'):
+            self.send_response(101); self.send_header('Connection', 'Upgrade'); self.send_header('Upgrade', 'echo'); self.end_headers()
+            while True:
+                data = self.connection.recv(1000)
+                if not data: return
+                self.connection.sendall(data)
+        if self.path == '/slow':
+            # Goes on only as the test lets it.
+            self.send_response(200); self.send_header('Content-Length', '8000'); self.end_headers()
+            for n in range(8):
+                while not os.path.exists(f'/opt/render/project/src/step{n}') and not os.path.exists(f'/tmp/step{n}'): time.sleep(0.02)
+                self.wfile.write(b'x' * 1000); self.wfile.flush()
+            return
+        body = os.environ.get('WORDS', 'here').encode()
+        self.send_response(200); self.send_header('Content-Length', str(len(body))); self.end_headers(); self.wfile.write(body)
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024
+Server(('0.0.0.0', int(os.environ['PORT'])), Handler).serve_forever()
+"#;
+
+fn blueprint(more: &str) -> String {
+    format!(
+        "services:\n  - type: web\n    name: talker\n    runtime: python\n    buildCommand: 'true'\n    startCommand: exec python3 -u server.py\n    maxShutdownDelaySeconds: 5\n{more}"
+    )
+}
+
+/// The blueprint runs.
+fn talker(host: &Host, more: &str) -> String {
+    host.write("b/server.py", SERVER);
+    let file = host.write("b/render.yaml", &blueprint(more)).to_str().unwrap().to_owned();
+    host.moat(&["up", "-d", &file]).ok();
+    file
+}
+
+/// The data plane's pid, of whoever accepts connections now.
+fn dataplane(host: &Host) -> u32 {
+    let pid = host.ps()["dataplane_pid"].as_u64().expect("a data plane");
+    u32::try_from(pid).unwrap()
+}
+
+fn dataplanes(host: &Host) -> Vec<u32> {
+    host.processes().into_iter().filter(|(_, line)| line.contains("__dataplane")).map(|(pid, _)| pid).collect()
+}
+
+/// Lets the slow answer go on by one piece.
+fn step(host: &Host, n: u32) {
+    host.moat(&["exec", "talker", "--", "touch", &format!("/tmp/step{n}")]).ok();
+}
+
+struct Download {
+    child: Child,
+    out: ChildStdout,
+}
+
+impl Download {
+    /// A download that has begun: its first piece is here.
+    fn begin(host: &Host) -> Self {
+        let mut child = host
+            .command("curl")
+            .args(["-sN", "-m", "120", "-H", "Host: talker.localhost", "http://127.0.0.1:8080/slow"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut download = Self { out: child.stdout.take().unwrap(), child };
+        step(host, 0);
+        download.piece();
+        download
+    }
+
+    fn piece(&mut self) {
+        let mut piece = [0; 1000];
+        self.out.read_exact(&mut piece).expect("the download goes on");
+        assert_eq!(piece, [b'x'; 1000]);
+    }
+
+    fn end(mut self) {
+        let mut rest = Vec::new();
+        self.out.read_to_end(&mut rest).unwrap();
+        assert!(rest.is_empty());
+        assert!(self.child.wait().unwrap().success(), "the download is whole");
+    }
+}
+
+/// A connection that was upgraded.
+struct Tunnel(Child);
+
+impl Tunnel {
+    fn open(host: &Host) -> Self {
+        let script = r"
+import socket, sys
+s = socket.create_connection(('127.0.0.1', 8080))
+s.sendall(b'GET / HTTP/1.1\r\nHost: talker.localhost\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n')
+head = b''
+while b'\r\n\r\n' not in head: head += s.recv(1)
+assert b' 101 ' in head, head
+for line in sys.stdin:
+    s.sendall(line.encode())
+    got = b''
+    while not got.endswith(b'\n'):
+        more = s.recv(100)
+        if not more: sys.exit('cut')
+        got += more
+    print(got.decode(), end='', flush=True)
+";
+        let child = host.command("python3").args(["-uc", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut tunnel = Self(child);
+        tunnel.echo("hello");
+        tunnel
+    }
+
+    fn echo(&mut self, word: &str) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{word}").unwrap();
+        let mut got = vec![0; word.len() + 1];
+        self.0.stdout.as_mut().unwrap().read_exact(&mut got).expect("the tunnel goes on");
+        assert_eq!(String::from_utf8_lossy(&got).trim_end(), word);
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What an instance resolves its own name to, without the daemon.
+fn lookup(host: &Host, pid: u64) -> String {
+    let ask = "import socket,struct; q=b'\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\6talker\\0\\0\\1\\0\\1'; s=socket.socket(2,2); s.settimeout(9); s.sendto(q,('169.254.1.1',53)); print(socket.inet_ntoa(s.recv(512)[-4:]))";
+    host.sh(&format!("nsenter --net=/proc/{pid}/ns/net python3 -c \"{ask}\"")).ok().out.trim().to_owned()
+}
+
+#[test]
+fn a_killed_daemon_leaves_downloads_tunnels_and_names_alone() {
+    let Some(host) = host() else { return };
+    let before = host.inventory();
+    let file = talker(&host, "");
+    let ps = host.ps();
+    let pid = service(&ps, "talker")["instances"][0]["pid"].as_u64().unwrap();
+    let vip = service(&ps, "talker")["address"]["v4"].as_str().unwrap().to_owned();
+    let process = dataplane(&host);
+    let (mut download, mut tunnel) = (Download::begin(&host), Tunnel::open(&host));
+
+    host.kill(host.daemon().unwrap(), "KILL");
+    wait_for("the daemon's end", || host.daemon().is_none());
+    // Nobody is there to be asked: what was configured holds.
+    tunnel.echo("alone");
+    assert_eq!(host.http(8080, "talker.localhost", "/"), (200, "here".to_owned()));
+    assert_eq!(host.http(8080, "other.localhost", "/").0, 404);
+    assert_eq!(lookup(&host, pid), vip);
+    host.sh(&format!("touch /proc/{pid}/root/tmp/step1")).ok();
+    download.piece();
+
+    // The next daemon goes on with the same process.
+    host.moat(&["up", "-d", &file]).ok();
+    assert_eq!(dataplane(&host), process);
+    assert_eq!(dataplanes(&host), [process]);
+    tunnel.echo("again");
+    assert_eq!(lookup(&host, pid), vip);
+    for n in 2..8 {
+        step(&host, n);
+        download.piece();
+    }
+    download.end();
+    // An orderly end of the daemon is the same.
+    host.kill(host.daemon().unwrap(), "TERM");
+    wait_for("the daemon's end", || host.daemon().is_none());
+    tunnel.echo("still");
+    assert_eq!(host.http(8080, "talker.localhost", "/").0, 200);
+    host.moat(&["up", "-d", &file]).ok();
+    assert_eq!(dataplane(&host), process);
+    host.moat(&["verify"]).ok();
+
+    host.moat(&["down"]).ok();
+    wait_for("the daemon's end", || host.daemon().is_none());
+    assert_eq!(host.inventory(), before);
+    assert!(!host.path("run/dataplane").exists());
+}
+
+#[test]
+fn a_killed_data_plane_is_replaced_and_nobody_is_refused() {
+    let Some(host) = host() else { return };
+    let before = host.inventory();
+    talker(&host, "");
+    let pid = service(&host.ps(), "talker")["instances"][0]["pid"].as_u64().unwrap();
+    for _ in 0..3 {
+        let process = dataplane(&host);
+        // The listening socket stays: who connects in the gap waits, and tries nothing twice.
+        let killed = host.sh(&format!(
+            "kill -9 {process}; for n in 1 2 3 4 5 6 7 8; do curl -sf -m 20 -H 'Host: talker.localhost' http://127.0.0.1:8080/ || echo \"failed: $?\"; echo; done"
+        ));
+        assert_eq!(killed.out.lines().collect::<Vec<_>>(), ["here"; 8], "{}", killed.err);
+        assert_ne!(dataplane(&host), process);
+        assert!(!lookup(&host, pid).is_empty());
+    }
+    assert_eq!(dataplanes(&host).len(), 1);
+    host.moat(&["verify"]).ok();
+
+    // Both die: the next daemon has another process.
+    let (process, daemon) = (dataplane(&host), host.daemon().unwrap());
+    host.kill(daemon, "KILL");
+    host.kill(process, "KILL");
+    wait_for("their ends", || host.daemon().is_none() && dataplanes(&host).is_empty());
+    assert_eq!(host.http(8080, "talker.localhost", "/").0, 0);
+    host.moat(&["up", "-d", host.path("b/render.yaml").to_str().unwrap()]).ok();
+    assert_eq!(host.http(8080, "talker.localhost", "/").0, 200);
+    assert!(!lookup(&host, pid).is_empty());
+
+    host.moat(&["down"]).ok();
+    wait_for("the daemon's end", || host.daemon().is_none());
+    assert_eq!(host.inventory(), before);
+}
+
+#[test]
+fn the_data_plane_can_do_little() {
+    let Some(host) = host() else { return };
+    let file = example(&host, "hello");
+    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    let process = dataplane(&host);
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    assert_eq!((field("CapEff:"), field("CapPrm:")), ("0".repeat(16), "0".repeat(16)));
+    assert_eq!(field("NoNewPrivs:"), "1");
+    for task in std::fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten() {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+        assert!(status.contains(&format!("CapEff:\t{}", "0".repeat(16))), "{status}");
+    }
+    let root = std::fs::read_link(format!("/proc/{process}/root")).unwrap();
+    assert_eq!(root, host.path("state/releases").canonicalize().unwrap());
+    // Of its own session: what ends the daemon's does not end it.
+    let session = |pid: u32| host.sh(&format!("ps -o sid= -p {pid}")).out.trim().to_owned();
+    assert_eq!(session(process), process.to_string());
+    println!("data plane: VmRSS {}, RssAnon {}", field("VmRSS:"), field("RssAnon:"));
+}
