@@ -53,6 +53,7 @@ async fn run(verb: Verb, ui: &ui::Ui) -> Result<ExitCode, CommandError> {
         Verb::Plan(args) => commands::plan::run(args, ui).await,
         Verb::Schema => commands::schema::run(ui),
         Verb::Doctor => commands::doctor::run(ui),
+        Verb::Upgrade(args) => commands::upgrade::run(args, ui).await,
         Verb::Completions(args) => Ok(commands::completions::run(args.shell)),
     }
 }

@@ -60,6 +60,11 @@ pub enum Request {
     Denied,
     /// Removes the images that nothing runs: answers one [`Event::Pruned`].
     PruneImages,
+    /// Becomes another program: hangs up when it does, and ends with an error when it can't.
+    Upgrade {
+        /// An absolute path.
+        program: PathBuf,
+    },
 }
 
 /// `up`'s arguments.
@@ -325,6 +330,12 @@ pub struct Status {
     /// The pid of the data plane's process, which accepts the public connections.
     #[serde(default)]
     pub dataplane_pid: Option<u32>,
+    /// The program that the daemon runs.
+    #[serde(default)]
+    pub program: String,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
 }
 
 /// One service of [`Status`].

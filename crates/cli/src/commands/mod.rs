@@ -18,6 +18,7 @@ pub mod ps;
 pub mod reach;
 pub mod schema;
 pub mod up;
+pub mod upgrade;
 pub mod verify;
 
 use crate::command_error::CommandError;

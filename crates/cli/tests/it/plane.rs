@@ -2,6 +2,7 @@
 
 use crate::host::{Host, example, host, service, wait_for};
 use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
 
 /// A web service that answers slowly and for long, and echoes over an upgraded connection; and a worker that looks names up.
@@ -183,6 +184,7 @@ fn a_killed_daemon_leaves_downloads_tunnels_and_names_alone() {
     host.moat(&["up", "-d", &file]).ok();
     assert_eq!(dataplane(&host), process);
     host.moat(&["verify"]).ok();
+    drop(tunnel);
 
     host.moat(&["down"]).ok();
     wait_for("the daemon's end", || host.daemon().is_none());
@@ -244,4 +246,109 @@ fn the_data_plane_can_do_little() {
     let session = |pid: u32| host.sh(&format!("ps -o sid= -p {pid}")).out.trim().to_owned();
     assert_eq!(session(process), process.to_string());
     println!("data plane: VmRSS {}, RssAnon {}", field("VmRSS:"), field("RssAnon:"));
+}
+
+/// Asks again and again, each time anew or over kept connections, until told to stop; counts what was not answered well.
+struct Load {
+    child: Child,
+    stop: std::path::PathBuf,
+}
+
+impl Load {
+    fn begin(host: &Host, word: &str) -> Self {
+        let stop = host.path("stop-load");
+        let _ = std::fs::remove_file(&stop);
+        let script = format!(
+            r"
+import http.client, os, threading, sys
+asked, failed = [0] * 4, []
+def ask(n):
+    kept = None
+    while not os.path.exists('{stop}'):
+        try:
+            if n % 2 or kept is None: kept = http.client.HTTPConnection('127.0.0.1', 8080, timeout=60)
+            kept.request('GET', '/', headers={{'Host': 'talker.localhost'}})
+            answer = kept.getresponse(); body = answer.read()
+            if answer.status != 200 or not body.startswith(b'{word}'): failed.append((answer.status, body))
+            if answer.getheader('connection') == 'close': kept.close()
+        except Exception as error: failed.append(repr(error)); kept = None
+        asked[n] += 1
+all = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+for thread in all: thread.start()
+print('begun', flush=True)
+for thread in all: thread.join()
+print(sum(asked), min(asked), len(failed), failed[:3])
+",
+            stop = stop.display()
+        );
+        let mut child = host.command("python3").args(["-uc", &script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut begun = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
+        Self { child, stop }
+    }
+
+    /// How many were asked for, and how many of them failed, with the first words of these.
+    fn end(self) -> (u32, String) {
+        std::fs::write(&self.stop, "").unwrap();
+        let output = self.child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut words = text.trim().splitn(3, ' ');
+        (words.next().unwrap().parse().unwrap(), words.nth(1).unwrap().to_owned())
+    }
+}
+
+#[test]
+fn another_program_takes_over_under_load() {
+    let Some(host) = host() else { return };
+    let before = host.inventory();
+    talker(&host, "");
+    let (daemon, process) = (host.daemon().unwrap(), dataplane(&host));
+    let instance = service(&host.ps(), "talker")["instances"][0]["pid"].clone();
+    let (mut tunnel, load) = (Tunnel::open(&host), Load::begin(&host, "here"));
+
+    // What can't take over changes nothing.
+    for wrong in [Path::new("/bin/true"), &host.path("b/server.py")] {
+        let said = host.moat(&["upgrade", "--binary", wrong.to_str().unwrap()]);
+        assert!(said.code == 1 && said.err.contains("can't take over"), "{said:?}");
+    }
+    assert_eq!(host.moat(&["upgrade", "--binary", "nowhere"]).code, 2);
+    assert_eq!((host.daemon().unwrap(), dataplane(&host)), (daemon, process));
+
+    let other = host.path("moat-new");
+    std::fs::copy(env!("CARGO_BIN_EXE_moat"), &other).unwrap();
+    let said = host.moat(&["upgrade", "--binary", other.to_str().unwrap()]).ok();
+    assert!(said.err.contains("runs now"), "{}", said.err);
+    let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    assert_eq!(host.daemon(), Some(daemon), "the same process");
+    wait_for("the new data plane", || dataplane(&host) != process);
+    let new = dataplane(&host);
+    assert_eq!((program(daemon), program(new)), (other.clone(), other));
+    // The old one goes on with what is open there, and ends with it.
+    tunnel.echo("over");
+    assert!(dataplanes(&host).contains(&process));
+    assert_eq!(service(&host.ps(), "talker")["instances"][0]["pid"], instance);
+    let (asked, failed) = load.end();
+    assert!(asked > 0 && failed == "0 []", "{asked}: {failed}");
+    drop(tunnel);
+    wait_for("the old data plane's end", || dataplanes(&host) == [new]);
+    host.moat(&["verify"]).ok();
+
+    host.moat(&["down"]).ok();
+    wait_for("the daemon's end", || host.daemon().is_none());
+    assert_eq!(host.inventory(), before);
+}
+
+#[test]
+fn requests_wait_while_a_service_with_a_disk_is_between_two_instances() {
+    let Some(host) = host() else { return };
+    let disk = "    disk: {name: data, mountPath: /data, sizeGB: 1}\n    envVars: [{key: WORDS, value: here}]\n";
+    let file = talker(&host, disk);
+    let load = Load::begin(&host, "here");
+    for word in ["here-2", "here-3"] {
+        host.write("b/render.yaml", &blueprint(&disk.replace("here", word)));
+        host.moat(&["up", "-d", &file]).ok();
+        assert_eq!(host.http(8080, "talker.localhost", "/"), (200, word.to_owned()));
+    }
+    let (asked, failed) = load.end();
+    assert!(asked > 0 && failed == "0 []", "{asked}: {failed}");
 }

@@ -5,6 +5,7 @@
 //! * [`deploys`] – a service's way from source to live.
 //! * [`reconcile`] – desired against observed, through a plan.
 //! * [`instances`] – what became of started instances.
+//! * [`upgrade`] – another program takes over.
 //! * [`sites`] – the releases of static sites that are served.
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
@@ -18,6 +19,7 @@ mod requests;
 mod resume;
 mod sites;
 mod trace;
+pub(crate) mod upgrade;
 mod upkeep;
 
 use crate::Paths;
@@ -79,6 +81,8 @@ pub enum Msg {
         /// New ones of these are probes of our own.
         probes: bool,
     },
+    /// Become another program; who asked is told when that fails.
+    Become(PathBuf, mpsc::UnboundedSender<Event>),
     /// End everything this process runs, leaving the workloads.
     Leave,
 }
@@ -330,6 +334,7 @@ impl Core {
             Msg::Checked(id, readiness) => self.checked(&id, readiness),
             Msg::Wake => {}
             Msg::Upkeep { said, denied, probes } => self.upkeep(said, &denied, probes),
+            Msg::Become(program, reply) => self.r#become(&program, &reply),
             Msg::Leave => self.leaving = true,
         }
     }

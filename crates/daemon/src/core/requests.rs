@@ -46,6 +46,7 @@ impl Core {
             Request::Plan(up) => self.plan(&up, &reply),
             Request::Trace { from, to } => self.trace(&from, &to, &reply),
             Request::PruneImages => self.prune_images(&reply).await,
+            Request::Upgrade { program } => self.upgrade(program, reply),
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);
@@ -332,6 +333,8 @@ impl Core {
             services: services.collect(),
             daemon_pid: std::process::id(),
             dataplane_pid: self.dataplane.pid(),
+            program: super::upgrade::program(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 
