@@ -191,6 +191,7 @@ mod tests {
             ("shop.localhost", route("shop", &["10.64.0.1:10000"], RouteState::Live)),
             ("empty.localhost", route("empty", &[], RouteState::Live)),
             ("new.localhost", route("new", &[], RouteState::NoInstance { reason: "it is building".to_owned() })),
+            ("between.localhost", route("between", &[], RouteState::Held { reason: "it is replaced".to_owned() })),
             ("off.localhost", route("off", &["10.64.0.2:10000"], RouteState::Suspended)),
         ];
         Routes { hosts: hosts.into_iter().map(|(host, route)| (host.to_owned(), route)).collect() }
@@ -207,6 +208,7 @@ mod tests {
         let got = match decide(&routes, &request.body(()).unwrap().into_parts().0) {
             Decision::Proxy(route) => route.service.to_string(),
             Decision::Serve(route, _) => format!("site {}", route.service),
+            Decision::Hold(refusal) => format!("held {refusal:?}"),
             Decision::Refuse(refusal) => format!("{} {refusal:?}", refusal.status().as_u16()),
         };
         assert!(if want.contains(' ') { got.starts_with(want) } else { got == want }, "{target} {hosts:?}: {got}, not {want}");
@@ -217,6 +219,7 @@ mod tests {
         for (target, hosts, want) in [
             ("GET /", &["shop.localhost"][..], "shop"),
             ("GET /", &["shop.localhost:8080"], "shop"),
+            ("GET /", &["between.localhost"], "held NoInstance"),
             ("GET /", &["shop.localhost:"], "shop"),
             ("GET /", &["SHOP.LocalHost.:8080"], "shop"),
             ("GET /", &["shop.localhost."], "shop"),

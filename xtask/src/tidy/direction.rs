@@ -72,7 +72,7 @@ const CRATES: &[Crate] = &[
             "moat-dataplane",
             "moat-engine-linux",
         ],
-        may_in_tests: &["moat-testkit"],
+        may_in_tests: &["moat-net-linux", "moat-testkit"],
     },
     Crate { name: "moat-testkit", pure: false, may: &["moat-model", "moat-planner", "moat-engine"], may_in_tests: &["moat-blueprint"] },
     Crate {

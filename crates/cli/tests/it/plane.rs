@@ -1,9 +1,14 @@
 //! The data plane is a process of its own: whoever dies, what is public goes on.
 
 use crate::host::{Host, example, host, service, wait_for};
+use moat_dataplane::channel::Channel;
+use moat_dataplane::message::{Hello, Order, PROTOCOL, ROLE, Report};
+use moat_dataplane::{Config, Sockets, Stamp};
+use moat_model::state::Generation;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
+use tokio::net::UnixStream;
 
 /// A web service that answers slowly and for long, and echoes over an upgraded connection; and a worker that looks names up.
 const SERVER: &str = r#"
@@ -221,6 +226,93 @@ fn a_killed_data_plane_is_replaced_and_nobody_is_refused() {
     assert_eq!(host.http(8080, "talker.localhost", "/").0, 200);
     assert!(!lookup(&host, pid).is_empty());
 
+    host.moat(&["down"]).ok();
+    wait_for("the daemon's end", || host.daemon().is_none());
+    assert_eq!(host.inventory(), before);
+}
+
+/// Runs what speaks to processes of the machine.
+fn talking<T>(talk: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(talk)
+}
+
+#[test]
+fn an_older_configuration_is_refused_and_strangers_end_nothing() {
+    let Some(host) = host() else { return };
+    talker(&host, "");
+    let process = dataplane(&host);
+    let socket = host.path(&format!("run/dataplane/{process}.sock"));
+    talking(async {
+        let connect = || async { Channel::new(UnixStream::connect(&socket).await.unwrap()) };
+        let mut channel = connect().await;
+        let (hello, fds) = channel.receive::<Hello>().await.unwrap().unwrap();
+        let stamp = hello.stamp.expect("it is configured");
+        assert_eq!((hello.protocol, hello.pid, hello.draining), (PROTOCOL, process, false));
+        assert_eq!(Sockets::received(fds).unwrap().listening().unwrap().to_string(), "127.0.0.1:8080");
+        // Nothing serves by what is older, by its generation or by its revision.
+        let older = [
+            Stamp { generation: Generation(stamp.generation.0 - 1), revision: u64::MAX },
+            Stamp { generation: stamp.generation, revision: stamp.revision - 1 },
+        ];
+        for older in older {
+            channel.send(&Order::Configure(Box::new(Config { stamp: older, ..Config::default() })), &[]).await.unwrap();
+            let (report, _) = channel.receive::<Report>().await.unwrap().unwrap();
+            assert_eq!(report, Report::Refused { have: stamp });
+        }
+        // What is not understood ends its conversation only.
+        let mut odd = connect().await;
+        odd.receive::<Hello>().await.unwrap().unwrap();
+        odd.send(&"nonsense", &[]).await.unwrap();
+        assert!(odd.receive::<Report>().await.unwrap().is_none());
+    });
+    assert_eq!(host.http(8080, "talker.localhost", "/").0, 200);
+    assert_eq!(dataplanes(&host), [process]);
+}
+
+/// A process of another version: it hands its sockets over, understands when it is to end, and nothing else.
+fn of_another_version(host: &Host) -> std::thread::JoinHandle<Order> {
+    let ns = moat_net_linux::ns::of_pid(host.holder_pid()).unwrap();
+    let ingress = moat_net_linux::ns::tcp_listener_in(&ns, "127.0.0.1:8080".parse().unwrap()).unwrap();
+    // Of a router namespace that is gone.
+    let router = moat_net_linux::ns::scratch().unwrap();
+    let dns = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into();
+    let sockets = Sockets { ingress: ingress.into(), router: router.into(), dns_udp: dns(), dns_tcp: dns() };
+    let folder = host.path("run/dataplane");
+    std::fs::create_dir_all(&folder).unwrap();
+    // What a process left that was killed.
+    drop(std::os::unix::net::UnixListener::bind(folder.join("1.sock")).unwrap());
+    let listener = std::os::unix::net::UnixListener::bind(folder.join("2.sock")).unwrap();
+    std::thread::spawn(move || {
+        talking(async move {
+            listener.set_nonblocking(true).unwrap();
+            let (stream, _) = tokio::net::UnixListener::from_std(listener).unwrap().accept().await.unwrap();
+            let mut channel = Channel::new(stream);
+            let hello = Hello {
+                role: ROLE.to_owned(),
+                protocol: PROTOCOL + 1,
+                pid: std::process::id(),
+                stamp: None,
+                draining: false,
+                holds: std::collections::BTreeSet::new(),
+            };
+            channel.send(&hello, &sockets.each()).await.unwrap();
+            let (order, _) = channel.receive::<Order>().await.unwrap().unwrap();
+            order
+        })
+    })
+}
+
+#[test]
+fn one_of_another_version_hands_its_listener_over() {
+    let Some(host) = host() else { return };
+    let before = host.inventory();
+    let other = of_another_version(&host);
+    talker(&host, "");
+    // The address was never free: the listener is the same.
+    assert_eq!(other.join().unwrap(), Order::Drain);
+    assert_eq!(host.http(8080, "talker.localhost", "/").0, 200);
+    assert_eq!(dataplanes(&host), [dataplane(&host)]);
+    assert!(!host.path("run/dataplane/1.sock").exists());
     host.moat(&["down"]).ok();
     wait_for("the daemon's end", || host.daemon().is_none());
     assert_eq!(host.inventory(), before);
