@@ -77,13 +77,13 @@ impl<D: Dial> Proxy<D> {
     async fn answer(&self, request: Request<Incoming>, caller: &Caller<'_>, log: &mut AccessLog) -> Response<ResponseBody> {
         let mut routes = self.routes.load();
         let (mut head, body) = request.into_parts();
-        let (mut handed_on, mut held) = (false, false);
+        let (mut handed_on, mut waited) = (false, false);
         let route = loop {
             let (route, site) = match decide(&routes, &head) {
                 Decision::Proxy(route) => break route,
                 Decision::Serve(route, site) => (route, Arc::clone(site)),
-                Decision::Hold(_) if !held => {
-                    held = true;
+                Decision::Hold(_) if !waited => {
+                    waited = true;
                     routes = self.when_not_held(&head).await;
                     continue;
                 }

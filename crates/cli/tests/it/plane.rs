@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use tokio::net::UnixStream;
 
 /// A web service that answers slowly and for long, and echoes over an upgraded connection; and a worker that looks names up.
-const SERVER: &str = r#"
+const SERVER: &str = r"
 import http.server, socketserver, time, os, threading
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
@@ -36,7 +36,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     request_queue_size = 1024
 Server(('0.0.0.0', int(os.environ['PORT'])), Handler).serve_forever()
-"#;
+";
 
 fn blueprint(more: &str) -> String {
     format!(
@@ -404,6 +404,10 @@ fn another_program_takes_over_under_load() {
         assert!(said.code == 1 && said.err.contains("can't take over"), "{said:?}");
     }
     assert_eq!(host.moat(&["upgrade", "--binary", "nowhere"]).code, 2);
+    let writable = host.path("moat-writable");
+    std::fs::copy(env!("CARGO_BIN_EXE_moat"), &writable).unwrap();
+    host.sh(&format!("chmod 777 {}", writable.display())).ok();
+    assert_eq!(host.moat(&["upgrade", "--binary", writable.to_str().unwrap()]).code, 1);
     assert_eq!((host.daemon().unwrap(), dataplane(&host)), (daemon, process));
 
     let other = host.path("moat-new");

@@ -81,8 +81,8 @@ pub enum Msg {
         /// New ones of these are probes of our own.
         probes: bool,
     },
-    /// Become another program; who asked is told when that fails.
-    Become(PathBuf, mpsc::UnboundedSender<Event>),
+    /// Become another program, which lies at this path and is open here; who asked is told when that fails.
+    Become(PathBuf, std::fs::File, mpsc::UnboundedSender<Event>),
     /// End everything this process runs, leaving the workloads.
     Leave,
 }
@@ -334,7 +334,7 @@ impl Core {
             Msg::Checked(id, readiness) => self.checked(&id, readiness),
             Msg::Wake => {}
             Msg::Upkeep { said, denied, probes } => self.upkeep(said, &denied, probes),
-            Msg::Become(program, reply) => self.r#become(&program, &reply),
+            Msg::Become(program, file, reply) => self.r#become(&program, &file, &reply),
             Msg::Leave => self.leaving = true,
         }
     }

@@ -1,13 +1,16 @@
 //! Another program takes this one's place: same process, same workloads, same data plane's sockets.
 //!
-//! Invariant: a program that can't be run changes nothing.
+//! Invariants: a program that can't be run changes nothing; what runs is the very file that was looked at, and nobody but root
+//! (or this user) could have written it.
 
 use super::requests::{Reply, end};
 use super::{Core, Msg};
 use crate::protocol::{Event, Failure};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -24,11 +27,15 @@ impl Core {
     pub(super) fn upgrade(&self, program: PathBuf, reply: Reply) {
         let tx = self.tx.clone();
         tokio::spawn(async move {
-            match version(&program).await {
-                Ok(version) => {
+            let looked = match open(&program) {
+                Ok(file) => version(&file).await.map(|version| (file, version)),
+                Err(why) => Err(why),
+            };
+            match looked {
+                Ok((file, version)) => {
                     let _ = reply.send(Event::Notice { service: None, text: format!("handing over to {version}") });
                     // What nobody takes any more ends with the daemon.
-                    let _ = tx.send(Msg::Become(program, reply));
+                    let _ = tx.send(Msg::Become(program, file, reply));
                 }
                 Err(why) => {
                     let hint = "name a program of Moat for this machine: `moat upgrade --binary FILE`".to_owned();
@@ -39,17 +46,33 @@ impl Core {
     }
 
     /// Becomes `program`. Comes back only when that fails.
-    pub(super) fn r#become(&mut self, program: &Path, reply: &Reply) {
+    pub(super) fn r#become(&mut self, program: &Path, file: &File, reply: &Reply) {
         self.save();
         tracing::info!(program = %program.display(), "handing over");
-        let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
+        let error = std::process::Command::new(by_handle(file)).arg0(program).args(std::env::args_os().skip(1)).exec();
         end(reply, Some(Failure::refused(format!("`{}` can't be run: {error}", program.display()), None)));
     }
 }
 
+/// A program that only root or this user can have written.
+fn open(program: &Path) -> Result<File, String> {
+    let file = File::open(program).map_err(|error| error.to_string())?;
+    let about = file.metadata().map_err(|error| error.to_string())?;
+    let trusted = about.uid() == 0 || about.uid() == nix::unistd::geteuid().as_raw();
+    if !about.is_file() || !trusted || about.mode() & 0o022 != 0 {
+        return Err("it is no file of root's that only root can write".to_owned());
+    }
+    Ok(file)
+}
+
+/// The file itself, whatever lies at its path by now.
+fn by_handle(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 /// What a program says that it is.
-async fn version(program: &Path) -> Result<String, String> {
-    let asked = Command::new(program).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
+async fn version(file: &File) -> Result<String, String> {
+    let asked = Command::new(by_handle(file)).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(SAYS_WITHIN, asked)
         .await
         .map_err(|_| "it does not say its version".to_owned())?

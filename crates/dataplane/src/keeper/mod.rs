@@ -84,20 +84,17 @@ impl Keeper {
         };
         for mut met in met {
             let serves = !met.hello.draining;
-            match met.sockets.take().filter(|_| serves && sockets.is_none()) {
-                Some(found) => {
-                    task.outdated = met.foreign;
-                    sockets = found.duplicate().ok();
-                    task.sockets = Some(found);
-                    task.current = Some(task.link(met));
+            if let Some(found) = met.sockets.take().filter(|_| serves && sockets.is_none()) {
+                task.outdated = met.foreign;
+                sockets = found.duplicate().ok();
+                task.sockets = Some(found);
+                task.current = Some(task.link(met));
+            } else {
+                let link = task.link(met);
+                if serves {
+                    link.drain();
                 }
-                None => {
-                    let link = task.link(met);
-                    if serves {
-                        link.drain();
-                    }
-                    task.draining.push(link);
-                }
+                task.draining.push(link);
             }
         }
         task.tell();

@@ -114,11 +114,10 @@ async fn start(parent: UnixStream) -> Result<Option<(PathBuf, Sockets, Parked)>,
             let sockets = Sockets::received(fds).ok_or_else(missing)?;
             Ok(Some((root, sockets, channel.park().map_err(ProcessError::NoDaemon)?)))
         }
-        Ok(Some((Order::Stop | Order::Drain, _)) | None) => Ok(None),
         Ok(Some((Order::Configure(_), _))) => Err(ProcessError::Foreign(io::Error::other("a configuration came before the sockets"))),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(ProcessError::Foreign(error)),
-        // A daemon that was killed may leave a message half-sent.
-        Err(_) => Ok(None),
+        // It is not wanted any more. A daemon that was killed may leave a message half-sent.
+        Ok(Some((Order::Stop | Order::Drain, _)) | None) | Err(_) => Ok(None),
     }
 }
 
