@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn what_is_sent_is_what_is_read() {
         let pair = AddressPair { v4: "10.64.0.2".parse().unwrap(), v6: "fd00::2".parse().unwrap() };
-        let name = NameEntry { service: pair, ready: vec![pair] };
+        let name = NameEntry { service: pair, ready: vec![pair], hosts: BTreeMap::from([("shop-1".to_owned(), pair)]) };
         let zones = Zones {
             askers: HashMap::from([
                 (pair.v4.into(), Asker { view: ViewId(7), forward: Forward::All }),
