@@ -99,7 +99,8 @@ impl Core {
             return;
         }
         if let Err(error) = self.dataplane.ensure(self.engine.network()).await {
-            end(&reply, Some(Failure { message: crate::chain(&error), hint: None, exit_code: 3 }));
+            let hint = Some(format!("`{}` may say more", self.paths.daemon_log().display()));
+            end(&reply, Some(Failure { message: crate::chain(&error), hint, exit_code: 3 }));
             return;
         }
         for (slug, old) in &self.desired.services {
