@@ -287,6 +287,8 @@ impl Task {
         if same && !self.outdated {
             return Ok(());
         }
+        let why = if self.outdated { "it runs another program" } else { "the router namespace is a new one" };
+        tracing::info!("the data plane's process is replaced: {why}");
         self.replace(Path::new(OWN_PROGRAM)).await
     }
 

@@ -102,10 +102,11 @@ pub(super) async fn find(run: &Path) -> Vec<Met> {
                 // It ended in this moment, or was killed for its silence.
                 Err(error) => tracing::info!(%error, path = %path.display(), "no data plane"),
             },
-            Err(error) => {
-                tracing::debug!(%error, path = %path.display(), "nobody listens there any more");
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                tracing::info!(path = %path.display(), "this data plane has ended");
                 let _ = fs::remove_file(&path);
             }
+            Err(error) => tracing::warn!(%error, path = %path.display(), "a data plane can't be asked"),
         }
     }
     found

@@ -110,7 +110,10 @@ impl Plane {
         };
         let names = tokio::spawn(names);
         tokio::select! {
-            () = self.reached(Phase::Stopped) => Ok(()),
+            () = self.reached(Phase::Stopped) => {
+                tracing::info!("the data plane was told to end");
+                Ok(())
+            }
             ended = async {
                 let ended = ingress.await;
                 // A broken listener must not end DNS in silence: the process ends, and the daemon starts another.
