@@ -126,6 +126,8 @@ pub enum Verb {
     Schema,
     /// Show what this machine can do, and what to install.
     Doctor,
+    /// Go on as another program: no workload, connection or name is touched.
+    Upgrade(UpgradeArgs),
     /// Print completions for a shell.
     Completions(CompletionsArgs),
 }
@@ -391,6 +393,14 @@ pub struct CheckArgs {
     /// Explain a code, such as E0101.
     #[arg(long, value_name = "CODE")]
     pub explain: Option<String>,
+}
+
+/// Arguments of `upgrade`.
+#[derive(Debug, Args)]
+pub struct UpgradeArgs {
+    /// The program; this one unless said. It has to stay where it is.
+    #[arg(long, value_name = "FILE")]
+    pub binary: Option<PathBuf>,
 }
 
 /// Arguments of `completions`.

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     match raw.next().as_deref().and_then(|a| a.to_str()) {
         Some("__monitor") => return moat_engine_linux::monitor::main(&raw.collect::<Vec<_>>()),
         Some("__daemon") => return commands::daemon::main(),
+        Some("__dataplane") => return commands::dataplane::main(),
         _ => {}
     }
     let cli = Cli::parse();
@@ -63,6 +64,7 @@ async fn run(verb: Verb, ui: &ui::Ui) -> Result<ExitCode, CommandError> {
         Verb::Plan(args) => commands::plan::run(args, ui).await,
         Verb::Schema => commands::schema::run(ui),
         Verb::Doctor => commands::doctor::run(ui),
+        Verb::Upgrade(args) => commands::upgrade::run(args, ui).await,
         Verb::Completions(args) => Ok(commands::completions::run(args.shell)),
     }
 }

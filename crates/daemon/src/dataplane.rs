@@ -1,65 +1,82 @@
-//! The data plane: the HTTP ingress and the DNS server, each following a configuration that is swapped as a whole.
+//! The daemon's hold on the data plane: makes its sockets, and publishes what it serves by.
+//!
+//! The process itself is [`moat_dataplane`]'s; it outlives this daemon.
 
+use crate::core::Msg;
 use crate::protocol::Failure;
-use arc_swap::ArcSwap;
+use moat_dataplane::{Config, Host, KeepError, Keeper, Place, Sockets, Stamp};
 use moat_dns::Zones;
-use moat_ingress::{Dial, Routes};
-use moat_model::Family;
-use moat_net_linux::Network;
+use moat_model::state::Generation;
+use moat_net_linux::{Network, ns};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
-/// Makes the ingress' connections with sockets of the router namespace.
-#[derive(Clone)]
-struct RouterDial {
-    network: Network,
+/// How long the loop waits for a configuration to hold. One that takes longer holds later.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the data plane does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaneError {
+    /// No sockets.
+    #[error("the DNS server can't listen in the private network")]
+    Sockets(#[source] io::Error),
+    /// No process.
+    #[error(transparent)]
+    Process(#[from] KeepError),
 }
 
-impl Dial for RouterDial {
-    async fn dial(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-        let ns = self.network.router_ns().map_err(io::Error::other)?;
-        let socket = moat_net_linux::ns::tcp_socket_in(&ns, family)?;
-        let stream = TcpSocket::from_std_stream(socket.into()).connect(to).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    }
-}
-
-/// Both servers and what they follow.
+/// The data plane, as far as this daemon has to do with it.
 pub struct DataPlane {
-    routes: Arc<ArcSwap<Routes>>,
-    zones: Arc<ArcSwap<Zones>>,
-    upstreams: Arc<ArcSwap<Vec<SocketAddr>>>,
+    place: Place,
+    tx: mpsc::UnboundedSender<Msg>,
+    keeper: Option<Keeper>,
+    /// Where the ingress listens.
     listening: Option<SocketAddr>,
-    listener: Option<std::net::TcpListener>,
-    ingress: Option<JoinHandle<()>>,
-    dns: Option<JoinHandle<()>>,
-    stop: watch::Sender<bool>,
+    /// The ingress' listener, while there is no router namespace to go with it.
+    ingress: Option<OwnedFd>,
+    /// What a process serves with, or will.
+    sockets: Option<Sockets>,
+    /// A process was asked to serve with them.
+    serving: bool,
+    resolvers: Vec<SocketAddr>,
 }
 
 impl DataPlane {
-    /// Nothing listens yet.
-    pub fn new() -> Self {
+    /// Nothing is known yet. `root`: the folder that every release is in.
+    pub fn new(run: PathBuf, root: PathBuf, tx: mpsc::UnboundedSender<Msg>) -> Self {
         Self {
-            routes: Arc::new(ArcSwap::from_pointee(Routes::default())),
-            zones: Arc::new(ArcSwap::from_pointee(Zones::default())),
-            upstreams: Arc::new(ArcSwap::from_pointee(Vec::new())),
+            place: Place { run, root },
+            tx,
+            keeper: None,
             listening: None,
-            listener: None,
             ingress: None,
-            dns: None,
-            stop: watch::channel(false).0,
+            sockets: None,
+            serving: false,
+            resolvers: Vec::new(),
         }
     }
 
     /// Where the ingress listens.
     pub fn listening(&self) -> Option<SocketAddr> {
         self.listening
+    }
+
+    /// Looks for the process of an earlier daemon, once.
+    async fn find(&mut self) {
+        if self.keeper.is_none() {
+            let tx = self.tx.clone();
+            // Nobody listens any more only when the daemon ends.
+            let (keeper, sockets) = Keeper::find(self.place.clone(), move |text| drop(tx.send(Msg::PlaneSaid(text)))).await;
+            self.listening = sockets.as_ref().and_then(|sockets| sockets.listening().ok());
+            self.sockets = sockets;
+            self.keeper = Some(keeper);
+        }
     }
 
     /// Takes the ingress' address. Does nothing when it listens there already; another address than before is refused.
@@ -69,6 +86,7 @@ impl DataPlane {
             hint: Some("write it as `127.0.0.1:8080`".to_owned()),
             exit_code: 2,
         })?;
+        self.find().await;
         if let Some(now) = self.listening {
             return if now == wanted || wanted.port() == 0 {
                 Ok(())
@@ -79,7 +97,7 @@ impl DataPlane {
                 ))
             };
         }
-        let listener = TcpListener::bind(wanted).await.map_err(|error| {
+        let failed = |error: io::Error| {
             let other = wanted.port().saturating_add(1);
             let hint = if error.kind() == io::ErrorKind::AddrInUse {
                 format!("another program listens on {wanted}: stop it, or choose another port with `--listen 127.0.0.1:{other}`")
@@ -87,71 +105,98 @@ impl DataPlane {
                 "choose another address with `--listen`".to_owned()
             };
             Failure { message: format!("can't listen on {wanted}: {error}"), hint: Some(hint), exit_code: 3 }
-        })?;
-        self.listening = listener.local_addr().ok();
-        self.listener = listener.into_std().ok();
+        };
+        let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+        self.listening = Some(listener.local_addr().map_err(failed)?);
+        self.ingress = Some(listener.into_std().map_err(failed)?.into());
         Ok(())
     }
 
-    /// Starts the DNS server in the router namespace, and the ingress in front of it, unless they run.
-    pub fn ensure_dns(&mut self, network: &Network) -> io::Result<()> {
-        self.upstreams.store(Arc::new(upstreams()));
-        if self.dns.as_ref().is_none_or(JoinHandle::is_finished) {
-            let ns = network.router_ns().map_err(io::Error::other)?;
+    /// Has a process serve, with sockets in the router namespace of now.
+    pub async fn ensure(&mut self, network: &Network) -> Result<(), PlaneError> {
+        self.resolvers = resolvers();
+        let router = network.router_ns().map_err(|error| PlaneError::Sockets(io::Error::other(error)))?;
+        let fits = self.sockets.as_ref().map(|sockets| sockets.are_of(&router)).transpose().map_err(PlaneError::Sockets)?;
+        if fits == Some(true) && self.serving {
+            return Ok(());
+        }
+        if fits != Some(true) {
+            let before = self.sockets.as_ref().map(|sockets| sockets.ingress.try_clone()).transpose().map_err(PlaneError::Sockets)?;
+            let Some(ingress) = self.ingress.take().or(before) else { return Ok(()) };
             let at = SocketAddr::new(moat_model::net::GATEWAY_V4.into(), 53);
-            let udp = UdpSocket::from_std(moat_net_linux::ns::udp_bound_in(&ns, at)?)?;
-            let tcp = TcpListener::from_std(moat_net_linux::ns::tcp_listener_in(&ns, at)?)?;
-            let (zones, upstreams, stop) = (self.zones.clone(), self.upstreams.clone(), self.stopped());
-            self.dns = Some(tokio::spawn(async move {
-                moat_dns::serve(vec![udp], vec![tcp], zones, upstreams, stop).await;
-            }));
-        }
-        if self.ingress.as_ref().is_none_or(JoinHandle::is_finished)
-            && let Some(listener) = self.listener.take()
-        {
-            listener.set_nonblocking(true)?;
-            let listener = TcpListener::from_std(listener)?;
-            let (routes, dial, stop) = (self.routes.clone(), Arc::new(RouterDial { network: network.clone() }), self.stopped());
-            self.ingress = Some(tokio::spawn(async move {
-                if let Err(error) = moat_ingress::serve(listener, routes, dial, stop).await {
-                    tracing::error!(%error, "the ingress ended");
+            let sockets = || -> io::Result<Sockets> {
+                let (dns_udp, dns_tcp) = (ns::udp_bound_in(&router, at)?.into(), ns::tcp_listener_in(&router, at)?.into());
+                Ok(Sockets { ingress: ingress.try_clone()?, router: router.try_clone()?.into(), dns_udp, dns_tcp })
+            };
+            match sockets() {
+                Ok(sockets) => self.sockets = Some(sockets),
+                Err(error) => {
+                    self.ingress = Some(ingress);
+                    return Err(PlaneError::Sockets(error));
                 }
-            }));
+            }
         }
-        Ok(())
-    }
-
-    fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut stop = self.stop.subscribe();
-        async move {
-            // An error means that the sender is gone: the same end.
-            let _ = stop.wait_for(|stopped| *stopped).await;
+        let Some(sockets) = &self.sockets else { return Ok(()) };
+        let sockets = sockets.duplicate().map_err(PlaneError::Sockets)?;
+        self.serving = true;
+        self.find().await;
+        match &self.keeper {
+            Some(keeper) => Ok(keeper.serve(sockets).await?),
+            None => Ok(()),
         }
     }
 
-    /// What the ingress routes by from now on.
-    pub fn set_routes(&self, routes: Routes) {
-        self.routes.store(Arc::new(routes));
-    }
-
-    /// What DNS answers by from now on.
-    pub fn set_zones(&self, zones: Zones) {
-        self.zones.store(Arc::new(zones));
-    }
-
-    /// Ends both servers.
-    pub fn stop(&mut self) {
-        self.stop.send_replace(true);
-        for task in [self.dns.take(), self.ingress.take()].into_iter().flatten() {
-            task.abort();
+    /// Has everything served by this from now on, and waits until it is.
+    pub async fn publish(&mut self, generation: Generation, hosts: BTreeMap<String, Host>, zones: Zones) {
+        if !self.serving {
+            return;
         }
-        self.listener = None;
+        let Some(keeper) = &mut self.keeper else { return };
+        let same = keeper.config().is_some_and(|now| {
+            now.stamp.generation == generation && now.hosts == hosts && now.zones == zones && now.resolvers == self.resolvers
+        });
+        if same {
+            return;
+        }
+        let stamp = Stamp { generation, revision: 0 };
+        let config = Config { stamp, hosts, zones, resolvers: self.resolvers.clone() };
+        if !keeper.set(config, PATIENCE).await {
+            tracing::warn!("the data plane has not taken its configuration yet");
+        }
+    }
+
+    /// The releases of sites that requests may still be answered from.
+    pub fn releases_in_use(&self) -> BTreeSet<String> {
+        let folders = self.keeper.as_ref().map(Keeper::holds).unwrap_or_default();
+        let release = |folder: &PathBuf| Some(folder.components().next()?.as_os_str().to_str()?.to_owned());
+        folders.iter().filter_map(release).collect()
+    }
+
+    /// The folder below which every release is.
+    pub fn root(&self) -> &Path {
+        &self.place.root
+    }
+
+    /// The process that accepts connections.
+    pub fn pid(&self) -> Option<u32> {
+        self.keeper.as_ref().and_then(Keeper::pid)
+    }
+
+    /// Ends the data plane, that of an earlier daemon too.
+    pub async fn stop(&mut self) {
+        self.find().await;
+        if let Some(keeper) = self.keeper.take() {
+            keeper.stop().await;
+        }
+        self.ingress = None;
+        self.sockets = None;
         self.listening = None;
+        self.serving = false;
     }
 }
 
 /// The host's resolvers. systemd-resolved's list is preferred to its stub, which does not forward to itself.
-fn upstreams() -> Vec<SocketAddr> {
+fn resolvers() -> Vec<SocketAddr> {
     for path in ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"] {
         if let Ok(text) = std::fs::read_to_string(path) {
             let found = moat_dns::parse_resolv_conf(&text);

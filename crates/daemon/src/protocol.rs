@@ -77,6 +77,11 @@ pub enum Request {
         /// Only of this service, by its name or slug.
         service: Option<String>,
     },
+    /// Becomes another program: hangs up when it does, and ends with an error when it can't.
+    Upgrade {
+        /// An absolute path.
+        program: PathBuf,
+    },
 }
 
 /// `up`'s arguments.
@@ -361,6 +366,15 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// The daemon's pid.
     pub daemon_pid: u32,
+    /// The pid of the data plane's process, which accepts the public connections.
+    #[serde(default)]
+    pub dataplane_pid: Option<u32>,
+    /// The program that the daemon runs.
+    #[serde(default)]
+    pub program: String,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
 }
 
 /// One service of [`Status`].

@@ -45,12 +45,22 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
 const RESTART_AFTER: Duration = Duration::from_mins(1);
 
-/// Checks until aborted; reports what changed, and an instance that was ready and is unhealthy for too long.
-pub async fn watch(engine: LinuxEngine, id: InstanceId, service: Service, address: AddressPair, host: String, tx: UnboundedSender<Msg>) {
+/// Checks until aborted; reports what changed, and an instance that was ready and is unhealthy for too long. `before`: what an earlier
+/// daemon saw of an instance that takes traffic.
+pub async fn watch(
+    engine: LinuxEngine,
+    id: InstanceId,
+    service: Service,
+    address: AddressPair,
+    host: String,
+    before: Option<Readiness>,
+    tx: UnboundedSender<Msg>,
+) {
     let began = Instant::now();
-    let mut last = None;
-    let mut health = Health::default();
-    let mut other_port_since: Option<Instant> = None;
+    let mut health = Health { was_healthy: before.is_some(), failing_since: None };
+    // It had its time to bind its port.
+    let mut other_port_since = before.as_ref().and_then(|_| began.checked_sub(WRITTEN_PORT_PATIENCE));
+    let mut last = before;
     loop {
         let mut now = look(&engine, &id, &service, began, &mut other_port_since).await;
         if let Some(path) = &service.health_check_path {

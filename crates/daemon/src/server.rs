@@ -71,6 +71,7 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     raise_open_files();
+    crate::core::upgrade::adopt_children();
     let engine = LinuxEngine::open(Config {
         state_dir: paths.state.clone(),
         run_dir: paths.run.clone(),

@@ -1,17 +1,18 @@
 //! What the data plane and the probes are given: routes, zones, scene; all derived from the loop's state.
 
 use crate::core::Core;
+use crate::deploy::DeployPhase;
+use moat_dataplane::{Host, HostState};
 use moat_dns::{Asker, Forward, NameEntry, View, ViewId, Zones};
-use moat_ingress::{Route, RouteState, Routes};
-use moat_model::{Purpose, Slug};
+use moat_model::{Purpose, Service, Slug};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 impl Core {
-    /// Gives the ingress its routes and DNS its zones, and notes who has which address.
-    pub(crate) fn publish_views(&mut self) {
-        self.dataplane.set_routes(self.routes());
-        self.publish_zones();
+    /// Gives the ingress its routes and DNS its zones, waits until they hold, and notes who has which address.
+    pub(crate) async fn publish_views(&mut self) {
+        let (hosts, zones) = (self.hosts(), self.zones());
+        self.dataplane.publish(self.desired.generation, hosts, zones).await;
         self.names.clear();
         for service in self.desired.services.values() {
             if let Some(vip) = service.vip {
@@ -30,7 +31,7 @@ impl Core {
     }
 
     /// Who may ask which names.
-    pub(crate) fn publish_zones(&self) {
+    fn zones(&self) -> Zones {
         let view = moat_planner::policy::dns_view(&self.run_state(), &self.live_instances());
         let id = |n: usize| ViewId(u32::try_from(n).unwrap_or(u32::MAX));
         let views: HashMap<ViewId, View> = view
@@ -51,11 +52,11 @@ impl Core {
             askers.insert(IpAddr::V4(asker.address.v4), entry);
             askers.insert(IpAddr::V6(asker.address.v6), entry);
         }
-        self.dataplane.set_zones(Zones { askers, views });
+        Zones { askers, views }
     }
 
-    fn routes(&self) -> Routes {
-        let mut hosts = HashMap::new();
+    fn hosts(&self) -> BTreeMap<String, Host> {
+        let mut hosts = BTreeMap::new();
         for service in self.desired.services.values().filter(|s| s.kind.is_public()) {
             let mut upstreams: Vec<SocketAddr> = self
                 .live
@@ -65,9 +66,9 @@ impl Core {
                 .collect();
             upstreams.sort();
             let state = if self.is_suspended(&service.slug) {
-                RouteState::Suspended
+                HostState::Suspended
             } else if let Some(page) = self.maintenance(service) {
-                RouteState::Maintenance { page: page.into() }
+                HostState::Maintenance { page }
             } else if let Some(site) = self.sites.route(&service.slug) {
                 site
             } else if upstreams.is_empty() {
@@ -76,12 +77,22 @@ impl Core {
                     .phases
                     .get(&service.slug)
                     .map_or_else(|| "it has not been started yet".to_owned(), |p| format!("its state is `{}`", p.phase.word()));
-                RouteState::NoInstance { reason }
+                if self.is_between_instances(service) { HostState::Held { reason } } else { HostState::NoInstance { reason } }
             } else {
-                RouteState::Live
+                HostState::Live
             };
-            hosts.insert(Self::host_name(service), Route { service: service.slug.clone(), upstreams, state });
+            hosts.insert(Self::host_name(service), Host { service: service.slug.clone(), upstreams, state });
         }
-        Routes { hosts }
+        hosts
+    }
+
+    /// Whether a service without a ready instance is about to have one again: one with a disk, whose old instance has to stop
+    /// before the new one starts.
+    fn is_between_instances(&self, service: &Service) -> bool {
+        let slug = &service.slug;
+        let Some(deployed) = self.deployed(slug) else { return false };
+        let stops = || self.live.values().any(|l| l.slug == *slug && l.purpose == Purpose::Serve && l.stopping);
+        let replaced = || self.deploys.get(slug).is_some_and(|deploy| deploy.phase == DeployPhase::Starting && deploy.previous.is_some());
+        moat_planner::diff::is_exclusive(&deployed.service) && !self.closing.contains(slug) && (replaced() || stops())
     }
 }

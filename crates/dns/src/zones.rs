@@ -1,12 +1,13 @@
 //! What each asker may see: plain data that the daemon builds and swaps in as a whole.
 
 use moat_model::{AddressPair, Slug};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 /// Everything answers are made of.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Zones {
     /// Who asks, by source address; an instance has an entry for its IPv4 and one for its IPv6 address. An address
     /// that is not here gets no answer at all.
@@ -16,11 +17,11 @@ pub struct Zones {
 }
 
 /// Names a [`View`]; askers that see the same share one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ViewId(pub u32);
 
 /// One instance that may ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asker {
     /// What it sees.
     pub view: ViewId,
@@ -29,7 +30,7 @@ pub struct Asker {
 }
 
 /// Whether names with dots are handed to the machine's resolvers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Forward {
     /// Every name that may leave.
     All,
@@ -38,7 +39,7 @@ pub enum Forward {
 }
 
 /// One service that a view shows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameEntry {
     /// The address that `NAME` resolves to.
     pub service: AddressPair,
@@ -50,7 +51,8 @@ pub struct NameEntry {
 }
 
 /// The services that an asker may reach: their names, and the reverse names of their addresses.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<Slug, NameEntry>", into = "BTreeMap<Slug, NameEntry>")]
 pub struct View {
     names: BTreeMap<Slug, NameEntry>,
     hosts: BTreeMap<String, AddressPair>,
@@ -66,6 +68,17 @@ pub(crate) enum Found<'a> {
     Discovery(&'a NameEntry),
     /// An instance's host name.
     Host(&'a AddressPair),
+}
+
+impl From<BTreeMap<Slug, NameEntry>> for View {
+    fn from(names: BTreeMap<Slug, NameEntry>) -> Self {
+        Self::new(names)
+    }
+}
+impl From<View> for BTreeMap<Slug, NameEntry> {
+    fn from(view: View) -> Self {
+        view.names
+    }
 }
 
 impl View {

@@ -15,6 +15,8 @@ pub enum Decision<'r> {
     Proxy(&'r Route),
     /// Answer it with a file of the site.
     Serve(&'r Route, &'r Arc<Site>),
+    /// Keep it until the routes change; answer it with this when that takes too long.
+    Hold(Refusal),
     /// Answer it here.
     Refuse(Refusal),
 }
@@ -108,6 +110,7 @@ pub fn decide<'r>(routes: &'r Routes, head: &Parts) -> Decision<'r> {
         RouteState::Suspended => Decision::Refuse(Refusal::Suspended { service }),
         RouteState::Maintenance { page } => Decision::Refuse(Refusal::Maintenance { service, page: Arc::clone(page) }),
         RouteState::NoInstance { reason } => Decision::Refuse(Refusal::NoInstance { service, reason: reason.clone() }),
+        RouteState::Held { reason } => Decision::Hold(Refusal::NoInstance { service, reason: reason.clone() }),
         RouteState::Live if route.upstreams.is_empty() => {
             Decision::Refuse(Refusal::NoInstance { service, reason: "none of its instances is ready".to_owned() })
         }
@@ -196,6 +199,7 @@ mod tests {
             ("shop.localhost", route("shop", &["10.64.0.1:10000"], RouteState::Live)),
             ("empty.localhost", route("empty", &[], RouteState::Live)),
             ("new.localhost", route("new", &[], RouteState::NoInstance { reason: "it is building".to_owned() })),
+            ("between.localhost", route("between", &[], RouteState::Held { reason: "it is replaced".to_owned() })),
             ("off.localhost", route("off", &["10.64.0.2:10000"], RouteState::Suspended)),
         ];
         Routes { hosts: hosts.into_iter().map(|(host, route)| (host.to_owned(), route)).collect() }
@@ -212,6 +216,7 @@ mod tests {
         let got = match decide(&routes, &request.body(()).unwrap().into_parts().0) {
             Decision::Proxy(route) => route.service.to_string(),
             Decision::Serve(route, _) => format!("site {}", route.service),
+            Decision::Hold(refusal) => format!("held {refusal:?}"),
             Decision::Refuse(refusal) => format!("{} {refusal:?}", refusal.status().as_u16()),
         };
         assert!(if want.contains(' ') { got.starts_with(want) } else { got == want }, "{target} {hosts:?}: {got}, not {want}");
@@ -222,6 +227,7 @@ mod tests {
         for (target, hosts, want) in [
             ("GET /", &["shop.localhost"][..], "shop"),
             ("GET /", &["shop.localhost:8080"], "shop"),
+            ("GET /", &["between.localhost"], "held NoInstance"),
             ("GET /", &["shop.localhost:"], "shop"),
             ("GET /", &["SHOP.LocalHost.:8080"], "shop"),
             ("GET /", &["shop.localhost."], "shop"),

@@ -20,7 +20,7 @@ mod serve;
 mod site;
 
 pub use decide::{Decision, Fault, Refusal, decide};
-pub use routes::{Route, RouteState, Routes};
+pub use routes::{Route, RouteState, RouteTable, Routes};
 pub use serve::{Settings, serve, serve_with};
 pub use site::{RuleError, Rules, Site, TooLong};
 

@@ -6,8 +6,7 @@ use crate::failure::Failure;
 use crate::pool::{Flight, Pool, Sender, connect};
 use crate::serve::end;
 use crate::site::{Answer, Lack, Site};
-use crate::{Dial, Route, Routes, Settings, heads, pages};
-use arc_swap::ArcSwap;
+use crate::{Dial, Route, RouteTable, Routes, Settings, heads, pages};
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
@@ -19,17 +18,23 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 /// What every request needs.
 pub(crate) struct Proxy<D> {
-    pub routes: Arc<ArcSwap<Routes>>,
+    pub routes: Arc<RouteTable>,
     pub dial: Arc<D>,
     pub pool: Arc<Pool>,
     pub settings: Settings,
-    /// Turns true, or is closed, when serving ends: tunnels end with it.
+    /// Turns true, or is closed, when serving stops: connections end with the request they carry.
     pub stopping: watch::Receiver<bool>,
+    /// Turns true, or is closed, when tunnels end.
+    pub cutting: watch::Receiver<bool>,
+    /// How many tunnels are open.
+    pub tunnels: watch::Sender<usize>,
+    /// Places for requests that are held.
+    pub held: Semaphore,
 }
 
 /// Who asks, and under which id.
@@ -61,7 +66,8 @@ impl<D: Dial> Proxy<D> {
         // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
         let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         let mut response = self.answer(request, &Caller { address: client, id: &id }, &mut log).await;
-        if chunked {
+        let last = chunked || (*self.stopping.borrow() && response.status() != StatusCode::SWITCHING_PROTOCOLS);
+        if last {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         log.status = Some(response.status());
@@ -69,14 +75,19 @@ impl<D: Dial> Proxy<D> {
     }
 
     async fn answer(&self, request: Request<Incoming>, caller: &Caller<'_>, log: &mut AccessLog) -> Response<ResponseBody> {
-        let routes = self.routes.load_full();
+        let mut routes = self.routes.load();
         let (mut head, body) = request.into_parts();
-        let mut handed_on = false;
+        let (mut handed_on, mut waited) = (false, false);
         let route = loop {
             let (route, site) = match decide(&routes, &head) {
                 Decision::Proxy(route) => break route,
                 Decision::Serve(route, site) => (route, Arc::clone(site)),
-                Decision::Refuse(refusal) => {
+                Decision::Hold(_) if !waited => {
+                    waited = true;
+                    routes = self.when_not_held(&head).await;
+                    continue;
+                }
+                Decision::Hold(refusal) | Decision::Refuse(refusal) => {
                     if let Refusal::NoInstance { service, .. } | Refusal::Suspended { service } | Refusal::Maintenance { service, .. } =
                         &refusal
                     {
@@ -120,6 +131,23 @@ impl<D: Dial> Proxy<D> {
         }
     }
 
+    /// The routes by which a request that is held goes on: those of when its service has an instance, or gives up waiting
+    /// for one, or of when it was held for long enough. Where too many are held, the present ones.
+    async fn when_not_held(&self, head: &Parts) -> Arc<Routes> {
+        let mut changes = self.routes.changes();
+        let Ok(_place) = self.held.try_acquire() else { return self.routes.load() };
+        let ready = async {
+            loop {
+                let routes = self.routes.load();
+                // A closed channel can't be: the table is held here.
+                if !matches!(decide(&routes, head), Decision::Hold(_)) || changes.changed().await.is_err() {
+                    return routes;
+                }
+            }
+        };
+        timeout(self.settings.hold_wait, ready).await.unwrap_or_else(|_| self.routes.load())
+    }
+
     async fn pass(&self, route: &Route, mut request: Request<Incoming>, caller: &Caller<'_>) -> Result<Response<ResponseBody>, Failure> {
         let upgrade = heads::wanted_upgrade(&request);
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
@@ -133,7 +161,9 @@ impl<D: Dial> Proxy<D> {
         let instance_side = hyper::upgrade::on(&mut response);
         let agreed = response.headers().get(header::UPGRADE).cloned().or(upgrade);
         heads::to_client(&mut response, caller.id, agreed.as_ref());
-        tokio::spawn(tunnel(client_side, instance_side, flight, self.stopping.clone()));
+        self.tunnels.send_modify(|open| *open += 1);
+        let open = OpenTunnel(self.tunnels.clone());
+        tokio::spawn(tunnel(client_side, instance_side, (flight, open), self.cutting.clone()));
         Ok(response.map(|_| Either::Right(Either::Right(Full::default()))))
     }
 
@@ -215,8 +245,8 @@ fn page(mut page: Response<Full<hyper::body::Bytes>>, id: &str) -> Response<Resp
     page.map(|page| Either::Right(Either::Right(page)))
 }
 
-/// Copies bytes both ways until both sides have ended, or serving does.
-async fn tunnel(client_side: OnUpgrade, instance_side: OnUpgrade, flight: Flight, mut stopping: watch::Receiver<bool>) {
+/// Copies bytes both ways until both sides have ended, or tunnels are cut.
+async fn tunnel(client_side: OnUpgrade, instance_side: OnUpgrade, counted: (Flight, OpenTunnel), mut cutting: watch::Receiver<bool>) {
     let copied = async {
         let (client, instance) =
             tokio::try_join!(client_side, instance_side).map_err(|error| tracing::debug!(%error, "an upgrade failed")).ok()?;
@@ -225,9 +255,18 @@ async fn tunnel(client_side: OnUpgrade, instance_side: OnUpgrade, flight: Flight
     };
     tokio::select! {
         _ = copied => {}
-        () = end(&mut stopping) => {}
+        () = end(&mut cutting) => {}
     }
-    drop(flight);
+    drop(counted);
+}
+
+/// A tunnel that is counted until this is dropped.
+struct OpenTunnel(watch::Sender<usize>);
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open = open.saturating_sub(1));
+    }
 }
 
 /// 64 random bits, for ids and for the choice of an instance.

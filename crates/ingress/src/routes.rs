@@ -1,10 +1,12 @@
-//! Which host name leads to which instances: plain data that is swapped in as a whole.
+//! Which host name leads to which instances: plain data that is swapped in as a whole ([`RouteTable`]).
 
 use crate::Site;
+use arc_swap::ArcSwap;
 use moat_model::Slug;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// Every public host name. A look-up costs the same for ten and for ten thousand.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,6 +38,12 @@ pub enum RouteState {
         /// Why, for the page: `the first deploy is still building`.
         reason: String,
     },
+    /// No instance is ready, and one is about to be (its only instance is being replaced): requests wait for it, within
+    /// [`Settings::hold_wait`](crate::Settings::hold_wait), and get 503 then.
+    Held {
+        /// Why, for the page of a request that waited in vain.
+        reason: String,
+    },
     /// The owner suspended the service: 503.
     Suspended,
     /// The owner lets a page answer instead of the service, which goes on running: 503.
@@ -43,4 +51,34 @@ pub enum RouteState {
         /// The page, HTML; a blank one is the ingress' own.
         page: Arc<str>,
     },
+}
+
+/// The routes in force. Whoever holds requests back waits for the next ones.
+#[derive(Debug)]
+pub struct RouteTable {
+    now: ArcSwap<Routes>,
+    changes: watch::Sender<()>,
+}
+
+impl RouteTable {
+    /// A table with these routes.
+    pub fn new(routes: Routes) -> Self {
+        Self { now: ArcSwap::from_pointee(routes), changes: watch::channel(()).0 }
+    }
+
+    /// Puts these routes in force: they hold for every request from now on.
+    pub fn set(&self, routes: Routes) {
+        self.now.store(Arc::new(routes));
+        self.changes.send_replace(());
+    }
+
+    /// The routes in force.
+    pub fn load(&self) -> Arc<Routes> {
+        self.now.load_full()
+    }
+
+    /// Tells of each change from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
 }

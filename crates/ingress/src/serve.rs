@@ -2,8 +2,7 @@
 
 use crate::pool::Pool;
 use crate::proxy::Proxy;
-use crate::{Dial, Routes};
-use arc_swap::ArcSwap;
+use crate::{Dial, RouteTable};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,7 +14,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -30,6 +29,15 @@ pub struct Settings {
     pub response_wait: Duration,
     /// For requests under way when serving stops.
     pub drain_wait: Duration,
+    /// How long a kept connection may bring another request after serving stopped: such a request is answered, with
+    /// `Connection: close`. With none, unused connections are closed at once, and a client that sends just then is cut off.
+    pub linger: Duration,
+    /// Whether tunnels (WebSocket) may go on for `drain_wait` too; else they end with serving.
+    pub keep_tunnels: bool,
+    /// For a ready instance of a service that is between two instances ([`RouteState::Held`](crate::RouteState::Held)).
+    pub hold_wait: Duration,
+    /// Requests that wait so at once; more are answered at once.
+    pub max_held: usize,
     /// Client connections held at once; more wait to be accepted.
     pub max_connections: usize,
     /// The longest head of a request, bytes (431 above it).
@@ -44,6 +52,10 @@ impl Default for Settings {
             // The platform's own limit for a response.
             response_wait: Duration::from_mins(100),
             drain_wait: Duration::from_secs(10),
+            linger: Duration::ZERO,
+            keep_tunnels: false,
+            hold_wait: Duration::from_mins(1),
+            max_held: 1024,
             max_connections: 8192,
             max_head: 64 * 1024,
         }
@@ -57,7 +69,7 @@ impl Default for Settings {
 /// When the listener itself is broken; a shortage of descriptors or memory is waited out.
 pub async fn serve<D: Dial>(
     listener: TcpListener,
-    routes: Arc<ArcSwap<Routes>>,
+    routes: Arc<RouteTable>,
     dial: Arc<D>,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
@@ -70,15 +82,19 @@ pub async fn serve<D: Dial>(
 /// As [`serve`].
 pub async fn serve_with<D: Dial>(
     listener: TcpListener,
-    routes: Arc<ArcSwap<Routes>>,
+    routes: Arc<RouteTable>,
     dial: Arc<D>,
     stop: impl Future<Output = ()>,
     settings: Settings,
 ) -> io::Result<()> {
     let (stopped, stopping) = watch::channel(false);
-    let drain_wait = settings.drain_wait;
+    let (cut, cutting) = watch::channel(false);
+    let (drain_wait, keep_tunnels) = (settings.drain_wait, settings.keep_tunnels);
     let pool = Arc::new(Pool::default());
-    let proxy = Arc::new(Proxy { routes, dial, pool: Arc::clone(&pool), settings, stopping });
+    let tunnels = watch::Sender::new(0);
+    let mut open_tunnels = tunnels.subscribe();
+    let held = Semaphore::new(settings.max_held);
+    let proxy = Arc::new(Proxy { routes, dial, pool: Arc::clone(&pool), settings, stopping, cutting, tunnels, held });
     let mut connections = JoinSet::new();
     let mut sweep = interval(Duration::from_secs(1));
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -106,8 +122,15 @@ pub async fn serve_with<D: Dial>(
     };
     drop(listener);
     stopped.send_replace(true);
+    cut.send_replace(!keep_tunnels);
+    let drained = async {
+        while connections.join_next().await.is_some() {}
+        // An error means that nobody is left to make one.
+        let _ = open_tunnels.wait_for(|open| *open == 0).await;
+    };
     // Those that take longer are cut when the set is dropped.
-    let _ = timeout(drain_wait, async { while connections.join_next().await.is_some() {} }).await;
+    let _ = timeout(drain_wait, drained).await;
+    cut.send_replace(true);
     ended
 }
 
@@ -134,7 +157,7 @@ async fn converse<D: Dial>(proxy: Arc<Proxy<D>>, stream: TcpStream, client: IpAd
     let mut connection = pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = end(&mut stopping) => {
+        () = async { end(&mut stopping).await; sleep(proxy.settings.linger).await } => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -24,6 +24,25 @@ pub fn in_ns<T: Send>(ns: &impl AsFd, f: impl FnOnce() -> T + Send) -> io::Resul
     })
 }
 
+/// Runs `f` on a thread that has entered the network namespace `ns` and stays there until `f` returns. Comes back once the thread
+/// is inside: what it needs to enter may be given up then.
+pub fn stay_in(ns: impl AsFd, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let ns = ns.as_fd().try_clone_to_owned()?;
+    let (entered, inside) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("in-router".to_owned()).spawn(move || {
+        let result = setns(&ns, CloneFlags::CLONE_NEWNET);
+        drop(ns);
+        let inside = result.is_ok();
+        // The caller waits for exactly this.
+        let _ = entered.send(result);
+        if inside {
+            f();
+        }
+    })?;
+    inside.recv().map_err(io::Error::other)??;
+    Ok(())
+}
+
 /// The network namespace of the calling thread.
 pub fn current() -> io::Result<File> {
     File::open("/proc/thread-self/ns/net")
@@ -46,11 +65,20 @@ pub fn scratch() -> io::Result<File> {
 }
 
 fn socket_in(ns: &impl AsFd, family: Family, kind: SockType) -> io::Result<OwnedFd> {
+    in_ns(ns, || socket_here(family, kind))?
+}
+
+fn socket_here(family: Family, kind: SockType) -> io::Result<OwnedFd> {
     let family = match family {
         Family::V4 => AddressFamily::Inet,
         Family::V6 => AddressFamily::Inet6,
     };
-    in_ns(ns, || socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None))?.map_err(io::Error::from)
+    Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
+}
+
+/// An unbound, non-blocking TCP socket in the namespace of the calling thread.
+pub fn tcp_socket(family: Family) -> io::Result<OwnedFd> {
+    socket_here(family, SockType::Stream)
 }
 
 /// An unbound, non-blocking TCP socket inside a namespace, to dial from or to listen with.

@@ -37,6 +37,12 @@ const CRATES: &[Crate] = &[
     Crate { name: "moat-dns", pure: false, may: &["moat-model"], may_in_tests: &["moat-testkit"] },
     Crate { name: "moat-ingress", pure: false, may: &["moat-model"], may_in_tests: &["moat-testkit"] },
     Crate {
+        name: "moat-dataplane",
+        pure: false,
+        may: &["moat-model", "moat-net-linux", "moat-dns", "moat-ingress"],
+        may_in_tests: &["moat-testkit"],
+    },
+    Crate {
         name: "moat-daemon",
         pure: false,
         may: &[
@@ -49,14 +55,24 @@ const CRATES: &[Crate] = &[
             "moat-probe",
             "moat-dns",
             "moat-ingress",
+            "moat-dataplane",
         ],
         may_in_tests: &["moat-testkit"],
     },
     Crate {
         name: "moat-cli",
         pure: false,
-        may: &["moat-model", "moat-blueprint", "moat-planner", "moat-engine", "moat-probe", "moat-daemon", "moat-engine-linux"],
-        may_in_tests: &["moat-testkit"],
+        may: &[
+            "moat-model",
+            "moat-blueprint",
+            "moat-planner",
+            "moat-engine",
+            "moat-probe",
+            "moat-daemon",
+            "moat-dataplane",
+            "moat-engine-linux",
+        ],
+        may_in_tests: &["moat-net-linux", "moat-testkit"],
     },
     Crate { name: "moat-testkit", pure: false, may: &["moat-model", "moat-planner", "moat-engine"], may_in_tests: &["moat-blueprint"] },
     Crate {

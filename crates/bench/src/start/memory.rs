@@ -45,18 +45,20 @@ pub fn of_moat(count: usize) -> Outcome {
     fs::write(&blueprint, text).doing("write a blueprint")?;
     let measured = timed(moat.command(home.path()).args(["up", "--detach", "--listen", "127.0.0.1:0"]).arg(&blueprint)).and_then(|_| {
         let daemons = settled(|| running(home.path(), "__daemon"))?;
+        let planes = settled(|| running(home.path(), "__dataplane"))?;
         let monitors = settled(|| running(home.path(), "__monitor"))?;
-        if daemons.len() == 1 && monitors.len() == count {
-            Ok((daemons, monitors))
+        if daemons.len() == 1 && planes.len() == 1 && monitors.len() == count {
+            Ok((daemons, planes, monitors))
         } else {
-            Err(Failure::new(format!("{} daemons and {} monitors run", daemons.len(), monitors.len())))
+            Err(Failure::new(format!("{} daemons, {} data planes and {} monitors run", daemons.len(), planes.len(), monitors.len())))
         }
     });
     let down = timed(moat.command(home.path()).arg("down"));
-    let (daemons, monitors) = measured?;
+    let (daemons, planes, monitors) = measured?;
     down?;
     let mut table = Table::new(format!("Memory of `moat up --detach` of {count} idle workers"), HEADS);
-    row(&mut table, "the background process (engine, DNS, ingress)", &daemons, GOAL_DAEMON_MB);
+    row(&mut table, "the background process (engine)", &daemons, GOAL_DAEMON_MB);
+    row(&mut table, "the data plane (DNS, ingress)", &planes, GOAL_DAEMON_MB);
     row(&mut table, "one monitor", &monitors, GOAL_MONITOR_MB);
     println!("{table}");
     Ok(())

@@ -3,17 +3,22 @@
 use moat_daemon::Paths;
 use std::process::ExitCode;
 
-/// Runs until everything is down.
-#[expect(clippy::print_stderr, reason = "the daemon's stderr is its log file")]
-pub fn main() -> ExitCode {
+/// Makes stderr the log of this process.
+pub fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_ansi(false)
-        // A full disk must not end the daemon: what can't be written to its log is lost.
+        // A full disk must not end the process: what can't be written to its log is lost.
         .log_internal_errors(false)
         .with_target(false)
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::INFO)
         .init();
+}
+
+/// Runs until everything is down.
+#[expect(clippy::print_stderr, reason = "the daemon's stderr is its log file")]
+pub fn main() -> ExitCode {
+    log_to_stderr();
     let Ok(exe) = std::env::current_exe() else { return ExitCode::from(3) };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,

@@ -4,6 +4,7 @@
 pub mod check;
 pub mod completions;
 pub mod daemon;
+pub mod dataplane;
 pub mod denied;
 pub mod deploys;
 pub mod doctor;
@@ -21,6 +22,7 @@ pub mod run;
 pub mod schema;
 pub mod service;
 pub mod up;
+pub mod upgrade;
 pub mod verify;
 
 use crate::command_error::CommandError;

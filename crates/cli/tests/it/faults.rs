@@ -124,6 +124,11 @@ fn killed_at_any_moment_the_next_up_or_down_mends_it() {
         if let Some(daemon) = host.daemon() {
             host.kill(daemon, "KILL");
         }
+        if n > 2
+            && let Some((plane, _)) = host.processes().into_iter().find(|(_, line)| line.contains("__dataplane"))
+        {
+            host.kill(plane, "KILL");
+        }
         if n % 2 == 1 {
             host.moat(&["up", "-d", file]).ok();
             assert_eq!(host.http(8080, "hello.localhost", "/healthz").0, 200, "after {millis} ms");

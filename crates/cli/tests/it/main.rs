@@ -10,6 +10,7 @@ mod host;
 mod images;
 mod languages;
 mod offline;
+mod plane;
 mod postgres;
 mod push;
 mod run;

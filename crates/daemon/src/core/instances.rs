@@ -31,6 +31,8 @@ impl Core {
                 return;
             }
         };
+        // What took traffic goes on to: the checks say so again, or no longer.
+        let before = std::sync::Arc::clone(&self.policy);
         for (id, found) in observed.instances {
             let runs = matches!(found.phase, InstancePhase::Running | InstancePhase::Preparing) && found.pid.is_some();
             let purpose = found.purpose;
@@ -41,11 +43,11 @@ impl Core {
                     purpose: found.purpose,
                     address: found.address,
                     fingerprint: found.fingerprint,
-                    ready: false,
+                    ready: runs && purpose == Purpose::Serve && before.services.values().any(|behind| behind.contains(&found.address)),
                     stopping: false,
                     started: true,
                     listeners: Vec::new(),
-                    http_port: None,
+                    http_port: before.ingress.iter().find(|(address, _)| *address == found.address).map(|(_, port)| *port),
                     since: Instant::now(),
                     was_ready: true,
                     seen: None,
@@ -221,7 +223,8 @@ impl Core {
             return;
         };
         let host = Self::host_name(&service);
-        let task = tokio::spawn(ready::watch(self.engine.clone(), id.clone(), service, live.address, host, self.tx.clone()));
+        let before = live.ready.then(|| Readiness { ready: true, http_port: live.http_port, ..Readiness::default() });
+        let task = tokio::spawn(ready::watch(self.engine.clone(), id.clone(), service, live.address, host, before, self.tx.clone()));
         if let Some(live) = self.live.get_mut(id) {
             live.checks = Some(task.abort_handle());
         }

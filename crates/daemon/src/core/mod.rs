@@ -8,6 +8,7 @@
 //! * [`settings`], [`scaling`] – how many instances run, and whether the service is open.
 //! * [`variables`] – the values of its variables.
 //! * [`runs`] – one-off commands and cron runs.
+//! * [`upgrade`] – another program takes over.
 //! * [`sites`] – the releases of static sites that are served.
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
@@ -24,6 +25,7 @@ mod scaling;
 mod settings;
 mod sites;
 mod trace;
+pub(crate) mod upgrade;
 mod upkeep;
 mod variables;
 
@@ -54,6 +56,8 @@ pub enum Msg {
     Request(Box<Request>, mpsc::UnboundedSender<Event>),
     /// How far the pull of a service's image is, in words.
     Pulling(Slug, String),
+    /// Something about the data plane that people should know.
+    PlaneSaid(String),
     /// Something about a service that people should know.
     Said(Slug, String),
     /// The pushed commit of a blueprint was compared with the commits that run: the files that differ from each.
@@ -89,6 +93,8 @@ pub enum Msg {
         /// New ones of these are probes of our own.
         probes: bool,
     },
+    /// Become another program, which lies at this path and is open here; who asked is told when that fails.
+    Become(PathBuf, std::fs::File, mpsc::UnboundedSender<Event>),
     /// End everything this process runs, leaving the workloads.
     Leave,
 }
@@ -276,6 +282,8 @@ impl Core {
     pub async fn load(paths: Paths, engine: LinuxEngine, tx: mpsc::UnboundedSender<Msg>) -> Result<Self, crate::state_file::StateError> {
         let durable = Durable::load(&paths.state_file())?;
         let (events, _) = broadcast::channel(8192);
+        let state = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
+        let dataplane = DataPlane::new(paths.run.clone(), state.join("releases"), tx.clone());
         let mut core = Self {
             policy: engine.network().policy(),
             paths,
@@ -295,7 +303,7 @@ impl Core {
             disks: BTreeMap::new(),
             disks_due: Some(Instant::now()),
             sites: sites::Sites::default(),
-            dataplane: DataPlane::new(),
+            dataplane,
             events,
             followers: Vec::new(),
             tx,
@@ -352,8 +360,8 @@ impl Core {
                 break;
             }
         }
+        // The data plane goes on, for the next daemon, unless all was removed.
         upkeep.abort();
-        self.dataplane.stop();
     }
 
     /// Whether there is nothing to run and nobody to answer: a blueprint was refused, or a second daemon was started in a race.
@@ -365,6 +373,7 @@ impl Core {
         match msg {
             Msg::Request(request, reply) => self.request(*request, reply).await,
             Msg::Pulling(slug, text) => self.pulling(&slug, text),
+            Msg::PlaneSaid(text) => self.notice(None, text),
             Msg::Said(slug, text) => self.notice(Some(&slug), text),
             Msg::Compared(file, commit, changed) => self.compared(&file, &commit, changed).await,
             Msg::Disks(found) => self.disks_measured(found),
@@ -379,6 +388,7 @@ impl Core {
             Msg::Used(found) => self.used(&found),
             Msg::Wake => {}
             Msg::Upkeep { said, denied, probes } => self.upkeep(said, &denied, probes),
+            Msg::Become(program, file, reply) => self.r#become(&program, &file, &reply),
             Msg::Leave => self.leaving = true,
         }
     }
@@ -395,7 +405,7 @@ impl Core {
         self.settle_deploys();
         self.open_sites().await;
         // Before the sweep, so that no request is answered from what it removes.
-        self.publish_views();
+        self.publish_views().await;
         self.sweep_releases().await;
         self.sweep_fetched().await;
         self.tell_build_logs();

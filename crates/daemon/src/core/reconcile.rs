@@ -144,6 +144,10 @@ impl Core {
             self.register(spec);
         }
         self.apply_policy_now().await;
+        if !stops.is_empty() {
+            // No new request goes to what is about to stop.
+            self.publish_views().await;
+        }
         for (id, grace) in stops {
             self.drain_instance(&id, grace);
         }
@@ -187,7 +191,7 @@ impl Core {
         if target == *self.policy {
             return;
         }
-        self.publish_zones();
+        self.publish_views().await;
         // A service address is no permission: it may turn to its new instances at once.
         let narrowed = NetPolicy { services: target.services.clone(), held: target.held.clone(), ..self.policy.intersection(&target) };
         for policy in [narrowed, target].map(Arc::new) {

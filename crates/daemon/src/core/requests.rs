@@ -52,6 +52,7 @@ impl Core {
                 Ok(slug) => self.service_verb(slug, verb, reply).await,
                 Err(failure) => end(&reply, Some(failure)),
             },
+            Request::Upgrade { program } => self.upgrade(program, reply),
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);
@@ -118,8 +119,9 @@ impl Core {
             end(&reply, Some(Failure::engine(&error)));
             return;
         }
-        if let Err(error) = self.dataplane.ensure_dns(self.engine.network()) {
-            end(&reply, Some(Failure::refused(format!("the DNS server can't listen in the private network: {error}"), None)));
+        if let Err(error) = self.dataplane.ensure(self.engine.network()).await {
+            let hint = Some(format!("`{}` may say more", self.paths.daemon_log().display()));
+            end(&reply, Some(Failure { message: crate::chain(&error), hint, exit_code: 3 }));
             return;
         }
         self.forward_events(&reply);
@@ -308,7 +310,7 @@ impl Core {
 
     /// Nothing is left to run: the network goes, and this process with it.
     pub(super) async fn remove_everything(&mut self) {
-        self.dataplane.stop();
+        self.dataplane.stop().await;
         // A repair under way ends first, and no other begins: it would make anew what is removed.
         *self.removed.lock().await = true;
         let result = self.engine.apply(&Step::RemoveRouter).await;
@@ -373,7 +375,14 @@ impl Core {
                 instances,
             }
         });
-        Status { listen: self.dataplane.listening().map(|a| a.to_string()), services: services.collect(), daemon_pid: std::process::id() }
+        Status {
+            listen: self.dataplane.listening().map(|a| a.to_string()),
+            services: services.collect(),
+            daemon_pid: std::process::id(),
+            dataplane_pid: self.dataplane.pid(),
+            program: super::upgrade::program(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
     }
 
     fn public_url(&self, slug: &Slug) -> String {

@@ -27,9 +27,11 @@ impl Core {
             return;
         }
         self.policy = self.engine.network().policy();
-        if let Err(error) = self.dataplane.ensure_dns(self.engine.network()) {
-            self.notice(None, format!("the DNS server can't listen in the private network: {error}"));
+        if let Err(error) = self.dataplane.ensure(self.engine.network()).await {
+            self.notice(None, crate::chain(&error));
         }
+        // Before anything is published: what is served goes on.
+        self.open_sites().await;
         for service in self.desired.services.values().cloned().collect::<Vec<_>>() {
             let good = self.deployed(&service.slug).is_some_and(|d| d.good);
             if self.is_suspended(&service.slug) {

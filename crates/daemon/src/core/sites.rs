@@ -6,46 +6,31 @@ use super::Core;
 use super::deploys::engine_words;
 use crate::deploy::Deployed;
 use crate::protocol::ServicePhase;
+use moat_dataplane::{HostState, SiteFiles};
 use moat_engine_linux::Published;
-use moat_ingress::{RouteState, Rules, Site};
+use moat_ingress::{Rules, Site};
 use moat_model::state::{StaticWorkload, Workload};
 use moat_model::{ServiceKind, Slug};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// What is open, and what a request may still be reading.
+/// What is served of each site. What requests may still be reading, the data plane tells.
 #[derive(Default)]
 pub(crate) struct Sites {
     open: BTreeMap<Slug, Open>,
-    /// Releases that were served before.
-    leaving: Vec<(String, Weak<Site>)>,
 }
 
 struct Open {
     /// The release and the rules it is served by.
     fingerprint: String,
-    release: String,
     /// None where it can't be opened, which was said.
-    site: Option<Arc<Site>>,
+    files: Option<SiteFiles>,
 }
 
 impl Sites {
     /// What the ingress does with requests for a site; none while it has no release that can be served.
-    pub(crate) fn route(&self, slug: &Slug) -> Option<RouteState> {
-        self.open.get(slug)?.site.clone().map(RouteState::Site)
-    }
-
-    fn close(&mut self, slug: &Slug) {
-        if let Some(Open { release, site: Some(site), .. }) = self.open.remove(slug) {
-            self.leaving.push((release, Arc::downgrade(&site)));
-        }
-    }
-
-    /// The releases that requests are still answered from.
-    pub(super) fn leaving(&mut self) -> impl Iterator<Item = String> + '_ {
-        self.leaving.retain(|(_, site)| site.strong_count() > 0);
-        self.leaving.iter().map(|(release, _)| release.clone())
+    pub(crate) fn route(&self, slug: &Slug) -> Option<HostState> {
+        self.open.get(slug)?.files.clone().map(HostState::Site)
     }
 }
 
@@ -61,7 +46,7 @@ impl Core {
             .collect();
         let gone: Vec<Slug> = self.sites.open.keys().filter(|slug| !wanted.contains_key(*slug)).cloned().collect();
         for slug in gone {
-            self.sites.close(&slug);
+            self.sites.open.remove(&slug);
             self.sweep = true;
         }
         for (slug, (fingerprint, deployed)) in wanted {
@@ -69,35 +54,38 @@ impl Core {
                 continue;
             }
             let (Workload::Static(workload), Some(release)) = (&deployed.service.workload, deployed.release) else { continue };
-            let site = match self.open_site(workload, &release).await {
-                Ok(site) => Some(site),
+            let files = match self.files_of(workload, &release).await {
+                Ok(files) => Some(files),
                 Err(why) => {
                     self.set_phase(&slug, ServicePhase::Failed, Some(format!("its files can't be served: {why}")));
                     None
                 }
             };
-            // Before the old one is let go, so that there is no moment without.
-            let before = self.sites.open.insert(slug, Open { fingerprint, release, site });
-            if let Some(Open { release, site: Some(site), .. }) = before {
-                self.sites.leaving.push((release, Arc::downgrade(&site)));
-            }
+            self.sites.open.insert(slug, Open { fingerprint, files });
         }
     }
 
-    async fn open_site(&self, workload: &StaticWorkload, release: &str) -> Result<Arc<Site>, String> {
-        let rules = Rules::of(workload, |slug| format!("{slug}.{}", crate::blueprints::DOMAIN)).map_err(|error| error.to_string())?;
+    /// What the data plane is told of a release, tried here first: only this process can say what is wrong with it.
+    async fn files_of(&self, workload: &StaticWorkload, release: &str) -> Result<SiteFiles, String> {
+        let domain = crate::blueprints::DOMAIN;
+        let rules =
+            Rules::new(&workload.headers, &workload.routes, |slug| format!("{slug}.{domain}")).map_err(|error| error.to_string())?;
         let folder = self.engine.site_folder(release).await.map_err(|error| engine_words(&error))?;
-        Site::open(&folder, rules).map(Arc::new).map_err(|error| format!("`{}`: {error}", folder.display()))
+        let below = folder.strip_prefix(self.dataplane.root()).map_err(|_| format!("`{}` lies elsewhere", folder.display()))?;
+        Site::open(&folder, rules).map_err(|error| format!("`{}`: {error}", folder.display()))?;
+        let (headers, routes) = (workload.headers.clone(), workload.routes.clone());
+        Ok(SiteFiles { folder: below.to_owned(), headers, routes, domain: domain.to_owned() })
     }
 
     /// The releases of sites that must stay for now; asks for another look while there are some.
-    pub(super) fn releases_in_use(&mut self) -> Vec<String> {
-        let leaving: Vec<String> = self.sites.leaving().collect();
-        if !leaving.is_empty() {
+    pub(super) fn releases_in_use(&mut self) -> BTreeSet<String> {
+        let used = self.dataplane.releases_in_use();
+        let served = |release: &String| self.durable.deployed.values().any(|deployed| deployed.release.as_ref() == Some(release));
+        if !used.iter().all(served) {
             self.sweep = true;
             self.wake_in(Duration::from_secs(1));
         }
-        leaving
+        used
     }
 }
 

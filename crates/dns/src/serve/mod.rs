@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How long a loop rests after its socket failed (too many open files, no memory).
@@ -31,7 +32,8 @@ struct Server {
     preferred: AtomicUsize,
 }
 
-/// Serves until `stop` resolves; then every socket is closed and lookups under way are given up.
+/// Serves until `stop` resolves; then nothing is read any more, lookups under way are answered (some 10 s at most), and every
+/// socket is closed.
 ///
 /// * `udp`, `tcp`: bound sockets, made in the namespace that the instances reach.
 /// * `zones`: read anew for each query, so a swap holds from the next query on.
@@ -45,15 +47,18 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let server = Arc::new(Server { zones, upstreams, limits: Arc::default(), preferred: AtomicUsize::new(0) });
+    let (stopped, stopping) = watch::channel(false);
+    // Dropping the set ends every loop, and each loop its own tasks.
     let mut loops = JoinSet::new();
     for socket in udp {
-        loops.spawn(datagrams(Arc::clone(&server), socket));
+        loops.spawn(datagrams(Arc::clone(&server), socket, stopping.clone()));
     }
     for listener in tcp {
-        loops.spawn(stream::listen(Arc::clone(&server), listener));
+        loops.spawn(stream::listen(Arc::clone(&server), listener, stopping.clone()));
     }
-    // Dropping the set at the end ends every loop, and each loop its own tasks.
     stop.await;
+    stopped.send_replace(true);
+    while loops.join_next().await.is_some() {}
 }
 
 impl Server {
@@ -68,6 +73,12 @@ impl Server {
     }
 }
 
+/// Resolves when serving stops.
+async fn end(stopping: &mut watch::Receiver<bool>) {
+    // A closed channel means the same.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
 /// 64 unpredictable bits; message ids come from here too.
 fn random() -> u64 {
     // The kernel's generator fails only before it was seeded once, at boot; the process' own seed covers that.
@@ -77,7 +88,7 @@ fn random() -> u64 {
     })
 }
 
-async fn datagrams(server: Arc<Server>, socket: UdpSocket) {
+async fn datagrams(server: Arc<Server>, socket: UdpSocket, mut stopping: watch::Receiver<bool>) {
     let socket = Arc::new(socket);
     let mut lookups = JoinSet::new();
     let mut buffer = vec![0; usize::from(u16::MAX)];
@@ -85,6 +96,7 @@ async fn datagrams(server: Arc<Server>, socket: UdpSocket) {
         let received = tokio::select! {
             received = socket.recv_from(&mut buffer) => received,
             Some(_) = lookups.join_next() => continue,
+            () = end(&mut stopping) => break,
         };
         let (length, from) = match received {
             Ok(received) => received,
@@ -119,6 +131,7 @@ async fn datagrams(server: Arc<Server>, socket: UdpSocket) {
             },
         }
     }
+    while lookups.join_next().await.is_some() {}
 }
 
 async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {

@@ -1,6 +1,6 @@
 //! DNS over TCP (RFC 7766): messages behind two length bytes, one after the other on a stream.
 
-use super::{Server, forward, rest};
+use super::{Server, end, forward, rest};
 use crate::{Answer, Transport};
 use std::io;
 use std::net::IpAddr;
@@ -8,18 +8,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// How long a stream may stay silent between messages, and how long one message may take.
 const IDLE: Duration = Duration::from_secs(10);
 
-pub(super) async fn listen(server: Arc<Server>, listener: TcpListener) {
+pub(super) async fn listen(server: Arc<Server>, listener: TcpListener, mut stopping: watch::Receiver<bool>) {
     let mut streams = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = streams.join_next() => continue,
+            () = end(&mut stopping) => break,
         };
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
@@ -34,20 +36,26 @@ pub(super) async fn listen(server: Arc<Server>, listener: TcpListener) {
             continue;
         }
         let Some(permit) = server.limits.stream(asker) else { continue };
-        let server = Arc::clone(&server);
+        let (server, stopping) = (Arc::clone(&server), stopping.clone());
         streams.spawn(async move {
-            if let Err(error) = converse(&server, asker, stream).await {
+            if let Err(error) = converse(&server, asker, stream, stopping).await {
                 tracing::debug!(%asker, %error, "a DNS stream ended");
             }
             drop(permit);
         });
     }
+    drop(listener);
+    while streams.join_next().await.is_some() {}
 }
 
-async fn converse(server: &Server, asker: IpAddr, mut stream: TcpStream) -> io::Result<()> {
+async fn converse(server: &Server, asker: IpAddr, mut stream: TcpStream, mut stopping: watch::Receiver<bool>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     loop {
-        let Some(query) = timeout(IDLE, read_message(&mut stream)).await?? else { return Ok(()) };
+        let query = tokio::select! {
+            query = timeout(IDLE, read_message(&mut stream)) => query??,
+            () = end(&mut stopping) => return Ok(()),
+        };
+        let Some(query) = query else { return Ok(()) };
         if !server.admits(asker) {
             return Ok(());
         }

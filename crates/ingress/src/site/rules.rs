@@ -4,7 +4,7 @@ use super::path::SitePath;
 use super::pattern::{Pattern, TooLong, fill, header_pattern};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use moat_model::Slug;
-use moat_model::state::{SiteAction, StaticWorkload};
+use moat_model::state::{SiteAction, SiteHeader, SiteRoute};
 use regex_lite::Regex;
 
 /// Why a site's rules can't be used.
@@ -61,8 +61,8 @@ impl Rules {
     ///
     /// # Errors
     /// When a pattern is too long, or a header is none.
-    pub fn of(site: &StaticWorkload, host: impl Fn(&Slug) -> String) -> Result<Self, RuleError> {
-        let headers = site.headers.iter().map(|header| {
+    pub fn new(headers: &[SiteHeader], routes: &[SiteRoute], host: impl Fn(&Slug) -> String) -> Result<Self, RuleError> {
+        let headers = headers.iter().map(|header| {
             let wrong = || RuleError::Header(format!("{}: {}", header.name, header.value));
             Ok(HeaderRule {
                 path: header.path.clone(),
@@ -71,7 +71,7 @@ impl Rules {
                 value: HeaderValue::from_bytes(header.value.as_bytes()).map_err(|_| wrong())?,
             })
         });
-        let routes = site.routes.iter().map(|route| {
+        let routes = routes.iter().map(|route| {
             let action = match &route.action {
                 SiteAction::Redirect(to) => Action::Redirect(to.clone()),
                 SiteAction::Rewrite(to) => Action::Rewrite(to.clone()),

@@ -48,7 +48,7 @@ fn site(files: &[(&str, &str)], rules: &[&str], headers: &[(&str, &str, &str)]) 
         headers: headers.collect(),
         routes: routes.collect(),
     };
-    let rules = Rules::of(&workload, |slug| format!("{slug}.localhost")).unwrap();
+    let rules = Rules::new(&workload.headers, &workload.routes, |slug| format!("{slug}.localhost")).unwrap();
     let site = Site::open(&folder, rules).unwrap();
     (outside, site)
 }
@@ -415,6 +415,7 @@ fn rules_that_are_none_are_refused() {
         routes: Vec::new(),
     };
     for (name, value, ok) in [("x-a", "é", true), ("x a", "b", false), ("x-a", "b\r\nc: d", false)] {
-        assert_eq!(Rules::of(&workload((name, value)), ToString::to_string).is_ok(), ok, "{name}: {value:?}");
+        let workload = workload((name, value));
+        assert_eq!(Rules::new(&workload.headers, &workload.routes, ToString::to_string).is_ok(), ok, "{name}: {value:?}");
     }
 }

@@ -215,7 +215,7 @@ async fn every_request_is_logged() {
     let ingress = Ingress::shop(&[echo("one").await]).await;
     let ok = ingress.get("shop.localhost:80", "/a?secret=1").await;
     ingress.get("nobody", "/b").await;
-    ingress.routes.store(Arc::new(live("shop.localhost", "shop", &[closed().await])));
+    ingress.routes.set(live("shop.localhost", "shop", &[closed().await]));
     ingress.get("shop.localhost", "/c").await;
     let log = kept.0.lock().unwrap();
     let lines: Vec<[&str; 5]> = log

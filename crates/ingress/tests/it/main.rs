@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod holding;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod passing;

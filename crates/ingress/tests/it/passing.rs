@@ -261,11 +261,11 @@ async fn routes_change_under_a_kept_connection() {
     let ingress = Ingress::shop(&[old]).await;
     let mut client = ingress.client().await;
     for (upstream, want) in [(old, "old"), (new, "new")] {
-        ingress.routes.store(Arc::new(live("shop.localhost", "shop", &[upstream])));
+        ingress.routes.set(live("shop.localhost", "shop", &[upstream]));
         client.send("GET / HTTP/1.1\r\nHost: shop.localhost\r\n\r\n").await;
         assert!(client.response().await.body.starts_with(want));
     }
-    ingress.routes.store(Arc::default());
+    ingress.routes.set(Routes::default());
     client.send("GET / HTTP/1.1\r\nHost: shop.localhost\r\n\r\n").await;
     assert_eq!(client.response().await.status, 404);
 }

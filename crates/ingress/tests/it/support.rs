@@ -1,7 +1,6 @@
 //! An ingress, instances that do what a test says, and a client that writes raw bytes.
 
-use arc_swap::ArcSwap;
-use moat_ingress::{Dial, Route, RouteState, Routes, Settings, serve_with};
+use moat_ingress::{Dial, Route, RouteState, RouteTable, Routes, Settings, serve_with};
 use moat_model::Slug;
 use std::collections::HashMap;
 use std::future::Future;
@@ -34,7 +33,7 @@ impl Dial for Direct {
 
 pub struct Ingress {
     pub address: SocketAddr,
-    pub routes: Arc<ArcSwap<Routes>>,
+    pub routes: Arc<RouteTable>,
     pub stop: Option<oneshot::Sender<()>>,
     pub task: JoinHandle<io::Result<()>>,
     dial: Arc<Direct>,
@@ -48,7 +47,7 @@ impl Ingress {
     pub async fn start_with(routes: Routes, settings: Settings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let routes = Arc::new(ArcSwap::from_pointee(routes));
+        let routes = Arc::new(RouteTable::new(routes));
         let dial = Arc::new(Direct::default());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(serve_with(

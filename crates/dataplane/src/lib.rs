@@ -1,0 +1,33 @@
+//! The data plane: ingress, DNS and static sites as a process of their own (`moat __dataplane`), which goes on with the last
+//! configuration it was given whatever becomes of the daemon.
+//!
+//! * [`Config`] – everything it serves by, as one value.
+//! * [`message`] – what the daemon and the process say to each other, over [`channel`].
+//! * [`process`] – the process itself.
+//! * [`Keeper`] – the daemon's side: finds the process or starts it, configures it, starts another when it dies, replaces it.
+//!
+//! ```text
+//! daemon ── Start, Configure, Drain, Stop ──▶ process ── accepts with the listening sockets, which both hold
+//!        ◀── Hello, Applied, Refused, Holds ──
+//! ```
+//!
+//! Invariants: the process sees no engine and no durable state; it never goes back to an older configuration; whoever holds
+//! one end of a listening socket can hand it on, so that no connection is refused while either side lives.
+
+pub mod channel;
+mod config;
+mod keeper;
+pub mod message;
+pub mod process;
+mod sockets;
+
+pub use config::{Config, Host, HostState, SiteFiles, Stamp};
+pub use keeper::{KeepError, Keeper, Place};
+pub use sockets::Sockets;
+
+use std::path::{Path, PathBuf};
+
+/// The folder of the run folder that holds each process' socket, `PID.sock`.
+fn folder(run: &Path) -> PathBuf {
+    run.join("dataplane")
+}
