@@ -147,6 +147,8 @@ impl DataPlane {
         }
         self.listener = None;
         self.listening = None;
+        // What is started after this is not to be stopped.
+        self.stop = watch::channel(false).0;
     }
 }
 

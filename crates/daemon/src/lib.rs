@@ -6,6 +6,7 @@
 //!
 //! Invariant: only the loop changes desired state; every other task reports to it.
 
+pub mod access;
 pub mod blueprints;
 pub mod client;
 mod core;
@@ -18,11 +19,11 @@ pub mod protocol;
 mod ready;
 mod scene;
 mod server;
-mod state_file;
+mod state;
 mod views;
 
 pub use paths::Paths;
-pub use server::{DaemonError, run};
+pub use server::{DaemonError, Mode, run};
 
 /// An error and its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

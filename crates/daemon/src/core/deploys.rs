@@ -9,6 +9,8 @@ use moat_engine_linux::{
 };
 use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Purpose, Service, ServiceKind, Slug};
+use moat_store::EventKind;
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,7 @@ impl Core {
         }
         self.cancel_deploy(&slug);
         self.durable.deploying.insert(slug.clone());
+        self.record(EventKind::DeployStarted, Some(&slug), "its deploy began", json!({ "fingerprint": service.fingerprint }));
         let deploy = Deploy {
             service: service.clone(),
             phase: DeployPhase::Preparing,
@@ -102,9 +105,9 @@ impl Core {
     /// Forgets a deploy under way and stops the sandbox that runs for it.
     pub(super) fn cancel_deploy(&mut self, slug: &Slug) {
         self.durable.deploying.remove(slug);
-        if let Some(deploy) = self.deploys.remove(slug)
-            && let Some(id) = deploy.sandbox().cloned()
-        {
+        let Some(deploy) = self.deploys.remove(slug) else { return };
+        self.record(EventKind::DeployCancelled, Some(slug), "its deploy was given up", json!({}));
+        if let Some(id) = deploy.sandbox().cloned() {
             self.stop_instance(&id, 1);
         }
     }
@@ -424,6 +427,8 @@ impl Core {
             }
         }
         self.save();
+        let (release, commit) = self.deployed(slug).map(|d| (d.release.clone(), d.commit.clone())).unwrap_or_default();
+        self.record(EventKind::DeploySucceeded, Some(slug), "its deploy is live", json!({ "release": release, "commit": commit }));
         self.set_phase(slug, ServicePhase::Live, None);
         self.sweep = true;
         self.sweep_fetched = true;
@@ -485,6 +490,7 @@ impl Core {
         };
         self.save();
         let detail = if kept { format!("{why}; what ran before stays") } else { why.to_owned() };
+        self.record_of(EventKind::DeployFailed, Some(slug), instance, format!("its deploy failed: {detail}"), json!({ "why": why, "kept": kept }));
         self.set_phase_with(slug, ServicePhase::Failed, Some(detail), last_lines);
     }
 }
