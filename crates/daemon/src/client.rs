@@ -80,6 +80,11 @@ pub async fn ask(paths: &Paths, request: &Request) -> Result<Conversation, Clien
     Ok(Conversation { lines, _write: write })
 }
 
+/// Fails where no daemon answers, or not to this user.
+pub async fn reach(paths: &Paths) -> Result<(), ClientError> {
+    connect(paths).await.map(drop)
+}
+
 /// Whether a daemon answers.
 pub async fn is_running(paths: &Paths) -> bool {
     connect(paths).await.is_ok()

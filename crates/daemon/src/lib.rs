@@ -25,8 +25,13 @@ mod views;
 pub use paths::Paths;
 pub use server::{DaemonError, Mode, run};
 
+/// Events of the log of a Moat that need not run.
+pub fn past_events(paths: &Paths, filter: &moat_store::EventFilter) -> Result<Vec<moat_store::Recorded>, moat_store::StoreError> {
+    moat_store::EventLog::read(&moat_store::EventLog::path(&paths.state), filter)
+}
+
 /// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -5,7 +5,7 @@
 
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, Purpose, Secret, ServiceKind, Slug};
-pub use moat_store::{EventKind, NewEvent, Recorded};
+pub use moat_store::{EventFilter, EventKind, NewEvent, Recorded};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

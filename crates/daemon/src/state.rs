@@ -137,11 +137,6 @@ impl State {
         Ok(())
     }
 
-    /// What was written last.
-    pub fn written(&self) -> &Durable {
-        &self.written
-    }
-
     /// Makes the last good copy anew where something changed since it was made.
     pub fn keep_copy(&mut self) -> Result<(), StoreError> {
         if self.store.copy_is_due() { self.store.keep_copy() } else { Ok(()) }

@@ -1,11 +1,11 @@
-//! `moat __daemon`: the background process itself. Its output is its log.
+//! `moat __daemon`, the background process itself, and `moat serve`, the same in the foreground. Their output is their log.
 
-use moat_daemon::Paths;
+use moat_daemon::{Mode, Paths};
 use std::process::ExitCode;
 
-/// Runs until everything is down.
+/// Runs until everything is down, or it is told to end.
 #[expect(clippy::print_stderr, reason = "the daemon's stderr is its log file")]
-pub fn main() -> ExitCode {
+pub fn main(mode: Mode) -> ExitCode {
     tracing_subscriber::fmt()
         .with_ansi(false)
         // A full disk must not end the daemon: what can't be written to its log is lost.
@@ -22,12 +22,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(3);
         }
     };
-    match runtime.block_on(moat_daemon::run(Paths::from_env(), exe)) {
+    match runtime.block_on(moat_daemon::run(Paths::from_env(), exe, mode)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             match &error {
                 moat_daemon::DaemonError::Engine(moat_engine::EngineError { hint: Some(hint), .. }) => eprintln!("{error} (hint: {hint})"),
-                error => eprintln!("{error}"),
+                error => eprintln!("{}", moat_daemon::chain(error)),
             }
             ExitCode::from(3)
         }

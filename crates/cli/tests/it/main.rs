@@ -13,6 +13,7 @@ mod postgres;
 mod push;
 mod run;
 mod sabotage;
+mod serve;
 mod sites;
 mod stores;
 mod systems;
