@@ -30,6 +30,16 @@ pub fn past_events(paths: &Paths, filter: &moat_store::EventFilter) -> Result<Ve
     moat_store::EventLog::read(&moat_store::EventLog::path(&paths.state), filter)
 }
 
+/// Seals what is kept in a file of the state folder, by this machine's key.
+pub fn seal(paths: &Paths, place: &str, text: &[u8]) -> Result<Vec<u8>, moat_store::StoreError> {
+    moat_store::Key::of(&paths.state)?.seal(place, text)
+}
+
+/// What [`seal`] sealed for this place; `None` where it was not.
+pub fn unseal(paths: &Paths, place: &str, sealed: &[u8]) -> Result<Option<Vec<u8>>, moat_store::StoreError> {
+    Ok(moat_store::Key::of(&paths.state)?.open(place, sealed))
+}
+
 /// An error and its causes in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

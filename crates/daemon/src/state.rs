@@ -7,7 +7,7 @@ use crate::deploy::Deployed;
 use crate::protocol::UpRequest;
 use moat_model::{Generation, Service, Slug};
 use moat_planner::memory::Memory;
-use moat_store::{Changes, Documents, Store, StoreError};
+use moat_store::{Changes, Documents, EventKind, Store, StoreError};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
@@ -104,14 +104,15 @@ pub struct State {
 
 impl State {
     /// Opens the state of a folder: the durable state, and what people should know about how it was found.
-    pub fn open(folder: &Path) -> Result<(Self, Durable, Option<String>), StateError> {
+    pub fn open(folder: &Path) -> Result<(Self, Durable, Option<(EventKind, String)>), StateError> {
         let opened = Store::open(folder)?;
         let mut said = opened.restored.map(|restored| {
-            format!(
-                "the durable state was damaged ({}): its last good copy took its place, and changes made since that copy are lost; the damaged file is `{}`",
-                restored.why,
-                restored.damaged.display()
-            )
+            let (why, damaged) = (restored.why, restored.damaged.display());
+            let text = format!(
+                "the durable state was damaged ({why}): its last good copy took its place, and changes made since that copy are lost; \
+                 the damaged file is `{damaged}`"
+            );
+            (EventKind::StateRestored, text)
         });
         let written = Durable::read(opened.store.generation(), opened.documents)?;
         let mut state = Self { store: opened.store, written };
@@ -121,7 +122,8 @@ impl State {
             if state.store.is_new() {
                 let durable = earlier(&before)?;
                 state.save(&durable)?;
-                said = Some(format!("`{}` was taken over; `{}` keeps it, with secrets in clear: remove it", before.display(), aside.display()));
+                let text = format!("`{}` was taken over; `{}` keeps it, with secrets in clear: remove it", before.display(), aside.display());
+                said = Some((EventKind::Notice, text));
             }
             let moved = fs::set_permissions(&before, Permissions::from_mode(0o600)).and_then(|()| fs::rename(&before, &aside));
             moved.map_err(|source| StateError::Before { path: before, source })?;
@@ -205,7 +207,7 @@ mod tests {
         };
         fs::write(&before, text("s3cret")).unwrap();
         let (state, found, said) = State::open(folder.path()).unwrap();
-        assert!(said.unwrap().contains("taken over"));
+        assert!(said.unwrap().1.contains("taken over"));
         assert_eq!((found.generation, found.blueprints.len(), found.deploying.len()), (Generation(7), 1, 1));
         drop(state);
         let aside = folder.path().join("state.json.before-sqlite");

@@ -25,6 +25,16 @@ impl Files {
         let file = |name: &str| folder.join(name);
         Self { key: file("key"), database: file("moat.db"), copy: file("moat.db.good"), damaged: file("moat.db.damaged") }
     }
+
+    /// Whether there is a state.
+    pub(crate) fn has_state(&self) -> bool {
+        fs::metadata(&self.database).is_ok_and(|metadata| metadata.len() > 0)
+    }
+
+    /// Whether there is neither a state nor a copy of one.
+    pub(crate) fn is_new(&self) -> bool {
+        !self.has_state() && !self.copy.exists()
+    }
 }
 
 /// Copies an open state to the last good copy.

@@ -6,6 +6,7 @@
 //! Invariant: a key is on disk, whole, before anything is sealed with it, and is never replaced.
 
 use crate::StoreError;
+use crate::copies::Files;
 use chacha20poly1305::aead::{Aead as _, Payload};
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
 use std::fmt;
@@ -29,8 +30,17 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
+    /// The key of a state folder. It is made at the first call, and never where there is state that another one sealed.
+    pub fn of(folder: &Path) -> Result<Self, StoreError> {
+        let files = Files::of(folder);
+        if files.is_new() {
+            return Self::read_or_make(&files.key);
+        }
+        Self::read(&files.key)?.ok_or(StoreError::KeyLost { key: files.key, database: files.database })
+    }
+
     /// The key in a file; `None` when there is no file. A file that others could read is closed to them.
-    pub fn read(path: &Path) -> Result<Option<Self>, StoreError> {
+    fn read(path: &Path) -> Result<Option<Self>, StoreError> {
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -47,7 +57,7 @@ impl Key {
     }
 
     /// The key in a file, made at the first call. Of two that make one at once, both get the same.
-    pub fn read_or_make(path: &Path) -> Result<Self, StoreError> {
+    fn read_or_make(path: &Path) -> Result<Self, StoreError> {
         if let Some(key) = Self::read(path)? {
             return Ok(key);
         }

@@ -4,7 +4,7 @@ use crate::copies::{self, Files};
 use crate::{Changes, Documents, Key, StoreError, schema};
 use moat_model::Generation;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,14 +60,11 @@ impl Store {
     /// The same with another patience with a process that has it open.
     pub fn open_within(folder: &Path, patience: Duration) -> Result<Opened, StoreError> {
         let files = Files::of(folder);
-        let written = fs::metadata(&files.database).is_ok_and(|metadata| metadata.len() > 0);
-        if !written && !files.copy.exists() {
-            let key = Key::read_or_make(&files.key)?;
+        let key = Key::of(folder)?;
+        if files.is_new() {
             return Self::open_whole(files, key, patience);
         }
-        let lost = || StoreError::KeyLost { key: files.key.clone(), database: files.database.clone() };
-        let key = Key::read(&files.key)?.ok_or_else(lost)?;
-        let wrong = if written {
+        let wrong = if files.has_state() {
             match Self::open_whole(files.clone(), key.clone(), patience) {
                 Err(error @ (StoreError::Damaged { .. } | StoreError::KeyWrong { .. })) => error,
                 other => return other,

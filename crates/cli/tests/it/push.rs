@@ -223,6 +223,7 @@ fn pushes_wait_for_each_other_and_outlive_whoever_watches() {
         refused.err
     );
     tree.moat(&["git", "init", "--set", "w.TOKEN=for-the-worker"]).ok();
+    assert_eq!(tree.run("grep -rlaF for-the-worker ../state || true").out, "", "it is sealed");
 
     // A watcher that goes away stops nothing, nor does a daemon that is killed.
     let mut push = tree.start_push();

@@ -234,7 +234,8 @@ impl Core {
         let log = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |id| {
             written.send_replace(id);
         })?;
-        let log_begun = log.damaged.map(|aside| format!("the log of events was damaged: a new one was begun; `{}` is the old", aside.display()));
+        let begun = |aside: PathBuf| format!("the log of events was damaged: a new one was begun; `{}` is the old", aside.display());
+        let begun = log.damaged.map(|aside| (EventKind::Problem, begun(aside)));
         let (events, _) = broadcast::channel(8192);
         let mut core = Self {
             policy: engine.network().policy(),
@@ -275,8 +276,8 @@ impl Core {
             leaving: false,
         };
         core.record(EventKind::DaemonStarted, None, format!("Moat {} began to work", env!("CARGO_PKG_VERSION")), json!({ "pid": std::process::id() }));
-        for text in [said, log_begun].into_iter().flatten() {
-            core.tell(EventKind::StateRestored, None, text);
+        for (kind, text) in [said, begun].into_iter().flatten() {
+            core.tell(kind, None, text);
         }
         core.adopt().await;
         Ok(core)
