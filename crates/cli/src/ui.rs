@@ -134,7 +134,7 @@ impl Ui {
     /// A line about what goes on.
     pub fn say(&self, text: &str) {
         // Who watched and went away stops nothing.
-        let _ = writeln!(io::stderr(), "{text}");
+        let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
     }
 
     /// Data as JSON: pretty on one go.

@@ -40,7 +40,7 @@ impl Core {
             .map(|(n, names)| {
                 let names: BTreeMap<Slug, NameEntry> = names
                     .into_iter()
-                    .map(|name| (name.slug, NameEntry { service: name.vip, ready: name.ready.into_iter().collect() }))
+                    .map(|name| (name.slug, NameEntry { service: name.vip, ready: name.ready.into_iter().collect(), hosts: name.hosts }))
                     .collect();
                 (id(n), View::new(names))
             })

@@ -133,7 +133,7 @@ fn address_data(kind: RecordType) -> Option<fn(&AddressPair) -> RData> {
 fn addresses(found: Found<'_>, kind: RecordType, shuffle: u64) -> Vec<RData> {
     let Some(data) = address_data(kind) else { return Vec::new() };
     match found {
-        Found::Service(NameEntry { service, .. }) => vec![data(service)],
+        Found::Service(NameEntry { service: pair, .. }) | Found::Host(pair) => vec![data(pair)],
         Found::Discovery(NameEntry { ready, .. }) => {
             let mut answers: Vec<RData> = ready.iter().map(data).collect();
             mix(&mut answers, shuffle);
@@ -154,7 +154,7 @@ fn private_reverse(request: &Request, question: &Query, view: &View, name: rever
         return reply::negative(request, ResponseCode::NXDomain, soa);
     }
     // A name above a shown address exists, without records (RFC 8020).
-    let Some(slug) = view.name_of(first).filter(|_| range.prefix_len() == range.max_prefix_len()) else {
+    let Some(name_of) = view.name_of(first).filter(|_| range.prefix_len() == range.max_prefix_len()) else {
         return reply::negative(request, ResponseCode::NoError, soa);
     };
     if question.query_type == RecordType::ANY {
@@ -164,7 +164,7 @@ fn private_reverse(request: &Request, question: &Query, view: &View, name: rever
         return reply::negative(request, ResponseCode::NoError, soa);
     }
     Name::root()
-        .prepend_label(slug.as_str())
+        .prepend_label(name_of)
         .map_or_else(|_| reply::empty(request, ResponseCode::ServFail), |target| reply::local(request, vec![RData::PTR(PTR(target))]))
 }
 

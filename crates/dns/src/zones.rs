@@ -44,13 +44,17 @@ pub struct NameEntry {
     pub service: AddressPair,
     /// The ready instances that `NAME-discovery` resolves to; possibly none.
     pub ready: Vec<AddressPair>,
+    /// Instances with a host name of their own, by that name in lower case, ready or not: a program knows its peers by it before
+    /// they take traffic.
+    pub hosts: BTreeMap<String, AddressPair>,
 }
 
 /// The services that an asker may reach: their names, and the reverse names of their addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct View {
     names: BTreeMap<Slug, NameEntry>,
-    reverse: BTreeMap<IpAddr, Slug>,
+    hosts: BTreeMap<String, AddressPair>,
+    reverse: BTreeMap<IpAddr, String>,
 }
 
 /// What a bare label means in a view.
@@ -60,19 +64,28 @@ pub(crate) enum Found<'a> {
     Service(&'a NameEntry),
     /// `NAME-discovery`.
     Discovery(&'a NameEntry),
+    /// An instance's host name.
+    Host(&'a AddressPair),
 }
 
 impl View {
     /// A view of these names.
     pub fn new(names: BTreeMap<Slug, NameEntry>) -> Self {
-        let mut reverse = BTreeMap::new();
+        let (mut hosts, mut reverse) = (BTreeMap::new(), BTreeMap::new());
+        let mut name = |pair: &AddressPair, name: &str| {
+            reverse.insert(IpAddr::V4(pair.v4), name.to_owned());
+            reverse.insert(IpAddr::V6(pair.v6), name.to_owned());
+        };
         for (slug, entry) in &names {
             for pair in std::iter::once(&entry.service).chain(&entry.ready) {
-                reverse.insert(IpAddr::V4(pair.v4), slug.clone());
-                reverse.insert(IpAddr::V6(pair.v6), slug.clone());
+                name(pair, slug.as_str());
+            }
+            for (host, pair) in &entry.hosts {
+                name(pair, host);
+                hosts.insert(host.clone(), *pair);
             }
         }
-        Self { names, reverse }
+        Self { names, hosts, reverse }
     }
 
     /// The names it shows.
@@ -80,17 +93,18 @@ impl View {
         &self.names
     }
 
-    /// Looks a lower-case label up. A service whose own name ends in `-discovery` wins over the discovery name.
+    /// Looks a lower-case label up. A service's own name wins over a discovery name and over an instance's host name.
     pub(crate) fn find(&self, label: &str) -> Option<Found<'_>> {
         if let Some(entry) = self.names.get(label) {
             return Some(Found::Service(entry));
         }
-        self.names.get(label.strip_suffix("-discovery")?).map(Found::Discovery)
+        let discovery = label.strip_suffix("-discovery").and_then(|name| self.names.get(name));
+        discovery.map(Found::Discovery).or_else(|| self.hosts.get(label).map(Found::Host))
     }
 
-    /// The service that has this address.
-    pub(crate) fn name_of(&self, address: IpAddr) -> Option<&Slug> {
-        self.reverse.get(&address)
+    /// Who has this address: an instance's host name, or its service.
+    pub(crate) fn name_of(&self, address: IpAddr) -> Option<&str> {
+        self.reverse.get(&address).map(String::as_str)
     }
 
     /// Whether it shows an address of this range.

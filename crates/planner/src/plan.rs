@@ -52,7 +52,7 @@ pub struct InstanceSpec {
     pub id: InstanceId,
     /// Its service's id.
     pub service: ServiceId,
-    /// Its service's slug: the host name in the sandbox.
+    /// Its service's slug.
     pub slug: Slug,
     /// What it runs for.
     pub purpose: Purpose,
@@ -98,6 +98,21 @@ impl InstanceSpec {
             limits: if build { build_limits(service.limits) } else { service.limits },
             release,
         }
+    }
+
+    /// Its host name in the sandbox, which the private network's DNS knows too.
+    pub fn host_name(&self) -> &str {
+        host_name(&self.workload, self.purpose, &self.id, &self.slug)
+    }
+}
+
+/// An instance's host name. Several of a service may run, and each has a name of its own: its id, as systems that find their peers
+/// by DNS need it (RabbitMQ), and those that name themselves after their host (Celery). Where there is one at a time, since it has
+/// a disk or data, it is the service's slug, which a program may have written into its data.
+pub(crate) fn host_name<'a>(workload: &Workload, purpose: Purpose, id: &'a InstanceId, slug: &'a Slug) -> &'a str {
+    match purpose {
+        Purpose::Serve if workload.disk().is_none() && !workload.is_datastore() => id.as_str(),
+        Purpose::Serve | Purpose::Build | Purpose::PreDeploy | Purpose::Cron | Purpose::Job => slug.as_str(),
     }
 }
 

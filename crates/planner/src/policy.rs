@@ -138,6 +138,8 @@ pub struct DnsName {
     pub vip: AddressPair,
     /// What `LABEL-discovery` stands for: every ready instance.
     pub ready: BTreeSet<AddressPair>,
+    /// The instances that have a host name of their own, ready or not, by that name.
+    pub hosts: BTreeMap<String, AddressPair>,
 }
 
 /// Someone who asks, known by address.
@@ -154,8 +156,16 @@ pub struct DnsAsker {
 /// Who may resolve which names: those of the services that it may reach.
 pub fn dns_view(state: &DesiredState, live: &[LiveInstance]) -> DnsView {
     let mut ready: BTreeMap<&Slug, BTreeSet<AddressPair>> = BTreeMap::new();
-    for instance in live.iter().filter(|i| i.ready && i.purpose == Purpose::Serve) {
-        ready.entry(&instance.slug).or_default().insert(instance.address);
+    let mut hosts: BTreeMap<&Slug, BTreeMap<String, AddressPair>> = BTreeMap::new();
+    for instance in live.iter().filter(|i| i.purpose == Purpose::Serve) {
+        if instance.ready {
+            ready.entry(&instance.slug).or_default().insert(instance.address);
+        }
+        let Some(service) = service_of(state, instance) else { continue };
+        let host = crate::plan::host_name(&service.workload, instance.purpose, &instance.id, &instance.slug);
+        if host != instance.slug.as_str() {
+            hosts.entry(&instance.slug).or_default().insert(host.to_owned(), instance.address);
+        }
     }
     // Two askers of one zone see the same but for the services whose `allowFrom` names one of them.
     let mut allowed: BTreeMap<&Slug, Vec<&Slug>> = BTreeMap::new();
@@ -176,7 +186,9 @@ pub fn dns_view(state: &DesiredState, live: &[LiveInstance]) -> DnsView {
         let class = (zone, is_build(instance.purpose), allowed.get(&instance.slug).map_or(&[][..], Vec::as_slice));
         let zone = *seen.entry(class).or_insert_with(|| {
             let names = visible(state, &peer).filter_map(|s| {
-                Some(DnsName { slug: s.slug.clone(), vip: s.vip?, ready: ready.get(&s.slug).cloned().unwrap_or_default() })
+                Some(DnsName { slug: s.slug.clone(), vip: s.vip?, ready: ready.get(&s.slug).cloned().unwrap_or_default(),
+                    hosts: hosts.get(&s.slug).cloned().unwrap_or_default(),
+                })
             });
             view.zones.push(names.collect());
             view.zones.len() - 1

@@ -220,12 +220,7 @@ impl<'t> Loader<'_, 't> {
                     self.merge(&merge, &mut entries, &mut seen);
                 }
                 // `{{ x }}`: what is wrong with it was said at the key.
-                if entries.is_empty() && wrong {
-                    Kind::Broken
-                } else {
-                    entries.shrink_to_fit();
-                    Kind::Map(entries)
-                }
+                if entries.is_empty() && wrong { Kind::Broken } else { Kind::Map(entries) }
             }
         };
         let node = Node { span, kind };

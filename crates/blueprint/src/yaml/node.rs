@@ -139,6 +139,8 @@ fn resolve(text: &str) -> Plain {
         "true" | "True" | "TRUE" => return Plain::Bool(true),
         "false" | "False" | "FALSE" => return Plain::Bool(false),
         ".nan" | ".NaN" | ".NAN" => return Plain::Float,
+        // Most are words.
+        _ if !text.starts_with(|c: char| matches!(c, '0'..='9' | '+' | '-' | '.')) => return Plain::Text,
         _ => {}
     }
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);

@@ -1,13 +1,17 @@
 //! From character counts to spans.
 
 use moat_model::Span;
+use std::cell::Cell;
 
 /// Characters between two remembered offsets.
 const STRIDE: usize = 32;
 
-/// Knows where the characters and lines of a text are; every answer takes logarithmic time, whatever the text.
+/// Knows where the characters and lines of a text are; every answer takes logarithmic time, whatever the text, and constant time
+/// near the answer before.
 #[derive(Debug)]
 pub(crate) struct Places<'t> {
+    /// The line of the last answer, from 0.
+    last: Cell<usize>,
     /// Byte offset of every [`STRIDE`]th character; empty for ASCII, where bytes are characters.
     offsets: Vec<usize>,
     /// Character index of each line's first character.
@@ -42,7 +46,7 @@ impl<'t> Places<'t> {
             if after_return {
                 lines.push(text.len());
             }
-            return Self { offsets, lines, chars: text.len(), text, skipped: whole - text.len() };
+            return Self { last: Cell::new(0), offsets, lines, chars: text.len(), text, skipped: whole - text.len() };
         }
         for (offset, c) in text.char_indices() {
             if chars % STRIDE == 0 {
@@ -60,7 +64,7 @@ impl<'t> Places<'t> {
         if after_return {
             lines.push(chars);
         }
-        Self { offsets, lines, chars, text, skipped: whole - text.len() }
+        Self { last: Cell::new(0), offsets, lines, chars, text, skipped: whole - text.len() }
     }
 
     /// The text without its mark.
@@ -99,7 +103,7 @@ impl<'t> Places<'t> {
     /// The span from one character index to another, cut to the text.
     pub(crate) fn span(&self, start: usize, end: usize) -> Span {
         let start = start.min(self.chars);
-        let line = self.lines.partition_point(|&l| l <= start).saturating_sub(1);
+        let line = self.line(start);
         let first = self.lines.get(line).copied().unwrap_or_default();
         let start_byte = self.byte(start);
         Span {
@@ -108,6 +112,19 @@ impl<'t> Places<'t> {
             line: u32::try_from(line + 1).unwrap_or(u32::MAX),
             column: u32::try_from(start - first + 1).unwrap_or(u32::MAX),
         }
+    }
+
+    /// The line, from 0, that holds the character with this index. A reader goes from line to line.
+    fn line(&self, index: usize) -> usize {
+        /// How many lines further on are looked at before all are searched.
+        const NEAR: usize = 8;
+        let from = self.last.get();
+        let begins = |line: usize| self.lines.get(line).copied();
+        let near = begins(from).is_some_and(|first| first <= index);
+        let found = near.then(|| (from..from + NEAR).find(|line| begins(line + 1).is_none_or(|next| next > index))).flatten();
+        let line = found.unwrap_or_else(|| self.lines.partition_point(|&first| first <= index).saturating_sub(1));
+        self.last.set(line);
+        line
     }
 
     /// The place after the last character.
@@ -144,6 +161,16 @@ mod tests {
         }
         let end = places.span(999, 1000);
         assert_eq!((end.start, end.end), (text.len(), text.len()));
+    }
+
+    #[test]
+    fn lines_are_found_near_and_far_forwards_and_backwards() {
+        let text = "ab\n\n".repeat(40);
+        let places = Places::new(&text);
+        for at in [0, 1, 2, 3, 4, 40, 7, 159, 0, 158, 160, 161] {
+            let line = text[..at.min(text.len())].matches('\n').count() + 1;
+            assert_eq!(places.span(at, at).line as usize, line, "{at}");
+        }
     }
 
     #[test]

@@ -31,38 +31,69 @@ pub struct Checked {
 
 /// Reads and judges one file.
 pub fn load(file: &Path) -> Result<Checked, CommandError> {
+    let mut checked = read(file)?;
+    checked.judge();
+    Ok(checked)
+}
+
+/// Reads one file; [`Checked::judge`] says the rest.
+pub fn read(file: &Path) -> Result<Checked, CommandError> {
     let file = if file.is_dir() { &file.join("render.yaml") } else { file };
     let bytes = std::fs::read(file).map_err(|error| CommandError::unreadable(file, &error))?;
     let path = std::fs::canonicalize(file).map_err(|error| CommandError::unreadable(file, &error))?;
     let remotes = remotes(path.parent().unwrap_or(Path::new("/")));
-    Ok(judge(file.display().to_string(), path, &bytes, remotes))
+    Ok(parse(file.display().to_string(), path, &bytes, remotes))
 }
 
 /// Reads and judges a text.
 pub fn judge(shown: String, path: PathBuf, bytes: &[u8], remotes: Vec<String>) -> Checked {
-    let Read { blueprint, mut diagnostics } = match std::str::from_utf8(bytes) {
+    let mut checked = parse(shown, path, bytes, remotes);
+    checked.judge();
+    checked
+}
+
+fn parse(shown: String, path: PathBuf, bytes: &[u8], remotes: Vec<String>) -> Checked {
+    let Read { blueprint, diagnostics } = match std::str::from_utf8(bytes) {
         Ok(text) => moat_blueprint::read_beside(text, &remotes),
         Err(_) => moat_blueprint::read_bytes(bytes),
     };
-    diagnostics.extend(moat_planner::check::check(&blueprint));
-    diagnostics.sort_by_key(|d| (d.span.start, d.severity));
     Checked { remotes, shown, path, text: String::from_utf8_lossy(bytes).into_owned(), blueprint, diagnostics }
 }
 
 impl Checked {
+    /// Adds what the file says as a whole.
+    pub fn judge(&mut self) {
+        self.add(moat_planner::check::check(&self.blueprint));
+    }
+
     /// Adds what this machine has to do with it: languages that it does not have.
     pub fn look_around(&mut self) {
+        self.add(self.surroundings());
+    }
+
+    /// What [`Self::judge`] and [`Self::look_around`] add.
+    pub fn judged(&self) -> Vec<Diagnostic> {
+        let mut found = moat_planner::check::check(&self.blueprint);
+        found.extend(self.surroundings());
+        found
+    }
+
+    /// Adds diagnostics, each at its place.
+    pub fn add(&mut self, found: Vec<Diagnostic>) {
+        self.diagnostics.extend(found);
+        self.diagnostics.sort_by_key(|d| (d.span.start, d.severity));
+    }
+
+    fn surroundings(&self) -> Vec<Diagnostic> {
         let mut known: BTreeMap<(NativeRuntime, Option<String>), Option<String>> = BTreeMap::new();
-        let source = self.path.parent().unwrap_or(Path::new("/")).to_owned();
-        let found = moat_planner::languages::notices(&self.blueprint, &mut |Asked { runtime, version: variable, root_dir }| {
+        let source = self.path.parent().unwrap_or(Path::new("/"));
+        moat_planner::languages::notices(&self.blueprint, &mut |Asked { runtime, version: variable, root_dir }| {
             let version = match root_dir {
-                Some(root_dir) => wanted(runtime, variable, &source, root_dir).map(|wanted| wanted.version),
+                Some(root_dir) => wanted(runtime, variable, source, root_dir).map(|wanted| wanted.version),
                 None => variable.map(str::to_owned),
             };
             known.entry((runtime, version)).or_insert_with_key(|(runtime, version)| instead(*runtime, version.as_deref())).clone()
-        });
-        self.diagnostics.extend(found);
-        self.diagnostics.sort_by_key(|d| (d.span.start, d.severity));
+        })
     }
 }
 

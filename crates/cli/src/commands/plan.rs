@@ -1,5 +1,6 @@
 //! `moat plan`.
 
+use super::check::{self, Checked};
 use super::up;
 use crate::args::UpArgs;
 use crate::command_error::CommandError;
@@ -10,51 +11,82 @@ use moat_daemon::client;
 use moat_daemon::protocol::{Event, Request, UpRequest};
 use moat_engine_linux::ServerImages;
 use moat_engine_linux::datastore::Outlook;
-use moat_model::DesiredState;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{ImageOrigin, Workload};
+use moat_model::{DesiredState, Diagnostic};
 use moat_planner::{Plan, Step};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 /// Shows what `up` would do: to what runs, or from nothing.
 pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
-    let checked = up::load(&args.file, ui)?;
-    let request = up::request(&args, &checked)?;
+    let mut checked = check::read(&args.file)?;
+    let request = up::request(&args, &checked);
     let paths = Paths::from_env();
-    let (plan, state, missing) = if client::is_running(&paths).await {
-        let mut talk = client::ask(&paths, &Request::Plan(request)).await?;
-        let (mut found, mut missing) = (None, Vec::new());
-        loop {
-            match talk.next().await? {
-                Some(Event::Planned { plan, state }) => found = Some((*plan, *state)),
-                Some(Event::Missing { values }) => missing = values.into_iter().map(|v| format!("{}.{}", v.owner, v.key)).collect(),
-                Some(Event::Refused { diagnostics }) => diagnostics.iter().for_each(|d| ui.say(&d.rendered)),
-                Some(Event::End { error: Some(failure) }) => {
-                    let error = CommandError::from(failure);
-                    return Err(missing.iter().fold(error, |e, m| e.hint(format!("missing: {m}"))));
-                }
-                Some(Event::End { error: None }) | None => break,
-                Some(_) => {}
-            }
-        }
-        let (plan, state) = found.ok_or_else(|| CommandError::bug("no plan was answered"))?;
-        (plan, state, missing)
-    } else {
-        from_nothing(&request, &checked.blueprint)
+    let running = client::is_running(&paths).await;
+    // Judging and planning read the same blueprint and nothing of each other.
+    let (judged, from_nothing) = std::thread::scope(|scope| {
+        let blueprint = &checked.blueprint;
+        let planner = request.as_ref().ok().filter(|_| !running).map(|request| scope.spawn(move || from_nothing(request, blueprint)));
+        (checked.judged(), planner.map(std::thread::ScopedJoinHandle::join))
+    });
+    checked.add(judged);
+    up::refuse(&checked, ui)?;
+    let (plan, state, missing) = match from_nothing {
+        Some(planned) => planned.map_err(|_| CommandError::bug("planning ended early"))?,
+        None => from_what_runs(&paths, request?, ui).await?,
     };
     if ui.json() {
         ui.print_json(&serde_json::json!({ "plan": plan, "missing": missing }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    for notice in checked.diagnostics.iter().filter(|notice| notice.code == "N0310") {
-        ui.say(&moat_blueprint::render(notice, &checked.shown, &checked.text, ui.color_err()));
-    }
+    say_languages(&checked, ui);
     print(ui, &paths, &plan, &state, &missing);
+    // The process ends here: what was thought needs no taking apart.
+    std::mem::forget((checked, plan, state));
     Ok(ExitCode::SUCCESS)
 }
 
-fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> (Plan, DesiredState, Vec<String>) {
+/// Says which languages come from images, each once.
+fn say_languages(checked: &Checked, ui: &Ui) {
+    let mut said: BTreeMap<&str, (&Diagnostic, usize)> = BTreeMap::new();
+    for notice in checked.diagnostics.iter().filter(|notice| notice.code == "N0310") {
+        said.entry(&notice.message).or_insert((notice, 0)).1 += 1;
+    }
+    let mut said: Vec<_> = said.into_values().collect();
+    said.sort_by_key(|(first, _)| first.span.start);
+    for (first, services) in said {
+        ui.say(moat_blueprint::render(first, &checked.shown, &checked.text, ui.color_err()).trim_end());
+        if services > 1 {
+            ui.say(&ui.paint_err(Tone::Dim, &format!("   the same for {} more", services - 1)));
+        }
+    }
+}
+
+async fn from_what_runs(paths: &Paths, request: UpRequest, ui: &Ui) -> Result<Planned, CommandError> {
+    let mut talk = client::ask(paths, &Request::Plan(request)).await?;
+    let (mut found, mut missing) = (None, Vec::new());
+    loop {
+        match talk.next().await? {
+            Some(Event::Planned { plan, state }) => found = Some((*plan, *state)),
+            Some(Event::Missing { values }) => missing = values.into_iter().map(|v| format!("{}.{}", v.owner, v.key)).collect(),
+            Some(Event::Refused { diagnostics }) => diagnostics.iter().for_each(|d| ui.say(&d.rendered)),
+            Some(Event::End { error: Some(failure) }) => {
+                let error = CommandError::from(failure);
+                return Err(missing.iter().fold(error, |e, m| e.hint(format!("missing: {m}"))));
+            }
+            Some(Event::End { error: None }) | None => break,
+            Some(_) => {}
+        }
+    }
+    let (plan, state) = found.ok_or_else(|| CommandError::bug("no plan was answered"))?;
+    Ok((plan, state, missing))
+}
+
+/// The plan, the state it leads to, and the values that nobody gave.
+type Planned = (Plan, DesiredState, Vec<String>);
+
+fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> Planned {
     let mut memory = moat_planner::memory::Memory::default();
     let outcome = moat_daemon::blueprints::resolve(&[(request, blueprint)], &mut memory, &request.listen);
     let missing = outcome.missing.iter().map(|m| format!("{}.{}", m.owner, m.key)).collect();

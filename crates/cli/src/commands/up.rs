@@ -89,10 +89,16 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     }
 }
 
-/// Reads the file and stops at what can't be run; notices are counted, warnings shown.
+/// Reads the file and looks at it as [`refuse`] does.
 pub fn load(file: &Path, ui: &Ui) -> Result<Checked, CommandError> {
     let mut checked = check::load(file)?;
     checked.look_around();
+    refuse(&checked, ui)?;
+    Ok(checked)
+}
+
+/// Stops at what can't be run; notices are counted, warnings shown.
+pub fn refuse(checked: &Checked, ui: &Ui) -> Result<(), CommandError> {
     if checked.has(&REFUSED) {
         checked.say(ui, &REFUSED);
         return Err(CommandError::usage(format!("`{}` can't be run", checked.shown))
@@ -103,7 +109,7 @@ pub fn load(file: &Path, ui: &Ui) -> Result<Checked, CommandError> {
     if notices > 0 && !ui.json() {
         ui.say(&ui.paint_err(Tone::Dim, &format!("{notices} notices (`moat check {}`)", checked.shown)));
     }
-    Ok(checked)
+    Ok(())
 }
 
 /// The request for a checked file.

@@ -61,6 +61,10 @@ fn names() {
         ("catalog", NS, Empty),
         ("catalog", ANY, Data(&["RFC8482 "])),
         ("cache-discovery", A, Empty),
+        // An instance's host name, which no service's name gives way to.
+        ("SRV-c4-abcde", A, Data(&["10.64.0.14"])),
+        ("srv-c4-abcde", AAAA, Data(&["fd12:3456:789a:100::e"])),
+        ("srv-c4-abcde-discovery", A, Nothing),
         ("old", A, Data(&["10.128.0.13"])),
         ("old-discovery", A, Data(&["10.128.0.12"])),
         ("old-discovery-discovery", A, Data(&["10.64.0.20"])),
@@ -117,6 +121,8 @@ fn reverse_names() {
     for (name, kind, want) in [
         ("9.0.128.10.in-addr.arpa".to_owned(), PTR, Data(&["catalog."])),
         ("11.0.64.10.in-addr.arpa".to_owned(), PTR, Data(&["catalog."])),
+        ("14.0.64.10.in-addr.arpa".to_owned(), PTR, Data(&["srv-c4-abcde."])),
+        (ula(instance(14).v6), PTR, Data(&["srv-c4-abcde."])),
         (ula(service(9).v6), PTR, Data(&["catalog."])),
         (ula(instance(12).v6).to_uppercase(), PTR, Data(&["catalog."])),
         ("9.0.128.10.in-addr.arpa".to_owned(), A, Empty),

@@ -29,15 +29,22 @@ pub fn slug(text: &str) -> Slug {
     Slug::new(text).unwrap()
 }
 
-/// `shop` (10.64.0.1) sees `catalog` (three ready), `cache` (none ready) and `many` (200 ready) and may ask outside;
+/// `shop` (10.64.0.1) sees `catalog` (three ready), `cache` (none ready; instances named `srv-c4-abcde` and, as a service is, `old`) and `many` (200 ready) and may ask outside;
 /// `closed` (10.64.0.2) sees nothing and may not; `local` (127.0.0.1, for real sockets) is like `shop`.
 pub fn zones() -> Zones {
     let names = BTreeMap::from([
-        (slug("catalog"), NameEntry { service: service(9), ready: vec![instance(11), instance(12), instance(13)] }),
-        (slug("cache"), NameEntry { service: service(10), ready: Vec::new() }),
-        (slug("many"), NameEntry { service: service(11), ready: (1000..1200).map(instance).collect() }),
-        (slug("old-discovery"), NameEntry { service: service(12), ready: vec![instance(20)] }),
-        (slug("old"), NameEntry { service: service(13), ready: vec![instance(21)] }),
+        (slug("catalog"), NameEntry { service: service(9), ready: vec![instance(11), instance(12), instance(13)], hosts: BTreeMap::new() }),
+        (
+            slug("cache"),
+            NameEntry {
+                service: service(10),
+                ready: Vec::new(),
+                hosts: BTreeMap::from([("srv-c4-abcde".to_owned(), instance(14)), ("old".to_owned(), instance(15))]),
+            },
+        ),
+        (slug("many"), NameEntry { service: service(11), ready: (1000..1200).map(instance).collect(), hosts: BTreeMap::new() }),
+        (slug("old-discovery"), NameEntry { service: service(12), ready: vec![instance(20)], hosts: BTreeMap::new() }),
+        (slug("old"), NameEntry { service: service(13), ready: vec![instance(21)], hosts: BTreeMap::new() }),
     ]);
     let open = Asker { view: ViewId(0), forward: Forward::All };
     let closed = Asker { view: ViewId(7), forward: Forward::None };

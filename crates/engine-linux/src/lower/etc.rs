@@ -16,14 +16,19 @@ pub(super) fn network(input: &Input<'_>) -> Vec<MountOp> {
     let receives = matches!(instance.workload, Workload::KeyValue(_) | Workload::Postgres(_))
         || instance.purpose == Purpose::Serve
             && instance.env.get("RENDER_SERVICE_TYPE").is_none_or(|kind| matches!(kind.expose(), "web" | "pserv"));
+    let host = instance.host_name();
+    let mut names = if host == instance.slug.as_str() { String::new() } else { format!(" {host}") };
     if image || !receives {
+        names = format!("{names} {}", instance.slug);
+    }
+    if !names.is_empty() {
         for address in [instance.address.v4.to_string(), instance.address.v6.to_string()] {
             // Writing to a text does not fail.
-            let _ = writeln!(hosts, "{address} {}", instance.slug);
+            let _ = writeln!(hosts, "{address}{names}");
         }
     }
     vec![
-        file("/etc/hostname", format!("{}\n", instance.slug)),
+        file("/etc/hostname", format!("{host}\n")),
         file("/etc/hosts", hosts),
         file("/etc/resolv.conf", format!("nameserver {}\noptions ndots:1 timeout:2 attempts:2\n", moat_model::net::GATEWAY_V4)),
     ]

@@ -296,7 +296,7 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
             no_new_privileges: true,
         },
         root: Root { path: input.places.root.clone(), readonly: false },
-        hostname: instance.slug.as_str().to_owned(),
+        hostname: instance.host_name().to_owned(),
         mounts: runtime_mounts(shared_memory(instance)),
         linux: Linux {
             uid_mappings: mapping.clone(),

@@ -68,6 +68,21 @@ fn names_agree(state: &DesiredState, live: &[LiveInstance]) {
         let asker = view.askers.iter().find(|a| a.address == instance.address);
         let found: BTreeSet<&str> = asker.map(|a| view.zones[a.zone].iter().map(|n| n.slug.as_str()).collect()).unwrap_or_default();
         assert_eq!(found, expected, "{} ({:?})", instance.slug, instance.purpose);
+        // Every serving instance of what it sees has a name of its own, but for those of which there is one at a time.
+        let hosts = |name: &moat_planner::policy::DnsName| name.hosts.iter().map(|(host, at)| (host.clone(), *at)).collect::<Vec<_>>();
+        let shown: BTreeSet<(String, AddressPair)> =
+            asker.map(|a| view.zones[a.zone].iter().flat_map(hosts).collect()).unwrap_or_default();
+        let named = |other: &&LiveInstance| {
+            let service = &state.services[&other.slug];
+            other.purpose == Purpose::Serve && !service.kind.is_datastore() && service.workload.disk().is_none()
+        };
+        let named: BTreeSet<(String, AddressPair)> = live
+            .iter()
+            .filter(|other| expected.contains(other.slug.as_str()))
+            .filter(named)
+            .map(|other| (other.id.to_string(), other.address))
+            .collect();
+        assert_eq!(shown, named, "host names that {} sees", instance.slug);
         let egress = verdict(state, &instance.peer(), &Peer::Internet, None).is_allowed();
         assert_eq!(asker.is_some_and(|a| a.forward), egress, "{}", instance.slug);
     }

@@ -307,7 +307,7 @@ impl World {
         let view = dns_view(&self.state, &live);
         let id = |n: usize| ViewId(u32::try_from(n).unwrap());
         let entry =
-            |name: moat_planner::policy::DnsName| (name.slug, NameEntry { service: name.vip, ready: name.ready.into_iter().collect() });
+            |name: moat_planner::policy::DnsName| (name.slug, NameEntry { service: name.vip, ready: name.ready.into_iter().collect(), hosts: name.hosts });
         let views =
             view.zones.into_iter().enumerate().map(|(n, names)| (id(n), View::new(names.into_iter().map(entry).collect()))).collect();
         let mut askers = HashMap::new();
