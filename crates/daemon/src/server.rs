@@ -47,8 +47,24 @@ pub enum DaemonError {
     State(#[from] crate::state::StateError),
 }
 
+/// How a daemon ends that found no room on the disk: its log has none either, so that nothing else can say so (ENOSPC).
+pub const FULL: u8 = 28;
+
+impl DaemonError {
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::State(crate::state::StateError::Store(moat_store::StoreError::Full(_))) => FULL,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FULL,
+            _ => 3,
+        }
+    }
+}
+
 /// A daemon that ends (after `down`) lets the next one in within this time.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Who may not ask is heard out for so long.
+const HEARD_OUT: Duration = Duration::from_secs(5);
 /// Requests longer than this are refused (a blueprint has at most 4 MiB).
 const LONGEST_REQUEST: u64 = 16 << 20;
 
@@ -192,6 +208,8 @@ async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
     let mut reader = BufReader::new(tokio::io::AsyncReadExt::take(read, LONGEST_REQUEST));
     let mut line = String::new();
     if !allowed {
+        // Heard out and not listened to: a connection that is closed with something unread loses its answer.
+        let _ = tokio::time::timeout(HEARD_OUT, skip_line(&mut reader)).await;
         let _ = reply.send(refusal(access::REFUSAL));
     } else if reader.read_line(&mut line).await.is_err() {
         return;
@@ -221,6 +239,21 @@ async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
         text.push(b'\n');
         if write.write_all(&text).await.is_err() || last {
             return;
+        }
+    }
+}
+
+/// Reads to the end of a line and keeps nothing of it.
+async fn skip_line(reader: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> io::Result<()> {
+    loop {
+        let read = reader.fill_buf().await?;
+        let (length, end) = match read.iter().position(|byte| *byte == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (read.len(), read.is_empty()),
+        };
+        reader.consume(length);
+        if end {
+            return Ok(());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `moat __daemon`, the background process itself, and `moat serve`, the same in the foreground. Their output is their log.
 
 use moat_daemon::{Mode, Paths};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 /// Runs until everything is down, or it is told to end.
@@ -25,11 +26,13 @@ pub fn main(mode: Mode) -> ExitCode {
     match runtime.block_on(moat_daemon::run(Paths::from_env(), exe, mode)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            match &error {
-                moat_daemon::DaemonError::Engine(moat_engine::EngineError { hint: Some(hint), .. }) => eprintln!("{error} (hint: {hint})"),
-                error => eprintln!("{}", moat_daemon::chain(error)),
-            }
-            ExitCode::from(3)
+            let text = match &error {
+                moat_daemon::DaemonError::Engine(moat_engine::EngineError { hint: Some(hint), .. }) => format!("{error} (hint: {hint})"),
+                error => moat_daemon::chain(error),
+            };
+            // The log may be on a full disk: the exit code has to do then.
+            let _ = writeln!(std::io::stderr(), "{text}");
+            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -50,7 +50,9 @@ fn print(ui: &Ui, Recorded { id, event }: &Recorded) {
         return;
     }
     let when = time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string();
-    let whom = event.instance.as_ref().or(event.service.as_ref()).map(|whom| format!("{whom}: ")).unwrap_or_default();
+    // As `exec` takes it.
+    let whom: Vec<&str> = event.service.iter().chain(&event.instance).map(String::as_str).collect();
+    let whom = if whom.is_empty() { String::new() } else { format!("{}: ", whom.join("/")) };
     ui.line(&format!("{} {} {whom}{}", ui.paint(Tone::Dim, &when), ui.paint(tone(event.kind), &format!("{:<17}", event.kind.word())), event.message));
 }
 
