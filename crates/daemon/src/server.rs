@@ -1,8 +1,8 @@
 //! The daemon's process: one instance by a lock, the socket, the loop.
 
-use crate::{Paths, access, client};
 use crate::core::{Core, Msg};
 use crate::protocol::{Event, Failure, GREETING, Request};
+use crate::{Paths, access, client};
 use moat_engine_linux::{Config, LinuxEngine, Mirror, ServerImages};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

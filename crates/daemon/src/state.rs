@@ -122,7 +122,8 @@ impl State {
             if state.store.is_new() {
                 let durable = earlier(&before)?;
                 state.save(&durable)?;
-                let text = format!("`{}` was taken over; `{}` keeps it, with secrets in clear: remove it", before.display(), aside.display());
+                let text =
+                    format!("`{}` was taken over; `{}` keeps it, with secrets in clear: remove it", before.display(), aside.display());
                 said = Some((EventKind::Notice, text));
             }
             let moved = fs::set_permissions(&before, Permissions::from_mode(0o600)).and_then(|()| fs::rename(&before, &aside));

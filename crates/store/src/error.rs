@@ -43,7 +43,9 @@ pub enum StoreError {
     #[error("`{0}` does not hold 32 bytes, so it is no key; put the right one back")]
     KeyDamaged(PathBuf),
     /// The state is damaged and there is no whole copy.
-    #[error("`{database}` is damaged ({why}), and there is no whole copy of it: put a backup back, or move `{database}*` away to start anew; instances that run are found again")]
+    #[error(
+        "`{database}` is damaged ({why}), and there is no whole copy of it: put a backup back, or move `{database}*` away to start anew; instances that run are found again"
+    )]
     Damaged {
         /// The state.
         database: PathBuf,

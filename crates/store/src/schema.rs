@@ -53,10 +53,8 @@ mod tests {
     /// What a database of each layout may hold, and what it comes to.
     #[test]
     fn every_layout_becomes_the_newest_and_keeps_its_rows() {
-        let rows: [(&str, i64); 2] = [
-            ("", 0),
-            ("INSERT INTO head VALUES (1, 7, 9, x'00'); INSERT INTO documents VALUES ('deployed', 'web', x'01');", 1),
-        ];
+        let rows: [(&str, i64); 2] =
+            [("", 0), ("INSERT INTO head VALUES (1, 7, 9, x'00'); INSERT INTO documents VALUES ('deployed', 'web', x'01');", 1)];
         for (from, (fill, documents)) in rows.into_iter().enumerate() {
             let mut connection = Connection::open_in_memory().unwrap();
             for step in &STEPS[..from] {

@@ -163,7 +163,9 @@ impl Store {
                     transaction.execute(PUT, params![aggregate, key, sealed]).map_err(fail)?;
                 }
                 None => {
-                    transaction.execute("DELETE FROM documents WHERE aggregate = ?1 AND key = ?2", params![aggregate, key]).map_err(fail)?;
+                    transaction
+                        .execute("DELETE FROM documents WHERE aggregate = ?1 AND key = ?2", params![aggregate, key])
+                        .map_err(fail)?;
                 }
             }
         }
@@ -202,7 +204,9 @@ pub(crate) fn read(connection: &Connection, path: &Path, key: &Key) -> Result<Co
         .query_row("SELECT generation, revision, sealed FROM head", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()
         .map_err(fail)?;
-    let Some((generation, revision, sealed)): Option<(i64, i64, Vec<u8>)> = head else { return Err(damaged("its head is missing".to_owned())) };
+    let Some((generation, revision, sealed)): Option<(i64, i64, Vec<u8>)> = head else {
+        return Err(damaged("its head is missing".to_owned()));
+    };
     if key.open(HEAD, &sealed).as_deref() != Some(SEALED) {
         let key = Files::of(path.parent().unwrap_or(Path::new(""))).key;
         return Err(StoreError::KeyWrong { key, database: path.to_owned() });
@@ -260,7 +264,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap().store;
         store.write(Generation(1), &change("a", "1")).unwrap();
-        store.connection.execute_batch("CREATE TEMP TRIGGER t BEFORE INSERT ON documents WHEN new.key = 'z' BEGIN SELECT raise(ABORT, 'no'); END").unwrap();
+        store
+            .connection
+            .execute_batch("CREATE TEMP TRIGGER t BEFORE INSERT ON documents WHEN new.key = 'z' BEGIN SELECT raise(ABORT, 'no'); END")
+            .unwrap();
         let mut changes = change("b", "2");
         changes.rows.extend(change("z", "3").rows);
         assert!(store.write(Generation(2), &changes).is_err());

@@ -53,7 +53,12 @@ fn print(ui: &Ui, Recorded { id, event }: &Recorded) {
     // As `exec` takes it.
     let whom: Vec<&str> = event.service.iter().chain(&event.instance).map(String::as_str).collect();
     let whom = if whom.is_empty() { String::new() } else { format!("{}: ", whom.join("/")) };
-    ui.line(&format!("{} {} {whom}{}", ui.paint(Tone::Dim, &when), ui.paint(tone(event.kind), &format!("{:<17}", event.kind.word())), event.message));
+    ui.line(&format!(
+        "{} {} {whom}{}",
+        ui.paint(Tone::Dim, &when),
+        ui.paint(tone(event.kind), &format!("{:<17}", event.kind.word())),
+        event.message
+    ));
 }
 
 fn tone(kind: EventKind) -> Tone {

@@ -83,7 +83,7 @@ fn a_full_state_folder_is_said() {
     let Some(host) = host() else { return };
     let file = example(&host, "hello");
     host.sh(&format!(
-        "mkdir -p {0} && mount -t tmpfs -o size=64k none {0} && head -c 60k /dev/zero > {0}/filler",
+        "mkdir -p {0} && mount -t tmpfs -o size=1m none {0} && head -c 1020k /dev/zero > {0}/filler",
         host.path("state").display()
     ))
     .ok();

@@ -189,7 +189,14 @@ fn events_tell_what_happened() {
     assert!(exit["details"]["exit"]["signal"] == 9 || exit["details"]["exit"]["code"] == 137, "{exit}");
 
     // A forbidden flow, once for many packets.
-    host.moat(&["exec", "other", "--", "python3", "-c", "import socket\nfor n in range(200):\n  s=socket.socket(2,2)\n  s.sendto(b'x',('169.254.169.254',80))"]);
+    host.moat(&[
+        "exec",
+        "other",
+        "--",
+        "python3",
+        "-c",
+        "import socket\nfor n in range(200):\n  s=socket.socket(2,2)\n  s.sendto(b'x',('169.254.169.254',80))",
+    ]);
     wait_for("the denied flow", || has(&events(&host, &[]), "denied", "other"));
     let denied = events(&host, &["--kind", "denied"]);
     assert!(denied.len() < 10, "{denied:?}");
@@ -224,11 +231,19 @@ fn events_tell_what_happened() {
 fn row_28_the_socket_hears_root_and_the_group_only() {
     let Some(host) = host() else { return };
     // The group exists on this machine only, with nobody of the real one in it.
-    let group = host.write("group", &format!("{}moat:x:4242:member\n", fs::read_to_string("/etc/group").unwrap().replace("moat:", "was-moat:")));
-    let passwd =
-        host.write("passwd", &format!("{}member:x:4243:4243::/:/bin/sh\n", fs::read_to_string("/etc/passwd").unwrap().replace("member:", "was-member:")));
+    let group =
+        host.write("group", &format!("{}moat:x:4242:member\n", fs::read_to_string("/etc/group").unwrap().replace("moat:", "was-moat:")));
+    let passwd = host.write(
+        "passwd",
+        &format!("{}member:x:4243:4243::/:/bin/sh\n", fs::read_to_string("/etc/passwd").unwrap().replace("member:", "was-member:")),
+    );
     host.sh(&format!("mount --bind {} /etc/group && mount --bind {} /etc/passwd", group.display(), passwd.display())).ok();
-    host.sh(&format!("chmod a+rx {0} && cp {1} {0}/moat-copy && chmod a+rx {0}/moat-copy", host.path("").display(), env!("CARGO_BIN_EXE_moat"))).ok();
+    host.sh(&format!(
+        "chmod a+rx {0} && cp {1} {0}/moat-copy && chmod a+rx {0}/moat-copy",
+        host.path("").display(),
+        env!("CARGO_BIN_EXE_moat")
+    ))
+    .ok();
     let _serves = serve(&host);
     let socket = host.path("run/moat.sock");
     let mode = |socket: &Path| fs::metadata(socket).unwrap().permissions().mode() & 0o777;

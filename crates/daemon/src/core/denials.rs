@@ -130,9 +130,16 @@ mod tests {
         let began = Instant::now();
         let mut flow = Denied::default();
         // Seconds, what the filter counts, whether these are probes of our own, what is recorded.
-        for (second, packets, probes, due) in
-            [(0, 3, false, 3), (1, 5, false, 0), (30, 9, false, 0), (60, 9, false, 6), (61, 9, false, 0), (130, 9, false, 0), (131, 2, false, 2), (200, 4, true, 0)]
-        {
+        for (second, packets, probes, due) in [
+            (0, 3, false, 3),
+            (1, 5, false, 0),
+            (30, 9, false, 0),
+            (60, 9, false, 6),
+            (61, 9, false, 0),
+            (130, 9, false, 0),
+            (131, 2, false, 2),
+            (200, 4, true, 0),
+        ] {
             flow.count(packets, probes);
             assert_eq!(flow.due(began + Duration::from_secs(second)), due, "after {second} s");
         }

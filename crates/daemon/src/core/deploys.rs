@@ -490,7 +490,13 @@ impl Core {
         };
         self.save();
         let detail = if kept { format!("{why}; what ran before stays") } else { why.to_owned() };
-        self.record_of(EventKind::DeployFailed, Some(slug), instance, format!("its deploy failed: {detail}"), json!({ "why": why, "kept": kept }));
+        self.record_of(
+            EventKind::DeployFailed,
+            Some(slug),
+            instance,
+            format!("its deploy failed: {detail}"),
+            json!({ "why": why, "kept": kept }),
+        );
         self.set_phase_with(slug, ServicePhase::Failed, Some(detail), last_lines);
     }
 }

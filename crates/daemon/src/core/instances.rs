@@ -159,7 +159,13 @@ impl Core {
         match result {
             Ok(()) => {
                 let (slug, purpose) = (live.slug.clone(), live.purpose);
-                self.record_of(EventKind::InstanceStarted, Some(&slug), Some(id), format!("it was started ({})", purpose_word(purpose)), json!({ "purpose": purpose }));
+                self.record_of(
+                    EventKind::InstanceStarted,
+                    Some(&slug),
+                    Some(id),
+                    format!("it was started ({})", purpose_word(purpose)),
+                    json!({ "purpose": purpose }),
+                );
                 self.watch_end(id);
                 if self.live.get(id).is_some_and(|l| l.purpose == Purpose::Serve) {
                     self.watch_ready(id);

@@ -231,11 +231,18 @@ impl Core {
     ) -> Result<Self, crate::state::StateError> {
         let (state, durable, said) = State::open(&paths.state)?;
         let (written, newest) = watch::channel(0);
-        let log = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |id| {
+        let opened = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |id| {
             written.send_replace(id);
-        })?;
-        let begun = |aside: PathBuf| format!("the log of events was damaged: a new one was begun; `{}` is the old", aside.display());
-        let begun = log.damaged.map(|aside| (EventKind::Problem, begun(aside)));
+        });
+        // No event is worth a daemon that does not start.
+        let (log, begun) = match opened {
+            Ok(opened) => {
+                let text = |aside: PathBuf| format!("the log of events was damaged: a new one was begun; `{}` is the old", aside.display());
+                (opened.log, opened.damaged.map(text))
+            }
+            Err(error) => (EventLog::none(), Some(format!("no events are recorded: {}", crate::chain(&error)))),
+        };
+        let begun = begun.map(|text| (EventKind::Problem, text));
         let (events, _) = broadcast::channel(8192);
         let mut core = Self {
             policy: engine.network().policy(),
@@ -262,7 +269,7 @@ impl Core {
             names: BTreeMap::new(),
             durable,
             state,
-            writing: record::Writing::new(log.log, newest),
+            writing: record::Writing::new(log, newest),
             serves,
             jobs: Vec::new(),
             closing: BTreeSet::new(),
@@ -275,7 +282,12 @@ impl Core {
             last_said: None,
             leaving: false,
         };
-        core.record(EventKind::DaemonStarted, None, format!("Moat {} began to work", env!("CARGO_PKG_VERSION")), json!({ "pid": std::process::id() }));
+        core.record(
+            EventKind::DaemonStarted,
+            None,
+            format!("Moat {} began to work", env!("CARGO_PKG_VERSION")),
+            json!({ "pid": std::process::id() }),
+        );
         for (kind, text) in [said, begun].into_iter().flatten() {
             core.tell(kind, None, text);
         }

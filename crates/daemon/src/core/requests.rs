@@ -133,7 +133,12 @@ impl Core {
         }
         state.generation = self.durable.generation;
         self.desired = state;
-        self.record(EventKind::Accepted, None, format!("`{}` was accepted", up.file.display()), json!({ "file": up.file, "generation": self.durable.generation }));
+        self.record(
+            EventKind::Accepted,
+            None,
+            format!("`{}` was accepted", up.file.display()),
+            json!({ "file": up.file, "generation": self.durable.generation }),
+        );
         self.forward_events(&reply);
         if up.prune {
             let unnamed = self.durable.kept.values().filter(|kept| kept.blueprint == up.file).map(|kept| kept.slug.clone()).collect();

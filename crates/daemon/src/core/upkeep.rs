@@ -46,7 +46,9 @@ impl Core {
                 }
                 match network.refresh_host_addresses().await {
                     Ok(_) => {}
-                    Err(error) => said.push((EventKind::Problem, format!("the host's addresses could not be read: {}", crate::chain(&error)))),
+                    Err(error) => {
+                        said.push((EventKind::Problem, format!("the host's addresses could not be read: {}", crate::chain(&error))))
+                    }
                 }
                 match network.repair().await {
                     Ok(repairs) => said.extend(repairs.into_iter().map(|text| (EventKind::Repaired, text))),

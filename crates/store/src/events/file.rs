@@ -73,7 +73,8 @@ fn begin(path: &Path) -> Result<Connection, StoreError> {
 }
 
 fn connect(path: &Path, how: OpenFlags) -> Result<Connection, StoreError> {
-    let connection = Connection::open_with_flags(path, how | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(|error| StoreError::of(path, error))?;
+    let connection =
+        Connection::open_with_flags(path, how | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(|error| StoreError::of(path, error))?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(|error| StoreError::of(path, error))?;
     Ok(connection)
 }

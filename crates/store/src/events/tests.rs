@@ -4,7 +4,14 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 fn event(time: i64, kind: EventKind, service: &str) -> NewEvent {
-    NewEvent { time, kind, service: Some(service.to_owned()), instance: None, message: format!("{kind} {time}"), details: json!({ "n": time }) }
+    NewEvent {
+        time,
+        kind,
+        service: Some(service.to_owned()),
+        instance: None,
+        message: format!("{kind} {time}"),
+        details: json!({ "n": time }),
+    }
 }
 
 fn open(path: &Path, bounds: Bounds) -> EventLog {

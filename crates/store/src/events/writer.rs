@@ -106,13 +106,20 @@ impl Writer {
                 .prepare("INSERT INTO events (time, kind, service, instance, message, details) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
             for event in &self.batch {
                 let message = cut(&event.message);
-                newest =
-                    insert.insert(params![event.time, event.kind.word(), event.service, event.instance, message, details(&event.details)])?;
+                newest = insert.insert(params![
+                    event.time,
+                    event.kind.word(),
+                    event.service,
+                    event.instance,
+                    message,
+                    details(&event.details)
+                ])?;
             }
         }
         if self.since_look >= LOOK_EVERY {
             let oldest = self.batch.back().map_or(0, |event| event.time) - self.bounds.age;
-            transaction.execute("DELETE FROM events WHERE id <= ?1 OR time < ?2", params![newest - i64::from(self.bounds.count), oldest])?;
+            transaction
+                .execute("DELETE FROM events WHERE id <= ?1 OR time < ?2", params![newest - i64::from(self.bounds.count), oldest])?;
             self.since_look = 0;
         }
         transaction.commit()?;
