@@ -56,7 +56,13 @@ impl DaemonError {
         match self {
             Self::State(crate::state::StateError::Store(moat_store::StoreError::Full(_))) => FULL,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FULL,
-            _ => 3,
+            Self::Locked(_)
+            | Self::Serves(_)
+            | Self::Io { .. }
+            | Self::Shortcut(_)
+            | Self::Mirrors(_)
+            | Self::Engine(_)
+            | Self::State(_) => 3,
         }
     }
 }

@@ -102,9 +102,20 @@ pub struct State {
     written: Durable,
 }
 
+/// A durable state that was opened.
+#[derive(Debug)]
+pub struct Found {
+    /// To write to.
+    pub state: State,
+    /// What it holds.
+    pub durable: Durable,
+    /// What people should know about how it was found.
+    pub said: Option<(EventKind, String)>,
+}
+
 impl State {
-    /// Opens the state of a folder: the durable state, and what people should know about how it was found.
-    pub fn open(folder: &Path) -> Result<(Self, Durable, Option<(EventKind, String)>), StateError> {
+    /// Opens the state of a folder.
+    pub fn open(folder: &Path) -> Result<Found, StateError> {
         let opened = Store::open(folder)?;
         let mut said = opened.restored.map(|restored| {
             let (why, damaged) = (restored.why, restored.damaged.display());
@@ -130,7 +141,7 @@ impl State {
             moved.map_err(|source| StateError::Before { path: before, source })?;
         }
         let durable = state.written.clone();
-        Ok((state, durable, said))
+        Ok(Found { state, durable, said })
     }
 
     /// Writes what changed since the last time, all or nothing.
@@ -176,7 +187,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_found_and_only_what_changed_is_written() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut state, mut durable, said) = State::open(folder.path()).unwrap();
+        let Found { mut state, mut durable, said } = State::open(folder.path()).unwrap();
         assert_eq!(said, None);
         durable.generation.0 = 3;
         durable.blueprints.insert(PathBuf::from("/app/render.yaml"), up("s3cret"));
@@ -187,7 +198,7 @@ mod tests {
         durable.deploying.clear();
         state.save(&durable).unwrap();
         drop(state);
-        let (_, found, _) = State::open(folder.path()).unwrap();
+        let found = State::open(folder.path()).unwrap().durable;
         assert_eq!(found.generation, Generation(3));
         assert_eq!(found.blueprints, durable.blueprints);
         assert_eq!(found.memory, durable.memory);
@@ -207,7 +218,7 @@ mod tests {
             .to_string()
         };
         fs::write(&before, text("s3cret")).unwrap();
-        let (state, found, said) = State::open(folder.path()).unwrap();
+        let Found { state, durable: found, said } = State::open(folder.path()).unwrap();
         assert!(said.unwrap().1.contains("taken over"));
         assert_eq!((found.generation, found.blueprints.len(), found.deploying.len()), (Generation(7), 1, 1));
         drop(state);
@@ -217,7 +228,7 @@ mod tests {
 
         // One that lies there later is not taken for the state.
         fs::write(&before, "{").unwrap();
-        let (_, found, said) = State::open(folder.path()).unwrap();
+        let Found { durable: found, said, .. } = State::open(folder.path()).unwrap();
         assert_eq!((found.generation, said), (Generation(7), None));
     }
 
@@ -229,6 +240,6 @@ mod tests {
         assert!(matches!(State::open(folder.path()), Err(StateError::BeforeDamaged { .. })));
         assert_eq!(fs::read_to_string(&before).unwrap(), "{");
         fs::write(&before, r#"{"generation": 2}"#).unwrap();
-        assert_eq!(State::open(folder.path()).unwrap().1.generation, Generation(2));
+        assert_eq!(State::open(folder.path()).unwrap().durable.generation, Generation(2));
     }
 }

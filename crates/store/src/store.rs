@@ -76,10 +76,11 @@ impl Store {
             // Neither can be read: what is there stays as it is.
             return Err(wrong);
         }
-        let why = match wrong {
-            StoreError::Damaged { why, .. } => why,
+        let why = if let StoreError::Damaged { why, .. } = wrong {
+            why
+        } else {
             // The copy opens with this key, so the key is right.
-            _ => "it does not open with its key".to_owned(),
+            "it does not open with its key".to_owned()
         };
         copies::restore(&files)?;
         let restored = Some(Restored { why, damaged: files.damaged.clone() });

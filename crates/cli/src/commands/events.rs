@@ -21,7 +21,9 @@ pub async fn run(args: EventsArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         Err(ClientError::NotRunning) if !follow => {
             let filter = EventFilter { service: service.map(|slug| slug.to_string()), kind, since, after: None, last };
             let past = past_events(&paths, &filter).map_err(|error| CommandError::engine(moat_daemon::chain(&error)))?;
-            past.iter().for_each(|event| print(ui, event));
+            for event in &past {
+                print(ui, event);
+            }
             return Ok(ExitCode::SUCCESS);
         }
         other => other?,

@@ -96,10 +96,8 @@ fn run(program: &str, args: &[&str]) -> Result<(), CommandError> {
 /// The unit (systemd.service(5), systemd.kill(5), systemd.resource-control(5)).
 fn unit(exe: &Path, handed_on: &[(&str, String)]) -> Result<String, CommandError> {
     let exe = quoted(&exe.display().to_string())?;
-    let mut environment = String::new();
-    for (name, value) in handed_on {
-        environment.push_str(&format!("Environment={}\n", quoted(&format!("{name}={value}"))?));
-    }
+    let line = |(name, value): &(&str, String)| Ok(format!("Environment={}\n", quoted(&format!("{name}={value}"))?));
+    let environment = handed_on.iter().map(line).collect::<Result<Vec<_>, CommandError>>()?.concat();
     Ok(format!(
         "[Unit]
 Description=Moat, runs services on private networks

@@ -165,7 +165,7 @@ fn events_tell_what_happened() {
     let file = host.write("b/render.yaml", &text("sleep 100000"));
     let file = file.to_str().unwrap();
     host.moat(&["up", "-d", file]).ok();
-    let mut following = host.spawn(&["events", "-f", "--service", "probe", "--output", "json"]);
+    let following = host.spawn(&["events", "-f", "--service", "probe", "--output", "json"]);
     let first = events(&host, &[]);
     for kind in ["daemon-started", "accepted"] {
         assert!(has(&first, kind, ""), "{kind}: {first:?}");

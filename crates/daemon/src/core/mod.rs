@@ -29,7 +29,7 @@ use crate::dataplane::DataPlane;
 use crate::deploy::{Deploy, Deployed};
 use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
-use crate::state::{Durable, State};
+use crate::state::{Durable, Found, State};
 use moat_engine::EngineError;
 use moat_engine_linux::{LinuxEngine, Prepared, Provided};
 use moat_model::policy::NetPolicy;
@@ -229,7 +229,7 @@ impl Core {
         tx: mpsc::UnboundedSender<Msg>,
         serves: bool,
     ) -> Result<Self, crate::state::StateError> {
-        let (state, durable, said) = State::open(&paths.state)?;
+        let Found { state, durable, said } = State::open(&paths.state)?;
         let (written, newest) = watch::channel(0);
         let opened = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |id| {
             written.send_replace(id);

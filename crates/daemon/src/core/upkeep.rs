@@ -47,7 +47,7 @@ impl Core {
                 match network.refresh_host_addresses().await {
                     Ok(_) => {}
                     Err(error) => {
-                        said.push((EventKind::Problem, format!("the host's addresses could not be read: {}", crate::chain(&error))))
+                        said.push((EventKind::Problem, format!("the host's addresses could not be read: {}", crate::chain(&error))));
                     }
                 }
                 match network.repair().await {

@@ -80,22 +80,18 @@ impl Writer {
             };
             self.batch.push_back(event);
         }
-        match self.insert() {
-            Ok(newest) => {
-                self.since_look += self.batch.len();
-                self.batch.clear();
-                (self.written)(newest);
-                true
-            }
-            Err(_) => {
-                // A full disk, mostly: what is here is tried again, what comes meanwhile is counted.
-                if lost > 0 {
-                    self.batch.pop_back();
-                    self.lost.fetch_add(lost, Ordering::Relaxed);
-                }
-                false
-            }
+        if let Ok(newest) = self.insert() {
+            self.since_look += self.batch.len();
+            self.batch.clear();
+            (self.written)(newest);
+            return true;
         }
+        // A full disk, mostly: what is here is tried again, what comes meanwhile is counted.
+        if lost > 0 {
+            self.batch.pop_back();
+            self.lost.fetch_add(lost, Ordering::Relaxed);
+        }
+        false
     }
 
     fn insert(&mut self) -> rusqlite::Result<i64> {

@@ -22,9 +22,11 @@ fn filled(folder: &Path) -> (crate::Texts, crate::Texts) {
     (copied, now)
 }
 
+type Damage = fn(&Path);
+
 #[test]
 fn a_damaged_state_is_replaced_by_its_last_good_copy_and_kept_aside() {
-    let rows: [(&str, fn(&Path)); 4] = [
+    let rows: [(&str, Damage); 4] = [
         ("overwritten", |path| fs::write(path, "x".repeat(9_000)).unwrap()),
         ("emptied", |path| fs::write(path, "").unwrap()),
         ("gone", |path| fs::remove_file(path).unwrap()),

@@ -1,5 +1,5 @@
 //! The store on a real disk: other processes, kills, damage, lost keys.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "these are tests")]
+#![expect(clippy::unwrap_used, reason = "these are tests")]
 
 mod damage;
 mod kill;
