@@ -429,4 +429,6 @@ pub struct MoatSpec {
     pub egress: Option<Spanned<moat_model::Egress>>,
     /// `secretFiles`: (file name, path of the content relative to the blueprint).
     pub secret_files: Vec<(Text, Text)>,
+    /// `start`.
+    pub start: Option<Spanned<moat_model::StartOrder>>,
 }

@@ -63,6 +63,9 @@ pub struct Service {
     pub egress: Egress,
     /// How many instances should be ready (cron jobs: 0, their runs are started by schedule).
     pub instances: u32,
+    /// `x-moat.start`: how several instances start.
+    #[serde(default)]
+    pub start: StartOrder,
     /// Limits of each instance.
     pub limits: Limits,
     /// What runs.
@@ -83,6 +86,17 @@ pub struct Service {
     pub fingerprint: String,
     /// Fingerprint of everything the build is made of, but the source text.
     pub build_fingerprint: String,
+}
+
+/// How several instances of a service start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartOrder {
+    /// All at once.
+    #[default]
+    Together,
+    /// Each once those before it are ready: a system that looks for its peers when it starts finds them.
+    OneByOne,
 }
 
 /// What a service's instances run.

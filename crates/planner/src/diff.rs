@@ -22,7 +22,7 @@ use crate::plan::{InstanceSpec, Plan, Step};
 use crate::policy::{LiveInstance, net_policy};
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
-use moat_model::{DesiredState, InstanceId, Purpose, Service, ServiceKind, Slug};
+use moat_model::{DesiredState, InstanceId, Purpose, Service, ServiceKind, Slug, StartOrder};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Seconds between SIGTERM and SIGKILL for an instance whose service is gone.
@@ -45,6 +45,7 @@ pub struct Situation<'a> {
 /// * Instances whose fingerprint matches stay, whoever started them.
 /// * Others are replaced one at a time: a new one starts, and once it is ready an old one stops. Services with a disk and
 ///   datastores stop the old one first, since two must not share the data.
+/// * Where instances start one by one, the next one starts once all before it are ready.
 /// * Datastores start before the services that may use them.
 /// * Serving instances that ended, were lost, or were left half-made by a start that failed (still preparing) are cleared
 ///   away and replaced. Whoever starts instances beside other work passes those under way as running.
@@ -219,7 +220,7 @@ fn turn<'a>(service: &Service, mine: &[&'a ObservedInstance], situation: Situati
     while count(&old) > wanted.saturating_sub(ready) {
         stop.extend(old.pop());
     }
-    let start = if old.is_empty() {
+    let start = if old.is_empty() && service.start == StartOrder::Together {
         short
     } else if ready == count(&new) {
         // One at a time: the one before is ready.

@@ -186,7 +186,10 @@ pub fn dns_view(state: &DesiredState, live: &[LiveInstance]) -> DnsView {
         let class = (zone, is_build(instance.purpose), allowed.get(&instance.slug).map_or(&[][..], Vec::as_slice));
         let zone = *seen.entry(class).or_insert_with(|| {
             let names = visible(state, &peer).filter_map(|s| {
-                Some(DnsName { slug: s.slug.clone(), vip: s.vip?, ready: ready.get(&s.slug).cloned().unwrap_or_default(),
+                Some(DnsName {
+                    slug: s.slug.clone(),
+                    vip: s.vip?,
+                    ready: ready.get(&s.slug).cloned().unwrap_or_default(),
                     hosts: hosts.get(&s.slug).cloned().unwrap_or_default(),
                 })
             });

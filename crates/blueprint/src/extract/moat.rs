@@ -5,8 +5,8 @@ use super::object::{Obj, text};
 use crate::codes::{E0211, E0216};
 use crate::report::{Path, quoted};
 use crate::spec::MoatSpec;
-use crate::tables::{EGRESS, MOAT};
-use moat_model::{Egress, ServiceKind, Spanned};
+use crate::tables::{EGRESS, MOAT, START_ORDER};
+use moat_model::{Egress, ServiceKind, Spanned, StartOrder};
 use std::collections::BTreeSet;
 
 /// Reads `x-moat` of a service.
@@ -17,6 +17,7 @@ pub(super) fn moat(obj: Obj<'_, '_>, kind: ServiceKind, path: &Path<'_>, cx: &mu
         ("allowFrom", !kind.receives(), "receives nothing"),
         ("egress", !kind.sends(), "opens nothing"),
         ("secretFiles", kind.is_datastore(), "runs no program of yours"),
+        ("start", kind.is_datastore() || kind == ServiceKind::Cron, "never has several instances"),
     ] {
         if idle && let Some((span, path)) = below.place(field, &path) {
             let message = format!("`{field}` has no effect here: a {} {why}", kind.phrase());
@@ -24,7 +25,11 @@ pub(super) fn moat(obj: Obj<'_, '_>, kind: ServiceKind, path: &Path<'_>, cx: &mu
         }
     }
     let allow_from = below.get("allowFrom").and_then(|node| node.items()).map(|_| below.texts("allowFrom"));
-    Some(MoatSpec { allow_from, egress: egress(below, &path, cx), secret_files: secret_files(below, &path, cx) })
+    let start = below.word("start", &START_ORDER).map(|word| {
+        let order = if word.value == "one-by-one" { StartOrder::OneByOne } else { StartOrder::Together };
+        Spanned::new(order, word.span)
+    });
+    Some(MoatSpec { allow_from, egress: egress(below, &path, cx), secret_files: secret_files(below, &path, cx), start })
 }
 
 fn egress(below: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) -> Option<Spanned<Egress>> {

@@ -1,6 +1,6 @@
 //! The small objects inside services.
 
-use super::words::{EGRESS, GENERATION, ROUTE_TYPE, SERVER_PLAN};
+use super::words::{EGRESS, GENERATION, ROUTE_TYPE, SERVER_PLAN, START_ORDER};
 use super::{Item, Object, Shape, field, formats};
 
 const PREVIEW: &str = "Moat makes no preview environments";
@@ -134,6 +134,11 @@ pub(crate) static MOAT: Object = Object::new(
             "secretFiles",
             Shape::TextMap,
             "Files shown at `/etc/secrets/NAME`: file name to the path of its content, relative to the blueprint.",
+        ),
+        field(
+            "start",
+            Shape::Word(&START_ORDER),
+            "Whether instances start `together` (unless said), or `one-by-one`, each once those before it are ready: for systems that look for their peers when they start.",
         ),
     ]],
 );

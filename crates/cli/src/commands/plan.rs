@@ -13,7 +13,7 @@ use moat_engine_linux::ServerImages;
 use moat_engine_linux::datastore::Outlook;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{ImageOrigin, Workload};
-use moat_model::{DesiredState, Diagnostic};
+use moat_model::{DesiredState, Diagnostic, Service, StartOrder};
 use moat_planner::{Plan, Step};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -147,6 +147,7 @@ fn print(ui: &Ui, paths: &Paths, plan: &Plan, state: &DesiredState, missing: &[S
             row("schedule", format!("{schedule} (UTC) · {command}"));
         }
     }
+    let later = later(plan, state);
     for step in &plan.steps {
         rows.push(match step {
             Step::EnsureRouter => vec![
@@ -181,6 +182,13 @@ fn print(ui: &Ui, paths: &Paths, plan: &Plan, state: &DesiredState, missing: &[S
             Step::RemoveRouter => vec![cell(Tone::Bad, "- network"), cell(Tone::Plain, "router namespace"), cell(Tone::Dim, "")],
         });
     }
+    for (slug, count) in later {
+        rows.push(vec![
+            cell(Tone::Good, "+ start"),
+            cell(Tone::Strong, slug),
+            cell(Tone::Dim, format!("{count} more, one after another, each once those before are ready")),
+        ]);
+    }
     if rows.is_empty() {
         ui.line("nothing to do: what runs is what the blueprint says");
     } else {
@@ -192,6 +200,21 @@ fn print(ui: &Ui, paths: &Paths, plan: &Plan, state: &DesiredState, missing: &[S
     for value in missing {
         ui.say(&format!("{} `{value}` is asked for by `up` (`--set {value}=…`)", ui.paint_err(Tone::Warn, "missing:")));
     }
+}
+
+/// Services whose instances start one by one, with how many start after those of the plan.
+fn later<'s>(plan: &Plan, state: &'s DesiredState) -> Vec<(&'s str, usize)> {
+    let starts = |service: &Service| {
+        let of = |step: &&Step| matches!(step, Step::StartInstance { instance } if instance.slug == service.slug);
+        plan.steps.iter().filter(of).count()
+    };
+    let one_by_one = state.services.values().filter(|service| service.start == StartOrder::OneByOne);
+    one_by_one
+        .filter_map(|service| {
+            let (now, wanted) = (starts(service), usize::try_from(service.instances).unwrap_or(usize::MAX));
+            (now > 0 && wanted > now).then(|| (service.slug.as_str(), wanted - now))
+        })
+        .collect()
 }
 
 fn one_line(text: &str) -> String {

@@ -227,3 +227,42 @@ fn the_systems_serve_their_clients_survive_and_are_closed_to_others() {
     host.moat(&["down"]).ok();
     wait_for("the daemon to end", || host.daemon().is_none());
 }
+
+/// Three nodes of one service that find each other by its discovery name, and by the names that their addresses have.
+#[test]
+fn instances_of_rabbitmq_find_each_other_by_dns() {
+    let Some(host) = host() else { return };
+    let layout = layout(&recipes::RABBITMQ).unwrap();
+    let registry = registry(&host, &[("library/rabbitmq:3-management", layout.as_path())]);
+    let file = host.write(
+        "cluster/render.yaml",
+        &format!(
+            "services:\n  - type: pserv\n    name: queue\n    runtime: image\n    plan: standard\n    numInstances: 3\n    image: {{url: '{}'}}\n    x-moat:\n      start: one-by-one\n      secretFiles: {{rabbitmq.conf: rabbitmq.conf}}\n    envVars:\n      - {{key: PORT, value: 5672}}\n      - {{key: RABBITMQ_CONFIG_FILE, value: /etc/secrets/rabbitmq.conf}}\n      - {{key: RABBITMQ_ERLANG_COOKIE, generateValue: true}}\n",
+            registry.reference("library/rabbitmq:3-management")
+        ),
+    );
+    host.write(
+        "cluster/rabbitmq.conf",
+        "cluster_formation.peer_discovery_backend = dns\ncluster_formation.dns.hostname = queue-discovery\n",
+    );
+    let planned = host.moat(&["plan", file.to_str().unwrap()]).ok();
+    assert!(planned.out.contains("2 more, one after another"), "{}", planned.out);
+    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    let ps = host.ps();
+    let instances = service(&ps, "queue")["instances"].as_array().unwrap();
+    let mut ids: Vec<String> = instances.iter().map(|instance| format!("rabbit@{}", instance["id"].as_str().unwrap())).collect();
+    ids.sort();
+    assert_eq!(ids.len(), 3);
+    let running = || {
+        let said = host.moat(&["exec", "queue", "--", "rabbitmqctl", "--quiet", "--formatter", "json", "cluster_status"]);
+        let status: serde_json::Value = serde_json::from_str(&said.out).unwrap_or_default();
+        let mut nodes: Vec<String> =
+            status["running_nodes"].as_array().into_iter().flatten().filter_map(|node| Some(node.as_str()?.to_owned())).collect();
+        nodes.sort();
+        nodes
+    };
+    wait_for("the three to be one cluster", || running() == ids);
+    host.moat(&["verify"]).ok();
+    host.moat(&["down"]).ok();
+    wait_for("the daemon to end", || host.daemon().is_none());
+}

@@ -162,7 +162,8 @@ pub(super) fn mounts(input: &Input<'_>, image: &Facts) -> Vec<MountOp> {
     ops
 }
 
-/// Secret files, which only the user inside reads.
+/// Secret files. Every user of the sandbox reads them: the entry points of many images begin as the superuser and run the server
+/// as another user. Nobody outside comes to this mount.
 pub(super) fn secret_files(input: &Input<'_>, user: u32) -> Vec<MountOp> {
     let files = &input.instance.secret_files;
     let mut ops = Vec::new();
@@ -172,7 +173,7 @@ pub(super) fn secret_files(input: &Input<'_>, user: u32) -> Vec<MountOp> {
     }
     ops.extend(files.iter().map(|(name, content)| {
         let path = Path::new(SECRETS).join(name);
-        MountOp::File { path, mode: 0o400, owner: input.first_id + user, content: content.clone() }
+        MountOp::File { path, mode: 0o444, owner: input.first_id + user, content: content.clone() }
     }));
     ops
 }

@@ -18,7 +18,7 @@ use moat_model::net::RESERVED_PORTS;
 use moat_model::state::{
     Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Source, Workload,
 };
-use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, ZoneId};
+use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, StartOrder, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -140,6 +140,7 @@ impl Assembly<'_, '_> {
                 Egress::None
             },
             instances: instances(spec, kind),
+            start: moat.and_then(|m| m.start.as_ref()).map(|start| start.value).unwrap_or_default(),
             limits,
             workload,
             env,
@@ -192,6 +193,7 @@ impl Assembly<'_, '_> {
             allow_from: None,
             egress: Egress::None,
             instances: 1,
+            start: StartOrder::Together,
             limits,
             workload: Workload::Postgres(database.server.clone()),
             env: BTreeMap::new(),

@@ -257,6 +257,25 @@ fn two_never_share_a_disk_or_data() {
 }
 
 #[test]
+fn what_starts_one_by_one_waits_for_those_before() {
+    let text = "
+services:
+  - {type: pserv, name: queue, runtime: image, image: {url: docker.io/library/rabbitmq:4}, numInstances: 3, x-moat: {start: one-by-one}}
+";
+    let mut scene = Scene::new(text);
+    let starts = |plan: &Plan| plan.steps.iter().filter(|step| matches!(step, Step::StartInstance { .. })).count();
+    for started in 1..=3 {
+        let plan = scene.plan();
+        assert_eq!(starts(&plan), 1);
+        scene.apply(&plan);
+        assert_eq!(scene.observed.instances.len(), started);
+        assert_eq!(starts(&scene.plan()), 0, "the one before is not ready");
+        scene.ready = scene.observed.instances.keys().cloned().collect();
+    }
+    assert_eq!(starts(&scene.plan()), 0);
+}
+
+#[test]
 fn numbers_of_instances() {
     let mut scene = Scene::running(SHOP);
     scene.change("shop", |s| s.instances = 4);

@@ -87,6 +87,7 @@ prop_compose! {
         spec.moat = Some(MoatSpec {
             allow_from: allow.map(|names| names.into_iter().map(spanned).collect()),
             egress: None,
+            start: None,
             secret_files: files.into_iter().map(|(name, path)| (spanned(name), spanned(path))).collect(),
         });
         spec

@@ -70,8 +70,7 @@ fn names_agree(state: &DesiredState, live: &[LiveInstance]) {
         assert_eq!(found, expected, "{} ({:?})", instance.slug, instance.purpose);
         // Every serving instance of what it sees has a name of its own, but for those of which there is one at a time.
         let hosts = |name: &moat_planner::policy::DnsName| name.hosts.iter().map(|(host, at)| (host.clone(), *at)).collect::<Vec<_>>();
-        let shown: BTreeSet<(String, AddressPair)> =
-            asker.map(|a| view.zones[a.zone].iter().flat_map(hosts).collect()).unwrap_or_default();
+        let shown: BTreeSet<(String, AddressPair)> = asker.map(|a| view.zones[a.zone].iter().flat_map(hosts).collect()).unwrap_or_default();
         let named = |other: &&LiveInstance| {
             let service = &state.services[&other.slug];
             other.purpose == Purpose::Serve && !service.kind.is_datastore() && service.workload.disk().is_none()

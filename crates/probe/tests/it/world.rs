@@ -195,6 +195,7 @@ fn service(name: &str, offset: u16, kind: &Shape) -> Service {
             ServiceKind::Postgres => Some(5432),
             ServiceKind::Worker | ServiceKind::Cron | ServiceKind::Static => None,
         },
+        start: moat_model::state::StartOrder::Together,
         allow_from: kind.allow_from.map(|names| names.iter().map(|name| slug(name)).collect()),
         egress: kind.egress.clone(),
         instances: 1,
@@ -306,8 +307,9 @@ impl World {
         self.runtime.block_on(self.network.set_policy(net_policy(&self.state, &live))).unwrap();
         let view = dns_view(&self.state, &live);
         let id = |n: usize| ViewId(u32::try_from(n).unwrap());
-        let entry =
-            |name: moat_planner::policy::DnsName| (name.slug, NameEntry { service: name.vip, ready: name.ready.into_iter().collect(), hosts: name.hosts });
+        let entry = |name: moat_planner::policy::DnsName| {
+            (name.slug, NameEntry { service: name.vip, ready: name.ready.into_iter().collect(), hosts: name.hosts })
+        };
         let views =
             view.zones.into_iter().enumerate().map(|(n, names)| (id(n), View::new(names.into_iter().map(entry).collect()))).collect();
         let mut askers = HashMap::new();
