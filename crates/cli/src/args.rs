@@ -1,6 +1,8 @@
 //! What can be typed.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use moat_daemon::protocol::EventKind;
+use moat_model::Slug;
 use std::path::PathBuf;
 
 /// Runs a team's services on a machine it owns, with private networking that is private by construction.
@@ -116,6 +118,8 @@ pub enum Verb {
     Explain(ExplainArgs),
     /// Show the flows that were denied.
     Denied,
+    /// Show what happened: deploys, ends of instances, denied flows, repairs.
+    Events(EventsArgs),
     /// Prove the private network by real connection attempts.
     Verify(VerifyArgs),
     /// Say everything that is wrong with blueprints.
@@ -124,6 +128,12 @@ pub enum Verb {
     Plan(UpArgs),
     /// Print the JSON Schema of blueprints.
     Schema,
+    /// Run in the foreground, for a service manager; goes on when nothing is to run.
+    Serve,
+    /// Have systemd run `moat serve`, from now on and after a reboot.
+    Install(InstallArgs),
+    /// Undo `install`. What runs goes on, and the state stays.
+    Uninstall,
     /// Show what this machine can do, and what to install.
     Doctor,
     /// Go on as another program: no workload, connection or name is touched.
@@ -180,6 +190,50 @@ pub struct LogsArgs {
     /// Only the last N lines of each instance.
     #[arg(long, short = 'n', value_name = "N")]
     pub tail: Option<usize>,
+}
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Only what happened to this service.
+    #[arg(long, value_name = "SERVICE", value_parser = slug)]
+    pub service: Option<Slug>,
+    /// Only of this kind, such as deploy-failed, instance-exited or denied.
+    #[arg(long, value_name = "KIND")]
+    pub kind: Option<EventKind>,
+    /// Only what happened since then: so long ago (`10m`, `2h`, `3d`), or a time (`2026-11-21T13:00:00Z`).
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    pub since: Option<jiff::Timestamp>,
+    /// Only the last N.
+    #[arg(short = 'n', long = "last", value_name = "N")]
+    pub last: Option<usize>,
+    /// Go on with what happens from now on.
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+fn slug(text: &str) -> Result<Slug, String> {
+    Slug::new(text).map_err(|error| error.to_string())
+}
+
+/// A time, or how long ago.
+fn since(text: &str) -> Result<jiff::Timestamp, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let ago = text.parse::<jiff::Span>().ok().and_then(|ago| jiff::Zoned::now().checked_sub(ago.abs()).ok());
+    ago.map(|time| time.timestamp()).ok_or_else(|| "write it as `10m`, `2h`, `3d` or `2026-11-21T13:00:00Z`".to_owned())
+}
+
+/// Arguments of `install`.
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// Print the unit and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not start it now.
+    #[arg(long)]
+    pub no_start: bool,
 }
 
 /// Arguments of `exec`.

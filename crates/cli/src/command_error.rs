@@ -64,7 +64,9 @@ impl From<ClientError> for CommandError {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::NotRunning => Self::refused(error.to_string()).hint("run a blueprint first: `moat up FILE`"),
-            ClientError::Permission(_) => Self::refused(error.to_string()).hint("run it as root: `sudo moat …`"),
+            ClientError::Permission(_) => {
+                Self::refused(error.to_string()).hint("run it as root (`sudo moat …`), or as a member of the group `moat`")
+            }
             ClientError::NoStart(_) => Self::engine(error.to_string()).hint("`moat doctor` shows what this machine lacks"),
             ClientError::Broken(_) => Self::engine(error.to_string()).hint("what runs goes on; ask again with `moat ps`"),
             ClientError::Foreign(_) => Self::bug(error.to_string()),

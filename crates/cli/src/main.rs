@@ -18,12 +18,18 @@ fn main() -> ExitCode {
     let mut raw = std::env::args_os().skip(1);
     match raw.next().as_deref().and_then(|a| a.to_str()) {
         Some("__monitor") => return moat_engine_linux::monitor::main(&raw.collect::<Vec<_>>()),
-        Some("__daemon") => return commands::daemon::main(),
+        Some("__daemon") => return commands::daemon::main(moat_daemon::Mode::WhileNeeded),
         Some("__dataplane") => return commands::dataplane::main(),
         _ => {}
     }
     let cli = Cli::parse();
     let ui = ui::Ui::new(cli.output, cli.color);
+    if matches!(cli.verb, Verb::Serve) {
+        return match commands::need_root() {
+            Ok(()) => commands::daemon::main(moat_daemon::Mode::Serve),
+            Err(error) => ui.fail(&error),
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return ui.fail(&CommandError::bug(format!("no runtime: {error}"))),
@@ -59,6 +65,10 @@ async fn run(verb: Verb, ui: &ui::Ui) -> Result<ExitCode, CommandError> {
         Verb::Reach(args) => commands::reach::run(args, ui).await,
         Verb::Explain(args) => commands::explain::run(args, ui).await,
         Verb::Denied => commands::denied::run(ui).await,
+        Verb::Events(args) => commands::events::run(args, ui).await,
+        Verb::Serve => Err(CommandError::bug("`serve` has a runtime of its own")),
+        Verb::Install(args) => commands::install::install(&args, ui),
+        Verb::Uninstall => commands::install::uninstall(ui),
         Verb::Verify(args) => commands::verify::run(args, ui).await,
         Verb::Check(args) => commands::check::run(&args, ui),
         Verb::Plan(args) => commands::plan::run(args, ui).await,

@@ -80,6 +80,11 @@ pub async fn ask(paths: &Paths, request: &Request) -> Result<Conversation, Clien
     Ok(Conversation { lines, _write: write })
 }
 
+/// Fails where no daemon answers, or not to this user.
+pub async fn reach(paths: &Paths) -> Result<(), ClientError> {
+    connect(paths).await.map(drop)
+}
+
 /// Whether a daemon answers.
 pub async fn is_running(paths: &Paths) -> bool {
     connect(paths).await.is_ok()
@@ -144,7 +149,13 @@ pub async fn ensure(paths: &Paths, own_exe: &Path) -> Result<(), ClientError> {
             }
             let text = std::fs::read(paths.daemon_log()).unwrap_or_default();
             let said = String::from_utf8_lossy(text.get(usize::try_from(before).unwrap_or(0)..).unwrap_or_default()).trim().to_owned();
-            return Err(ClientError::NoStart(if said.is_empty() { status.to_string() } else { said }));
+            return Err(ClientError::NoStart(match (said.is_empty(), status.code()) {
+                (false, _) => said,
+                (true, Some(code)) if code == i32::from(crate::server::FULL) => {
+                    format!("no space left on the disk of `{}`", paths.state.display())
+                }
+                (true, _) => status.to_string(),
+            }));
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }

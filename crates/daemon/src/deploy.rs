@@ -87,6 +87,8 @@ pub struct Deploy {
     pub start_timeout: Duration,
     /// When the current phase began; of Starting, when the last instance got ready.
     pub since: Instant,
+    /// The log of events says that it began. One that turns out to change nothing is not in it.
+    pub told: bool,
     /// Instances of it that are ready.
     pub ready: usize,
     /// Whether it brings anything else than what ran well before it.

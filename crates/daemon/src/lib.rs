@@ -6,6 +6,7 @@
 //!
 //! Invariant: only the loop changes desired state; every other task reports to it.
 
+pub mod access;
 mod autoscale;
 pub mod blueprints;
 pub mod client;
@@ -21,14 +22,29 @@ mod ready;
 mod scene;
 mod server;
 mod settings;
-mod state_file;
+mod state;
 mod views;
 
 pub use paths::Paths;
-pub use server::{DaemonError, run};
+pub use server::{DaemonError, Mode, run};
+
+/// Events of the log of a Moat that need not run.
+pub fn past_events(paths: &Paths, filter: &moat_store::EventFilter) -> Result<Vec<moat_store::Recorded>, moat_store::StoreError> {
+    moat_store::EventLog::read(&moat_store::EventLog::path(&paths.state), filter)
+}
+
+/// Seals what is kept in a file of the state folder, by this machine's key.
+pub fn seal(paths: &Paths, place: &str, text: &[u8]) -> Result<Vec<u8>, moat_store::StoreError> {
+    moat_store::Key::of(&paths.state)?.seal(place, text)
+}
+
+/// What [`seal`] sealed for this place; `None` where it was not.
+pub fn unseal(paths: &Paths, place: &str, sealed: &[u8]) -> Result<Option<Vec<u8>>, moat_store::StoreError> {
+    Ok(moat_store::Key::of(&paths.state)?.open(place, sealed))
+}
 
 /// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

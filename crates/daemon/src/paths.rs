@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// The two folders of one Moat: durable state, and what a reboot may empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
-    /// Releases, logs, disks, data, `state.json`. `MOAT_STATE_DIR`, else `/var/lib/moat`.
+    /// Releases, logs, disks, data, `moat.db`. `MOAT_STATE_DIR`, else `/var/lib/moat`.
     pub state: PathBuf,
     /// Namespaces, sockets, instance folders. `MOAT_RUN_DIR`, else `/run/moat`.
     pub run: PathBuf,
@@ -36,6 +36,6 @@ impl Paths {
 
     /// The durable state.
     pub fn state_file(&self) -> PathBuf {
-        self.state.join("state.json")
+        self.state.join("moat.db")
     }
 }

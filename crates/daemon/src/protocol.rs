@@ -7,6 +7,7 @@ mod service;
 
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, Purpose, Secret, ServiceKind, Slug};
+pub use moat_store::{EventFilter, EventKind, NewEvent, Recorded};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -82,10 +83,25 @@ pub enum Request {
         /// An absolute path.
         program: PathBuf,
     },
+    /// What happened: answers one [`Event::Recorded`] each.
+    Events {
+        /// Only to this service.
+        service: Option<Slug>,
+        /// Only of this kind.
+        kind: Option<EventKind>,
+        /// Not before this time, in milliseconds since 1970.
+        since: Option<i64>,
+        /// Only so many, the last ones.
+        last: Option<usize>,
+        /// Goes on until the connection ends.
+        follow: bool,
+    },
+    /// The daemon ends and leaves everything running, for another one that takes its place. One of `moat serve` refuses.
+    Leave,
 }
 
 /// `up`'s arguments.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpRequest {
     /// The blueprint, absolute.
     pub file: PathBuf,
@@ -228,6 +244,8 @@ pub enum Event {
         /// Why it failed, when it did.
         error: Option<Failure>,
     },
+    /// Something that happened.
+    Recorded(Recorded),
 }
 
 /// Why a request failed.

@@ -1,8 +1,8 @@
 //! The daemon's process: one instance by a lock, the socket, the loop.
 
-use crate::Paths;
 use crate::core::{Core, Msg};
 use crate::protocol::{Event, Failure, GREETING, Request};
+use crate::{Paths, access, client};
 use moat_engine_linux::{Config, LinuxEngine, Mirror, ServerImages};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -30,6 +30,9 @@ pub enum DaemonError {
         /// Why.
         source: io::Error,
     },
+    /// Another one that serves.
+    #[error("`moat serve` runs with `{0}` already")]
+    Serves(PathBuf),
     /// `MOAT_SHORTCUT` can't be read.
     #[error("`MOAT_SHORTCUT` holds `{0}`: write `on` or `off`")]
     Shortcut(String),
@@ -41,16 +44,47 @@ pub enum DaemonError {
     Engine(#[from] moat_engine::EngineError),
     /// The durable state can't be read.
     #[error(transparent)]
-    State(#[from] crate::state_file::StateError),
+    State(#[from] crate::state::StateError),
+}
+
+/// How a daemon ends that found no room on the disk: its log has none either, so that nothing else can say so (ENOSPC).
+pub const FULL: u8 = 28;
+
+impl DaemonError {
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::State(crate::state::StateError::Store(moat_store::StoreError::Full(_))) => FULL,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FULL,
+            Self::Locked(_)
+            | Self::Serves(_)
+            | Self::Io { .. }
+            | Self::Shortcut(_)
+            | Self::Mirrors(_)
+            | Self::Engine(_)
+            | Self::State(_) => 3,
+        }
+    }
 }
 
 /// A daemon that ends (after `down`) lets the next one in within this time.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Who may not ask is heard out for so long.
+const HEARD_OUT: Duration = Duration::from_secs(5);
 /// Requests longer than this are refused (a blueprint has at most 4 MiB).
 const LONGEST_REQUEST: u64 = 16 << 20;
 
+/// How long the daemon goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// In the background, until everything is down.
+    WhileNeeded,
+    /// In the foreground of a service manager, until it is told to leave. It takes the place of one in the background.
+    Serve,
+}
+
 /// Runs the daemon until everything is down or it is told to leave (SIGTERM: workloads go on).
-pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
+pub async fn run(paths: Paths, own_exe: PathBuf, mode: Mode) -> Result<(), DaemonError> {
     let io_error = |path: &PathBuf| {
         let path = path.clone();
         move |source| DaemonError::Io { path, source }
@@ -58,6 +92,9 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
     for folder in [&paths.state, &paths.run] {
         fs::create_dir_all(folder).map_err(io_error(folder))?;
         fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).map_err(io_error(folder))?;
+    }
+    if mode == Mode::Serve {
+        relieve(&paths).await?;
     }
     let lock_path = paths.lock();
     let mut lock_file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(io_error(&lock_path))?;
@@ -83,23 +120,39 @@ pub async fn run(paths: Paths, own_exe: PathBuf) -> Result<(), DaemonError> {
         own_exe,
     })?;
     let (tx, rx) = mpsc::unbounded_channel();
-    let core = Core::load(paths.clone(), engine, tx.clone()).await?;
+    let core = Core::load(paths.clone(), engine, tx.clone(), mode == Mode::Serve).await?;
 
     let socket = paths.socket();
     // The lock is held, so a socket that lies there is a dead daemon's.
     let _ = fs::remove_file(&socket);
-    let listener = UnixListener::bind(&socket).map_err(io_error(&socket))?;
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).map_err(io_error(&socket))?;
+    let listener = access::listen(&socket).map_err(io_error(&socket))?;
+    if mode == Mode::Serve {
+        // Without systemd there is nobody to tell.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    }
 
     let accept = tokio::spawn(accept(listener, tx.clone()));
     let signals = tokio::spawn(signals(tx));
     core.run(rx).await;
+    if mode == Mode::Serve {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    }
     accept.abort();
     signals.abort();
     let _ = fs::remove_file(&socket);
     // The last answers leave through tasks of their own.
     tokio::time::sleep(Duration::from_millis(50)).await;
     Ok(())
+}
+
+/// Asks one that runs in the background to end; what it runs goes on.
+async fn relieve(paths: &Paths) -> Result<(), DaemonError> {
+    let Ok(mut talk) = client::ask(paths, &Request::Leave).await else { return Ok(()) };
+    match talk.next().await {
+        Ok(Some(Event::End { error: Some(_) })) => Err(DaemonError::Serves(paths.run.clone())),
+        // Otherwise the lock tells whether it went.
+        _ => Ok(()),
+    }
 }
 
 /// Whether packets of open flows may go from link to link: they may unless told otherwise.
@@ -151,9 +204,9 @@ async fn accept(listener: UnixListener, tx: mpsc::UnboundedSender<Msg>) {
     }
 }
 
-/// One request, then its events. Only root and the daemon's own user are heard.
+/// One request, then its events.
 async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
-    let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw());
+    let allowed = access::may_ask(&stream).await;
     let (read, mut write) = stream.into_split();
     let (reply, mut events) = mpsc::unbounded_channel();
     if write.write_all(format!("{GREETING}\n").as_bytes()).await.is_err() {
@@ -162,7 +215,9 @@ async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
     let mut reader = BufReader::new(tokio::io::AsyncReadExt::take(read, LONGEST_REQUEST));
     let mut line = String::new();
     if !allowed {
-        let _ = reply.send(refusal("only root and the user that runs Moat may ask it"));
+        // Heard out and not listened to: a connection that is closed with something unread loses its answer.
+        let _ = tokio::time::timeout(HEARD_OUT, skip_line(&mut reader)).await;
+        let _ = reply.send(refusal(access::REFUSAL));
     } else if reader.read_line(&mut line).await.is_err() {
         return;
     } else {
@@ -191,6 +246,21 @@ async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
         text.push(b'\n');
         if write.write_all(&text).await.is_err() || last {
             return;
+        }
+    }
+}
+
+/// Reads to the end of a line and keeps nothing of it.
+async fn skip_line(reader: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> io::Result<()> {
+    loop {
+        let read = reader.fill_buf().await?;
+        let (length, end) = match read.iter().position(|byte| *byte == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (read.len(), read.is_empty()),
+        };
+        reader.consume(length);
+        if end {
+            return Ok(());
         }
     }
 }

@@ -20,6 +20,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "moat-blueprint", pure: true, may: &["moat-model"], may_in_tests: &[] },
     Crate { name: "moat-planner", pure: true, may: &["moat-model", "moat-blueprint"], may_in_tests: &[] },
     Crate { name: "moat-engine", pure: false, may: &["moat-model", "moat-planner"], may_in_tests: &["moat-testkit"] },
+    Crate { name: "moat-store", pure: false, may: &["moat-model"], may_in_tests: &[] },
     Crate { name: "moat-image", pure: false, may: &[], may_in_tests: &[] },
     Crate { name: "moat-net-linux", pure: false, may: &["moat-model"], may_in_tests: &["moat-blueprint", "moat-planner", "moat-testkit"] },
     Crate {
@@ -56,6 +57,7 @@ const CRATES: &[Crate] = &[
             "moat-dns",
             "moat-ingress",
             "moat-dataplane",
+            "moat-store",
         ],
         may_in_tests: &["moat-testkit"],
     },
@@ -102,6 +104,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("ureq", &["moat-image"]),
     ("hyper*", &["moat-ingress", "moat-daemon", "moat-cli"]),
     ("rusqlite", &["moat-store"]),
+    ("chacha20poly1305", &["moat-store"]),
     ("sqlx", &["moat-store"]),
     ("kube*", &["moat-engine-kube"]),
     ("k8s-openapi", &["moat-engine-kube"]),
@@ -199,6 +202,8 @@ mod tests {
             ("moat-ingress", "netlink-packet-route", None, false),
             ("moat-net-linux", "netlink-packet-route", None, true),
             ("moat-daemon", "rusqlite", None, false),
+            ("moat-store", "rusqlite", None, true),
+            ("moat-store", "moat-planner", None, false),
             ("moat-dns", "moat-ingress", None, false),
         ] {
             let row = CRATES.iter().find(|row| row.name == from).unwrap();

@@ -1,6 +1,7 @@
-//! `moat __daemon`: the background process itself. Its output is its log.
+//! `moat __daemon`, the background process itself, and `moat serve`, the same in the foreground. Their output is their log.
 
-use moat_daemon::Paths;
+use moat_daemon::{Mode, Paths};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 /// Makes stderr the log of this process.
@@ -15,9 +16,9 @@ pub fn log_to_stderr() {
         .init();
 }
 
-/// Runs until everything is down.
+/// Runs until everything is down, or it is told to end.
 #[expect(clippy::print_stderr, reason = "the daemon's stderr is its log file")]
-pub fn main() -> ExitCode {
+pub fn main(mode: Mode) -> ExitCode {
     log_to_stderr();
     let Ok(exe) = std::env::current_exe() else { return ExitCode::from(3) };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
@@ -27,14 +28,16 @@ pub fn main() -> ExitCode {
             return ExitCode::from(3);
         }
     };
-    match runtime.block_on(moat_daemon::run(Paths::from_env(), exe)) {
+    match runtime.block_on(moat_daemon::run(Paths::from_env(), exe, mode)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            match &error {
-                moat_daemon::DaemonError::Engine(moat_engine::EngineError { hint: Some(hint), .. }) => eprintln!("{error} (hint: {hint})"),
-                error => eprintln!("{error}"),
-            }
-            ExitCode::from(3)
+            let text = match &error {
+                moat_daemon::DaemonError::Engine(moat_engine::EngineError { hint: Some(hint), .. }) => format!("{error} (hint: {hint})"),
+                error => moat_daemon::chain(error),
+            };
+            // The log may be on a full disk: the exit code has to do then.
+            let _ = writeln!(std::io::stderr(), "{text}");
+            ExitCode::from(error.exit_code())
         }
     }
 }

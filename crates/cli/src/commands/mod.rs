@@ -10,10 +10,12 @@ pub mod deploys;
 pub mod doctor;
 pub mod down;
 pub mod env;
+pub mod events;
 pub mod exec;
 pub mod explain;
 pub mod git;
 pub mod image;
+pub mod install;
 pub mod logs;
 pub mod plan;
 pub mod ps;
@@ -43,6 +45,17 @@ pub fn need_root() -> Result<(), CommandError> {
         return Ok(());
     }
     Err(CommandError::refused("no permission: Moat makes network namespaces and needs root for that").hint("run it with sudo"))
+}
+
+/// Refuses early and clearly when not root, unless a Moat runs that hears this user.
+pub async fn need_root_or_daemon(paths: &Paths) -> Result<(), CommandError> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    match client::reach(paths).await {
+        Err(ClientError::NotRunning) => need_root(),
+        other => Ok(other?),
+    }
 }
 
 /// Asks and waits for the first event that `pick` takes; a failure at the end is the error.

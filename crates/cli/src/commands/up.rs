@@ -2,7 +2,7 @@
 
 use super::check::{self, Checked};
 use super::logs::Painter;
-use super::{down, need_root, own_exe};
+use super::{down, need_root_or_daemon, own_exe};
 use crate::args::UpArgs;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
@@ -22,9 +22,9 @@ pub const REFUSED: [Severity; 2] = [Severity::Error, Severity::Unsupported];
 /// Runs the blueprint; in the foreground until Ctrl-C.
 pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     let checked = load(&args.file, ui)?;
-    need_root()?;
-    let mut request = request(&args, &checked)?;
     let paths = Paths::from_env();
+    need_root_or_daemon(&paths).await?;
+    let mut request = request(&args, &checked)?;
     client::ensure(&paths, &own_exe()?).await?;
     let mut stop = Stop::new()?;
     let status = loop {

@@ -83,7 +83,7 @@ fn a_full_state_folder_is_said() {
     let Some(host) = host() else { return };
     let file = example(&host, "hello");
     host.sh(&format!(
-        "mkdir -p {0} && mount -t tmpfs -o size=64k none {0} && head -c 60k /dev/zero > {0}/filler",
+        "mkdir -p {0} && mount -t tmpfs -o size=1m none {0} && head -c 1020k /dev/zero > {0}/filler",
         host.path("state").display()
     ))
     .ok();
@@ -93,6 +93,31 @@ fn a_full_state_folder_is_said() {
     host.sh(&format!("rm {}/filler", host.path("state").display()));
     host.moat(&["down"]).ok();
     wait_for("the daemon's end", || host.daemon().is_none());
+}
+
+#[test]
+fn a_change_that_does_not_fit_is_refused_whole_and_fits_later() {
+    let Some(host) = host() else { return };
+    let state = host.path("state").display().to_string();
+    host.sh(&format!("mkdir -p {state} && mount -t tmpfs -o size=300m none {state}")).ok();
+    let file = host.write("b/render.yaml", &blueprint("worker", "sleep 100000"));
+    let file = file.to_str().unwrap();
+    host.moat(&["up", "-d", file]).ok();
+    let pid = |host: &Host| service(&host.ps(), "probe")["instances"][0]["pid"].as_u64().unwrap();
+    let before = pid(&host);
+    host.sh(&format!("head -c 400m /dev/zero > {state}/filler"));
+    // Larger than what the files have room for.
+    let changed = format!("{}{}", blueprint("worker", "sleep 200000"), "# a long comment\n".repeat(150_000));
+    host.write("b/render.yaml", &changed);
+    let refused = host.moat(&["up", "-d", file]);
+    assert!(refused.code == 3 && refused.err.contains("no space left") && refused.err.contains("what ran goes on"), "{}", refused.err);
+    assert_eq!(pid(&host), before);
+    host.sh(&format!("rm {state}/filler")).ok();
+    host.moat(&["up", "-d", file]).ok();
+    assert_ne!(pid(&host), before);
+    host.moat(&["down"]).ok();
+    wait_for("the daemon's end", || host.daemon().is_none());
+    host.sh(&format!("umount {state}")).ok();
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod postgres;
 mod push;
 mod run;
 mod sabotage;
+mod serve;
 mod sites;
 mod stores;
 mod systems;

@@ -223,6 +223,7 @@ fn pushes_wait_for_each_other_and_outlive_whoever_watches() {
         refused.err
     );
     tree.moat(&["git", "init", "--set", "w.TOKEN=for-the-worker"]).ok();
+    assert_eq!(tree.run("grep -rlaF for-the-worker ../state || true").out, "", "it is sealed");
 
     // A watcher that goes away stops nothing, nor does a daemon that is killed.
     let mut push = tree.start_push();
@@ -237,7 +238,7 @@ fn pushes_wait_for_each_other_and_outlive_whoever_watches() {
     // Of those that come while it builds, the last is deployed.
     let second = tree.commit("second", &[("render.yaml", &web("echo second-build", asks))]);
     let waiting = tree.start_push();
-    wait_for("the second push to wait", || tree.run("cat ../state/state.json").out.contains(&second));
+    wait_for("the second push to wait", || host.moat(&["events"]).out.contains(&format!("commit {} waits", &second[..7])));
     let third = tree.commit("third", &[("render.yaml", &web("echo third-build", asks))]);
     let last = tree.start_push();
     let superseded = Said::from(waiting.wait_with_output().unwrap()).ok();

@@ -1,6 +1,7 @@
 //! What becomes of instances.
 
 use super::deploys::engine_words;
+use super::record::purpose_word;
 use super::{Core, Live, Msg};
 use crate::deploy::DeployPhase;
 use crate::protocol::ServicePhase;
@@ -10,6 +11,8 @@ use moat_model::state::InstancePhase;
 use moat_model::{InstanceId, Purpose, Secret, Service, Slug};
 use moat_planner::Step;
 use moat_planner::plan::InstanceSpec;
+use moat_store::EventKind;
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// The longest pause between two starts of a service that keeps ending.
@@ -59,6 +62,8 @@ impl Core {
             match purpose {
                 Purpose::Serve | Purpose::Cron | Purpose::Job if runs => {
                     tracing::info!(%id, "adopted");
+                    let slug = self.live.get(&id).map(|live| live.slug.clone());
+                    self.record_of(EventKind::Adopted, slug.as_ref(), Some(&id), "it was found and goes on", json!({ "pid": found.pid }));
                     self.watch_end(&id);
                     if purpose == Purpose::Serve {
                         self.watch_ready(&id);
@@ -67,6 +72,12 @@ impl Core {
                 Purpose::Serve | Purpose::Cron | Purpose::Job | Purpose::Build | Purpose::PreDeploy => self.stop_instance(&id, 1),
             }
         }
+        // What is not there any more gives its address back; what is there has its address, whatever the state says.
+        let addresses: Vec<_> = self.live.values().map(|live| live.address).collect();
+        for address in &addresses {
+            moat_planner::alloc::adopt(&mut self.durable.memory, *address);
+        }
+        moat_planner::alloc::retain(&mut self.durable.memory, addresses);
     }
 
     /// Starts an instance of its own for a build, a command or a cron run. The policy covers it before it runs.
@@ -184,6 +195,14 @@ impl Core {
         live.since = Instant::now();
         match result {
             Ok(()) => {
+                let (slug, purpose) = (live.slug.clone(), live.purpose);
+                self.record_of(
+                    EventKind::InstanceStarted,
+                    Some(&slug),
+                    Some(id),
+                    format!("it was started ({})", purpose_word(purpose)),
+                    json!({ "purpose": purpose }),
+                );
                 self.watch_end(id);
                 if self.live.get(id).is_some_and(|l| l.purpose == Purpose::Serve) {
                     self.watch_ready(id);
@@ -235,13 +254,23 @@ impl Core {
         if live.stopping {
             return;
         }
+        let turned = live.ready != readiness.ready;
         live.ready = readiness.ready;
         live.was_ready |= readiness.ready;
         live.http_port = readiness.http_port;
         live.listeners = readiness.listeners;
+        let slug = live.slug.clone();
+        if turned {
+            let (kind, message) = match (readiness.ready, &readiness.seen) {
+                (true, _) => (EventKind::Ready, "it takes traffic".to_owned()),
+                (false, Some(seen)) => (EventKind::NotReady, format!("it takes no traffic: {seen}")),
+                (false, None) => (EventKind::NotReady, "it takes no traffic".to_owned()),
+            };
+            self.record_of(kind, Some(&slug), Some(id), message, json!({ "port": readiness.http_port }));
+        }
+        let Some(live) = self.live.get_mut(id) else { return };
         if live.seen != readiness.seen {
             live.seen.clone_from(&readiness.seen);
-            let slug = live.slug.clone();
             if let Some(notice) = readiness.notice {
                 self.notice(Some(&slug), notice);
             }
@@ -261,6 +290,7 @@ impl Core {
         let (slug, purpose, was_stopping, ran) = (live.slug.clone(), live.purpose, live.stopping, live.since.elapsed());
         let fingerprint = live.fingerprint.clone();
         let (code, why) = in_words(phase);
+        self.record_end(id, &slug, purpose, phase, &why, was_stopping);
         if was_stopping {
             self.run_ended(id, code, "was stopped");
         } else {
@@ -312,6 +342,14 @@ impl Core {
         entry.until = Some(Instant::now() + pause);
         let times = entry.restarts;
         self.wake_in(pause);
+        let pause_seconds = pause.as_secs();
+        self.record_of(
+            EventKind::Restarting,
+            Some(slug),
+            Some(id),
+            format!("it {why}; starting again in {pause_seconds} s (restart {times})"),
+            json!({ "restarts": times, "pause_seconds": pause_seconds }),
+        );
         let lines = crate::logs::last_lines(&self.engine.log_path(id), 6);
         self.set_phase_with(
             slug,

@@ -2,6 +2,7 @@
 //!
 //! * [`requests`] – what the command line asks.
 //! * [`pushes`] – which push is deployed, and by which services.
+//! * [`denials`] – denied flows.
 //! * [`deploys`] – a service's way from source to live.
 //! * [`reconcile`] – desired against observed, through a plan.
 //! * [`instances`] – what became of started instances.
@@ -9,15 +10,18 @@
 //! * [`variables`] – the values of its variables.
 //! * [`runs`] – one-off commands and cron runs.
 //! * [`upgrade`] – another program takes over.
+//! * [`record`] – what is written down.
 //! * [`sites`] – the releases of static sites that are served.
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
 
+mod denials;
 mod deploys;
 mod disks;
 mod instances;
 mod pushes;
 mod reconcile;
+mod record;
 mod requests;
 mod resume;
 mod runs;
@@ -35,17 +39,19 @@ use crate::dataplane::DataPlane;
 use crate::deploy::{Ask, Deploy, Deployed};
 use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
-use crate::state_file::Durable;
+use crate::state::{Durable, Found, State};
 use moat_engine::EngineError;
 use moat_engine_linux::{LinuxEngine, Prepared, Provided, Usage};
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, DesiredState, InstanceId, Purpose, Slug};
+use moat_store::{EventKind, EventLog};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, broadcast, mpsc};
+use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
 /// A daemon that has nothing to run ends after this long.
 const IDLE_FOR: Duration = Duration::from_secs(5);
@@ -87,7 +93,7 @@ pub enum Msg {
     /// What the regular upkeep found: repairs and denied flows.
     Upkeep {
         /// Repairs and failures, in words.
-        said: Vec<String>,
+        said: Vec<(EventKind, String)>,
         /// Denied flows, all that are remembered.
         denied: Vec<moat_net_linux::DeniedFlow>,
         /// New ones of these are probes of our own.
@@ -156,21 +162,6 @@ pub struct Backoff {
 /// Source, destination, protocol number and port of a denied flow.
 pub(crate) type FlowKey = (std::net::IpAddr, std::net::IpAddr, u8, u16);
 
-/// How often a flow was denied.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Denied {
-    /// Packets the filter counted.
-    pub(crate) counted: u64,
-    /// Those of them that were probes of our own.
-    pub(crate) probes: u64,
-}
-
-impl Denied {
-    pub(crate) fn packets(self) -> u64 {
-        self.counted.saturating_sub(self.probes)
-    }
-}
-
 /// How many verifications run. While one does, the network is left as it is, and what the filter denies are probes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Probing(std::sync::Arc<std::sync::atomic::AtomicUsize>);
@@ -200,6 +191,10 @@ pub struct Core {
     pub(crate) paths: Paths,
     pub(crate) engine: LinuxEngine,
     pub(crate) durable: Durable,
+    pub(crate) state: State,
+    pub(crate) writing: record::Writing,
+    /// Goes on when there is nothing to run.
+    pub(crate) serves: bool,
     pub(crate) desired: DesiredState,
     pub(crate) deploys: BTreeMap<Slug, Deploy>,
     /// The deploy of each service that waits for its turn.
@@ -228,7 +223,8 @@ pub struct Core {
     pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
     pub(crate) tx: mpsc::UnboundedSender<Msg>,
     pub(crate) waiting: Vec<Waiting>,
-    pub(crate) denied: BTreeMap<FlowKey, Denied>,
+    pub(crate) denied: BTreeMap<FlowKey, denials::Denied>,
+    pub(crate) denials: denials::Budget,
     pub(crate) probing: Probing,
     /// Held while the upkeep works on the network; true once the network is being removed, so that nothing repairs it.
     pub(crate) removed: Arc<Mutex<bool>>,
@@ -279,11 +275,29 @@ pub enum Until {
 
 impl Core {
     /// Reads the durable state, adopts what runs, and returns a loop that is ready to go.
-    pub async fn load(paths: Paths, engine: LinuxEngine, tx: mpsc::UnboundedSender<Msg>) -> Result<Self, crate::state_file::StateError> {
-        let durable = Durable::load(&paths.state_file())?;
+    pub async fn load(
+        paths: Paths,
+        engine: LinuxEngine,
+        tx: mpsc::UnboundedSender<Msg>,
+        serves: bool,
+    ) -> Result<Self, crate::state::StateError> {
+        let Found { state, durable, said } = State::open(&paths.state)?;
+        let (written, newest) = watch::channel(0);
+        let opened = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |id| {
+            written.send_replace(id);
+        });
+        // No event is worth a daemon that does not start.
+        let (log, begun) = match opened {
+            Ok(opened) => {
+                let text = |aside: PathBuf| format!("the log of events was damaged: a new one was begun; `{}` is the old", aside.display());
+                (opened.log, opened.damaged.map(text))
+            }
+            Err(error) => (EventLog::none(), Some(format!("no events are recorded: {}", crate::chain(&error)))),
+        };
+        let begun = begun.map(|text| (EventKind::Problem, text));
         let (events, _) = broadcast::channel(8192);
-        let state = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
-        let dataplane = DataPlane::new(paths.run.clone(), state.join("releases"), tx.clone());
+        let folder = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
+        let dataplane = DataPlane::new(paths.run.clone(), folder.join("releases"), tx.clone());
         let mut core = Self {
             policy: engine.network().policy(),
             paths,
@@ -309,10 +323,14 @@ impl Core {
             tx,
             waiting: Vec::new(),
             denied: BTreeMap::new(),
+            denials: denials::Budget::default(),
             probing: Probing::default(),
             removed: Arc::default(),
             names: BTreeMap::new(),
             durable,
+            state,
+            writing: record::Writing::new(log, newest),
+            serves,
             jobs: Vec::new(),
             closing: BTreeSet::new(),
             sweep: false,
@@ -324,6 +342,15 @@ impl Core {
             last_said: None,
             leaving: false,
         };
+        core.record(
+            EventKind::DaemonStarted,
+            None,
+            format!("Moat {} began to work", env!("CARGO_PKG_VERSION")),
+            json!({ "pid": std::process::id() }),
+        );
+        for (kind, text) in [said, begun].into_iter().flatten() {
+            core.tell(kind, None, text);
+        }
         core.adopt().await;
         Ok(core)
     }
@@ -346,7 +373,7 @@ impl Core {
             }
             if !self.is_idle() {
                 idle_since = Instant::now();
-            } else if idle_since.elapsed() > IDLE_FOR {
+            } else if !self.serves && idle_since.elapsed() > IDLE_FOR {
                 tracing::info!("nothing to run: ending");
                 self.remove_everything().await;
                 break;
@@ -359,9 +386,16 @@ impl Core {
             if self.leaving {
                 break;
             }
+            if self.serves {
+                // Without systemd there is nobody to tell.
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            }
         }
         // The data plane goes on, for the next daemon, unless all was removed.
         upkeep.abort();
+        self.save();
+        let _ = self.state.keep_copy();
+        self.record(EventKind::DaemonStopped, None, "Moat ended; what runs goes on", json!({}));
     }
 
     /// Whether there is nothing to run and nobody to answer: a blueprint was refused, or a second daemon was started in a race.
@@ -395,6 +429,7 @@ impl Core {
 
     /// Moves deploys on, starts due cron runs, reconciles, answers who waited.
     async fn advance(&mut self) {
+        self.go_on_writing();
         self.go_on_closing();
         self.begin_waiting();
         self.step_deploys().await;
@@ -422,12 +457,6 @@ impl Core {
         let _ = self.events.send(event);
     }
 
-    pub(crate) fn notice(&mut self, service: Option<&Slug>, text: impl Into<String>) {
-        let text = text.into();
-        tracing::info!(service = service.map(Slug::as_str), "{text}");
-        self.say(Event::Notice { service: service.cloned(), text });
-    }
-
     pub(crate) fn set_phase(&mut self, slug: &Slug, phase: ServicePhase, detail: Option<String>) {
         self.set_phase_with(slug, phase, detail, Vec::new());
     }
@@ -448,13 +477,6 @@ impl Core {
             .map(|s| s.kind)
             .or_else(|| self.durable.deployed.get(slug).map(|d| d.service.kind))
             .or_else(|| self.phases.get(slug).map(|p| p.kind))
-    }
-
-    /// Writes the durable state; a failure is said and tried again with the next change.
-    pub(crate) fn save(&mut self) {
-        if let Err(error) = self.durable.save(&self.paths.state_file()) {
-            self.notice(None, format!("can't write `{}`: {error}", self.paths.state_file().display()));
-        }
     }
 
     pub(crate) fn wake_in(&self, delay: Duration) {

@@ -15,6 +15,8 @@ use moat_engine::EngineError;
 use moat_model::state::{ImageOrigin, Source, Workload};
 use moat_model::{Service, Slug};
 use moat_planner::push::{Held, PushRule};
+use moat_store::EventKind;
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -41,6 +43,7 @@ impl Core {
         self.save();
         if busy {
             let text = format!("commit {} waits until the deploy before it is over", short(&commit));
+            self.record(EventKind::Notice, None, text.clone(), json!({ "commit": commit }));
             let _ = reply.send(Event::Notice { service: None, text });
         }
     }

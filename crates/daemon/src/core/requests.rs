@@ -7,10 +7,13 @@ use crate::history::DeployCause;
 use crate::protocol::{
     Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, Status, UpRequest,
 };
+use crate::state::Durable;
 use moat_engine::Engine as _;
 use moat_model::state::InstancePhase;
 use moat_model::{DesiredState, Purpose, Slug};
 use moat_planner::Step;
+use moat_store::{EventFilter, EventKind};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,6 +56,15 @@ impl Core {
                 Err(failure) => end(&reply, Some(failure)),
             },
             Request::Upgrade { program } => self.upgrade(program, reply),
+            Request::Events { service, kind, since, last, follow } => {
+                let filter = EventFilter { service: service.map(|slug| slug.to_string()), kind, since, after: None, last };
+                self.answer_events(filter, follow, reply);
+            }
+            Request::Leave if self.serves => end(&reply, Some(Failure::refused("`moat serve` runs here", None))),
+            Request::Leave => {
+                end(&reply, None);
+                self.leaving = true;
+            }
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);
@@ -124,10 +136,22 @@ impl Core {
             end(&reply, Some(Failure { message: crate::chain(&error), hint, exit_code: 3 }));
             return;
         }
-        self.forward_events(&reply);
-        self.take_state(state, &up.file);
+        let mut next = self.next_state(&state, &up.file);
         // Once is enough: what is asked for later may not be forgotten again at a restart.
-        self.durable.blueprints.insert(up.file.clone(), UpRequest { prune: false, ..up.clone() });
+        next.blueprints.insert(up.file.clone(), UpRequest { prune: false, ..up.clone() });
+        if let Err(error) = self.commit(next) {
+            let hint = Some("nothing was changed; what ran goes on".to_owned());
+            end(&reply, Some(Failure { message: crate::chain(&error), hint, exit_code: 3 }));
+            return;
+        }
+        self.forward_events(&reply);
+        self.take_state(state);
+        self.record(
+            EventKind::Accepted,
+            None,
+            format!("`{}` was accepted", up.file.display()),
+            json!({ "file": up.file, "generation": self.durable.generation }),
+        );
         if up.prune {
             let unnamed = self.durable.kept.values().filter(|kept| kept.blueprint == up.file).map(|kept| kept.slug.clone()).collect();
             self.close(&unnamed);
@@ -149,19 +173,25 @@ impl Core {
         self.waiting.push(Waiting { reply, until: Until::Settled { file: up.file } });
     }
 
-    /// Makes a state the desired one; services that `file` no longer names stay.
-    pub(super) fn take_state(&mut self, mut state: DesiredState, file: &Path) {
+    /// The durable state with a state accepted: services that `file` no longer names are kept.
+    pub(super) fn next_state(&self, state: &DesiredState, file: &Path) -> Durable {
+        let mut next = self.durable.clone();
         for (slug, old) in &self.desired.services {
-            if old.blueprint == file && !state.services.contains_key(slug) && !self.durable.kept.contains_key(slug) {
-                self.durable.kept.insert(slug.clone(), old.clone());
+            if old.blueprint == file && !state.services.contains_key(slug) && !next.kept.contains_key(slug) {
+                next.kept.insert(slug.clone(), old.clone());
             }
         }
+        next.kept.retain(|slug, _| !state.services.contains_key(slug));
+        next.generation.0 += 1;
+        next
+    }
+
+    /// Makes a state that was committed the desired one; services that are kept stay in it.
+    pub(super) fn take_state(&mut self, mut state: DesiredState) {
         self.closing.retain(|slug| !state.services.contains_key(slug));
-        self.durable.kept.retain(|slug, _| !state.services.contains_key(slug));
         for (slug, kept) in &self.durable.kept {
             state.services.insert(slug.clone(), kept.clone());
         }
-        self.durable.generation.0 += 1;
         state.generation = self.durable.generation;
         self.desired = state;
         self.follow_blueprints();
@@ -193,6 +223,8 @@ impl Core {
             services.extend(self.live.values().map(|l| l.slug.clone()));
         }
         self.forward_events(&reply);
+        let what = file.map_or_else(|| "everything".to_owned(), |file| format!("`{}`", file.display()));
+        self.record(EventKind::Stopped, None, format!("{what} is being stopped, as asked"), json!({ "services": services }));
         self.close(&services);
         self.forget_pushes(file);
         match file {
@@ -311,9 +343,12 @@ impl Core {
     /// Nothing is left to run: the network goes, and this process with it.
     pub(super) async fn remove_everything(&mut self) {
         self.dataplane.stop().await;
-        // A repair under way ends first, and no other begins: it would make anew what is removed.
-        *self.removed.lock().await = true;
+        // A repair under way ends first, and no other begins: it would make anew what is removed. Who goes on looks again later.
+        let removed = self.removed.clone();
+        let mut removed = removed.lock().await;
+        *removed = !self.serves;
         let result = self.engine.apply(&Step::RemoveRouter).await;
+        drop(removed);
         if let Err(error) = self.engine.collect_fetched(Vec::new(), BTreeSet::new()).await {
             tracing::warn!(%error, "old sources can't be removed");
         }
@@ -323,7 +358,7 @@ impl Core {
         }
         self.policy = Arc::default();
         self.phases.clear();
-        self.leaving = true;
+        self.leaving = !self.serves;
     }
 
     fn is_busy_with(&self, slug: &Slug) -> bool {

@@ -3,6 +3,7 @@
 use super::{Core, Msg};
 use crate::protocol::DeniedFlow;
 use moat_model::{Endpoint, Peer, Proto, Purpose, ServiceKind, Slug, Verdict};
+use moat_store::EventKind;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -40,15 +41,17 @@ impl Core {
                 if looks.is_multiple_of(SWEEP_AFTER)
                     && let Err(error) = network.sweep().await
                 {
-                    said.push(format!("idle flows could not be forgotten: {}", crate::chain(&error)));
+                    said.push((EventKind::Problem, format!("idle flows could not be forgotten: {}", crate::chain(&error))));
                 }
                 match network.refresh_host_addresses().await {
                     Ok(_) => {}
-                    Err(error) => said.push(format!("the host's addresses could not be read: {}", crate::chain(&error))),
+                    Err(error) => {
+                        said.push((EventKind::Problem, format!("the host's addresses could not be read: {}", crate::chain(&error))));
+                    }
                 }
                 match network.repair().await {
-                    Ok(repairs) => said.extend(repairs),
-                    Err(error) => said.push(format!("a repair failed: {}", crate::chain(&error))),
+                    Ok(repairs) => said.extend(repairs.into_iter().map(|text| (EventKind::Repaired, text))),
+                    Err(error) => said.push((EventKind::Problem, format!("a repair failed: {}", crate::chain(&error)))),
                 }
                 let denied = network.denied().await.unwrap_or_default();
                 if probing.now() {
@@ -63,35 +66,14 @@ impl Core {
         })
     }
 
-    pub(super) fn upkeep(&mut self, said: Vec<String>, denied: &[moat_net_linux::DeniedFlow], probes: bool) {
-        for text in said {
+    pub(super) fn upkeep(&mut self, said: Vec<(EventKind, String)>, denied: &[moat_net_linux::DeniedFlow], probes: bool) {
+        for (kind, text) in said {
             if self.last_said.as_ref() != Some(&text) {
-                self.notice(None, text.clone());
+                self.tell(kind, None, text.clone());
                 self.last_said = Some(text);
             }
         }
-        for flow in denied {
-            let key = (flow.from, flow.to, flow.proto, flow.port);
-            let entry = self.denied.entry(key).or_default();
-            let before = entry.packets();
-            // The filter forgets a flow after a while and counts anew.
-            let new = if flow.packets >= entry.counted { flow.packets - entry.counted } else { flow.packets };
-            entry.counted += new;
-            if probes {
-                entry.probes += new;
-            }
-            if before == 0 && entry.packets() > 0 {
-                let words = self.name_denied(flow.from, flow.to, flow.proto, flow.port, flow.packets);
-                let service = self.slug_of(flow.from);
-                self.notice(
-                    service.as_ref(),
-                    format!("denied: {} → {}:{}/{} ({})", words.from, words.to, words.port, words.proto, words.because),
-                );
-            }
-        }
-        if self.denied.len() > 10_000 {
-            self.denied.clear();
-        }
+        self.denied_now(denied, probes);
     }
 
     /// Denied flows with names.
@@ -100,7 +82,7 @@ impl Core {
         counted.map(|((from, to, proto, port), denied)| self.name_denied(*from, *to, *proto, *port, denied.packets())).collect()
     }
 
-    fn name_denied(&self, from: IpAddr, to: IpAddr, proto: u8, port: u16, packets: u64) -> DeniedFlow {
+    pub(super) fn name_denied(&self, from: IpAddr, to: IpAddr, proto: u8, port: u16, packets: u64) -> DeniedFlow {
         let name = |address: IpAddr| self.names.get(&address).cloned().unwrap_or_else(|| address.to_string());
         let because = match (self.peer_of(from), self.peer_of(to)) {
             (Some(a), Some(b)) => {
@@ -128,7 +110,7 @@ impl Core {
         DeniedFlow { from: name(from), to: name(to), proto, port, packets, because }
     }
 
-    fn slug_of(&self, address: IpAddr) -> Option<Slug> {
+    pub(super) fn slug_of(&self, address: IpAddr) -> Option<Slug> {
         match self.peer_of(address)? {
             Peer::Service(slug) | Peer::Build(slug) => Some(slug),
             Peer::Internet | Peer::Ingress | Peer::Host => None,

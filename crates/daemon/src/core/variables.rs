@@ -57,8 +57,14 @@ impl Core {
             return refuse(format!("`{key}` of `{slug}` is what its blueprint writes"), "change it there, and say `moat up`");
         }
         let changed: Vec<Service> = outcome.state.services.values().filter(|service| self.differs(service)).cloned().collect();
-        self.durable.blueprints.insert(up.file.clone(), up.clone());
-        self.take_state(outcome.state, &up.file);
+        let mut next = self.next_state(&outcome.state, &up.file);
+        next.blueprints.insert(up.file.clone(), up.clone());
+        if let Err(error) = self.commit(next) {
+            self.durable.memory = before;
+            let hint = Some("nothing was changed; what ran goes on".to_owned());
+            return end(&reply, Some(Failure { message: crate::chain(&error), hint, exit_code: 3 }));
+        }
+        self.take_state(outcome.state);
         self.followers.push(reply.clone());
         for service in changed {
             let timeout = self.start_timeout(&service.slug);

@@ -20,7 +20,7 @@ use moat_model::Secret;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 /// The file with the settings, in the repository's folder.
 const SETTINGS: &str = "moat.json";
+/// The place that they are sealed for: not the folder's name, which they get before it does.
+const SEALED_FOR: &str = "git settings";
 /// End of the name of a repository's folder.
 const ENDING: &str = ".git";
 /// End of the name of one that is being removed.
@@ -103,16 +105,24 @@ impl Repository {
     /// The repository in this folder.
     fn open(folder: &Path) -> io::Result<Self> {
         let folder = fs::canonicalize(folder)?;
-        let settings = serde_json::from_slice(&fs::read(folder.join(SETTINGS))?)?;
+        let written = fs::read(folder.join(SETTINGS))?;
+        let settings = if written.starts_with(b"{") {
+            // Of a version that wrote them in clear: sealed when they are written next.
+            serde_json::from_slice(&written)?
+        } else {
+            let opened = moat_daemon::unseal(&Paths::from_env(), SEALED_FOR, &written).map_err(io::Error::other)?;
+            serde_json::from_slice(&opened.ok_or_else(|| io::Error::other("its settings were sealed by another key"))?)?
+        };
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self { name: name.strip_suffix(ENDING).unwrap_or(&name).to_owned(), folder, settings })
     }
 
-    /// Writes the settings, whole or not at all; they hold secrets.
+    /// Writes the settings, whole or not at all; they hold secrets and are sealed.
     fn save(folder: &Path, settings: &Settings) -> io::Result<()> {
         let aside = folder.join(format!("{SETTINGS}.new"));
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
-        serde_json::to_writer_pretty(&file, settings)?;
+        let sealed = moat_daemon::seal(&Paths::from_env(), SEALED_FOR, &serde_json::to_vec(settings)?).map_err(io::Error::other)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+        file.write_all(&sealed)?;
         file.sync_all()?;
         fs::rename(aside, folder.join(SETTINGS))
     }

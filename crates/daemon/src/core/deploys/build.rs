@@ -42,6 +42,7 @@ impl Core {
                 deploy.tools = prepared.tools;
                 deploy.go(if sealed { DeployPhase::Built } else { DeployPhase::Waiting });
                 if !sealed {
+                    self.tell_begun(slug);
                     self.set_phase(slug, ServicePhase::Waiting, None);
                 }
                 for text in prepared.notices {

@@ -21,6 +21,8 @@ use moat_engine::EngineError;
 use moat_engine_linux::{BuildRequest, DatastoreRequest, ImageBuildRequest, Origin, Prepared, PullRequest, SiteRequest};
 use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Service, Slug};
+use moat_store::EventKind;
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 impl Core {
@@ -80,6 +82,7 @@ impl Core {
             commit: None,
             previous,
             start_timeout,
+            told: false,
             since: Instant::now(),
             ready: 0,
             changes: true,
@@ -152,6 +155,14 @@ impl Core {
         }
     }
 
+    /// Writes down that a deploy began, once it is known to change something.
+    pub(super) fn tell_begun(&mut self, slug: &Slug) {
+        let Some(deploy) = self.deploys.get_mut(slug).filter(|deploy| !deploy.told) else { return };
+        deploy.told = true;
+        let details = json!({ "deploy": deploy.id, "cause": deploy.cause.words(), "fingerprint": deploy.service.fingerprint });
+        self.record(EventKind::DeployStarted, Some(slug), "its deploy began", details);
+    }
+
     /// Forgets the deploys of a service, and stops the sandbox that runs for it.
     pub(super) fn cancel_deploys(&mut self, slug: &Slug, why: &str) {
         self.durable.deploying.remove(slug);
@@ -161,6 +172,12 @@ impl Core {
         }
         if let Some(deploy) = self.deploys.remove(slug) {
             self.durable.history.end(slug, &deploy.id, DeployState::Canceled, Some(why), now);
+            self.record(
+                EventKind::DeployCancelled,
+                Some(slug),
+                format!("its deploy was given up: {why}"),
+                json!({ "deploy": deploy.id, "why": why }),
+            );
             if let Some(id) = deploy.sandbox().cloned() {
                 self.stop_instance(&id, 1);
             }

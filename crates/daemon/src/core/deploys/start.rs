@@ -6,6 +6,8 @@ use crate::deploy::{DeployPhase, Deployed};
 use crate::history::{DeployCause, DeployState};
 use crate::protocol::ServicePhase;
 use moat_model::{InstanceId, Purpose, ServiceKind, Slug};
+use moat_store::EventKind;
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 impl Core {
@@ -24,11 +26,15 @@ impl Core {
             restarts,
         };
         new.good = before.is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
-        deploy.changes = !new.good;
+        let changes = !new.good;
+        deploy.changes = changes;
         deploy.go(DeployPhase::Starting);
         self.durable.deployed.insert(slug.clone(), new);
         self.backoff.remove(slug);
         self.save();
+        if changes {
+            self.tell_begun(slug);
+        }
         self.set_phase(slug, ServicePhase::Starting, None);
     }
 
@@ -81,6 +87,11 @@ impl Core {
             }
         }
         self.save();
+        if deploy.changes {
+            let (release, commit) = self.deployed(slug).map(|d| (d.release.clone(), d.commit.clone())).unwrap_or_default();
+            let details = json!({ "deploy": deploy.id, "release": release, "commit": commit });
+            self.record(EventKind::DeploySucceeded, Some(slug), "its deploy is live", details);
+        }
         self.set_phase(slug, ServicePhase::Live, None);
         self.sweep = true;
         self.sweep_fetched = true;
@@ -117,6 +128,17 @@ impl Core {
         };
         self.save();
         let detail = if kept { format!("{why}; what ran before stays") } else { why.to_owned() };
+        let (kind, verb) = match state {
+            DeployState::Canceled => (EventKind::DeployCancelled, "was ended"),
+            DeployState::Waiting
+            | DeployState::UnderWay
+            | DeployState::Live
+            | DeployState::Replaced
+            | DeployState::Failed
+            | DeployState::Skipped => (EventKind::DeployFailed, "failed"),
+        };
+        let details = json!({ "deploy": deploy.id, "why": why, "kept": kept });
+        self.record_of(kind, Some(slug), instance, format!("its deploy {verb}: {detail}"), details);
         self.set_phase_with(slug, ServicePhase::Failed, Some(detail), last_lines);
     }
 }

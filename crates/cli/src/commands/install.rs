@@ -1,0 +1,150 @@
+//! `moat install` and `moat uninstall`: `moat serve` as a service of systemd.
+
+use super::{need_root, own_exe};
+use crate::args::InstallArgs;
+use crate::command_error::CommandError;
+use crate::ui::Ui;
+use moat_daemon::Paths;
+use moat_daemon::access::GROUP;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const UNIT: &str = "/etc/systemd/system/moat.service";
+/// There where systemd runs (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
+/// Settings that are handed on to the service as they are now.
+const HANDED_ON: [&str; 7] = [
+    "MOAT_STATE_DIR",
+    "MOAT_RUN_DIR",
+    "MOAT_OCI_RUNTIME",
+    "MOAT_REGISTRY_MIRRORS",
+    "MOAT_POSTGRES_IMAGE",
+    "MOAT_KEYVALUE_IMAGE",
+    "MOAT_SHORTCUT",
+];
+
+/// Writes the unit, the group and the state folder, and starts the service.
+pub fn install(args: &InstallArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
+    let handed_on: Vec<(&str, String)> =
+        HANDED_ON.iter().filter_map(|name| Some((*name, std::env::var(name).ok().filter(|value| !value.is_empty())?))).collect();
+    let unit = unit(&own_exe()?, &handed_on)?;
+    if args.dry_run {
+        ui.line(unit.trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    need_root()?;
+    let state = Paths::from_env().state;
+    fs::create_dir_all(&state)
+        .and_then(|()| fs::set_permissions(&state, Permissions::from_mode(0o711)))
+        .map_err(|error| CommandError::engine(format!("can't make `{}`: {error}", state.display())))?;
+    if nix::unistd::Group::from_name(GROUP).ok().flatten().is_none() {
+        run("groupadd", &["--system", GROUP])?;
+        ui.say(&format!("made the group `{GROUP}`: its members may use Moat without sudo, and so can do all that root can"));
+    }
+    let folder = Path::new(UNIT).parent().unwrap_or(Path::new("/"));
+    let aside = PathBuf::from(format!("{UNIT}.new"));
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(&aside, unit))
+        .and_then(|()| fs::rename(&aside, UNIT))
+        .map_err(|error| CommandError::engine(format!("can't write `{UNIT}`: {error}")))?;
+    ui.say(&format!("wrote {UNIT}"));
+    if !Path::new(BOOTED).exists() {
+        ui.say("systemd does not run here: `systemctl enable --now moat` starts it where it does");
+        return Ok(ExitCode::SUCCESS);
+    }
+    run("systemctl", &["daemon-reload"])?;
+    let enable: &[&str] = if args.no_start { &["enable", "moat"] } else { &["enable", "--now", "moat"] };
+    run("systemctl", enable)?;
+    if !args.no_start {
+        // One that ran before goes by the new unit from now on; what it runs is not touched.
+        run("systemctl", &["restart", "moat"])?;
+        ui.say("`moat serve` runs, and after a reboot it runs again (`journalctl -u moat` is its log)");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops the service and removes the unit.
+pub fn uninstall(ui: &Ui) -> Result<ExitCode, CommandError> {
+    need_root()?;
+    if !Path::new(UNIT).exists() {
+        ui.say("Moat is not installed");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if Path::new(BOOTED).exists() {
+        run("systemctl", &["disable", "--now", "moat"])?;
+    }
+    fs::remove_file(UNIT).map_err(|error| CommandError::engine(format!("can't remove `{UNIT}`: {error}")))?;
+    if Path::new(BOOTED).exists() {
+        run("systemctl", &["daemon-reload"])?;
+    }
+    let state = Paths::from_env().state;
+    ui.say(&format!("removed {UNIT}; what runs goes on (`moat down` stops it), and `{}` and the group `{GROUP}` stay", state.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(program: &str, args: &[&str]) -> Result<(), CommandError> {
+    let shown = format!("{program} {}", args.join(" "));
+    match Command::new(program).args(args).output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(CommandError::engine(format!("`{shown}` failed: {}", String::from_utf8_lossy(&output.stderr).trim()))),
+        Err(error) => Err(CommandError::engine(format!("can't run `{shown}`: {error}"))),
+    }
+}
+
+/// The unit (systemd.service(5), systemd.kill(5), systemd.resource-control(5)).
+fn unit(exe: &Path, handed_on: &[(&str, String)]) -> Result<String, CommandError> {
+    let exe = quoted(&exe.display().to_string())?;
+    let line = |(name, value): &(&str, String)| Ok(format!("Environment={}\n", quoted(&format!("{name}={value}"))?));
+    let environment = handed_on.iter().map(line).collect::<Result<Vec<_>, CommandError>>()?.concat();
+    Ok(format!(
+        "[Unit]
+Description=Moat, runs services on private networks
+After=network-online.target nss-lookup.target
+Wants=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={exe} serve
+{environment}# What runs is not stopped with it, and is found again by the next one.
+KillMode=process
+Restart=always
+RestartSec=1
+TimeoutStartSec=120
+TimeoutStopSec=60
+WatchdogSec=120
+# It keeps the limits of what runs in control groups below its own.
+Delegate=yes
+TasksMax=infinity
+LimitNOFILE=1048576
+OOMPolicy=continue
+
+[Install]
+WantedBy=multi-user.target
+"
+    ))
+}
+
+/// A word of a unit file in quotes: nothing in it is taken for a specifier or an escape.
+fn quoted(text: &str) -> Result<String, CommandError> {
+    if text.chars().any(char::is_control) {
+        return Err(CommandError::usage(format!("{text:?} has no place in a unit file")));
+    }
+    Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_paths_and_values_stay_what_they_are() {
+        let unit = unit(Path::new("/opt/my moat/100%"), &[("MOAT_STATE_DIR", "/a\"b\\c".to_owned())]).unwrap();
+        assert!(unit.contains("ExecStart=\"/opt/my moat/100%%\" serve\n"), "{unit}");
+        assert!(unit.contains("Environment=\"MOAT_STATE_DIR=/a\\\"b\\\\c\"\n"), "{unit}");
+        assert!(quoted("a\nExecStartPre=b").is_err());
+    }
+}
