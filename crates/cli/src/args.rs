@@ -57,6 +57,59 @@ pub enum Verb {
     /// Deploy by `git push`.
     #[command(subcommand)]
     Git(GitVerb),
+    /// Show deploys, past and present.
+    Deploys {
+        /// Only of this service.
+        service: Option<String>,
+    },
+    /// Change what is being deployed.
+    #[command(subcommand)]
+    Deploy(DeployVerb),
+    /// Go back to an earlier release of a service.
+    Rollback {
+        /// The service.
+        service: String,
+        /// The deploy that brought the release (`moat deploys`); the last that differs from what runs unless said.
+        deploy: Option<String>,
+    },
+    /// Start a service anew with the release that it has, one instance at a time.
+    Restart {
+        /// The service.
+        service: String,
+    },
+    /// Run so many instances of a service, whatever its blueprint says.
+    Scale {
+        /// The service.
+        service: String,
+        /// How many; without it, as many as the blueprint says.
+        instances: Option<u32>,
+    },
+    /// Stop a service until it is resumed.
+    Suspend {
+        /// The service.
+        service: String,
+    },
+    /// Deploy a suspended service again.
+    Resume {
+        /// The service.
+        service: String,
+    },
+    /// Let a page answer the public instead of a web service, which goes on running.
+    Maintenance {
+        /// The service.
+        service: String,
+        /// Whether.
+        mode: Mode,
+        /// The page, an HTML file; Moat's own unless said.
+        #[arg(long, value_name = "FILE")]
+        page: Option<PathBuf>,
+    },
+    /// Run a command in an instance of its own, with a service's release and environment, or a cron job now. Its exit code is
+    /// the command's.
+    Run(RunArgs),
+    /// Show and change the variables of a service.
+    #[command(subcommand)]
+    Env(EnvVerb),
     /// Show who reaches whom.
     Reach(ReachArgs),
     /// Say whether one peer reaches another, and by which rule.
@@ -137,6 +190,74 @@ pub struct ExecArgs {
     /// The command.
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
+}
+
+/// What can be done with deploys.
+#[derive(Debug, Subcommand)]
+pub enum DeployVerb {
+    /// End the deploy of a service that is under way. What ran before goes on; a deploy that waits is next.
+    Cancel {
+        /// The service.
+        service: String,
+    },
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The service.
+    pub service: String,
+    /// Return as soon as it is started; its output is in `moat logs`.
+    #[arg(long, short)]
+    pub detach: bool,
+    /// The command; several words are taken as they are, a single one is read by a shell. None runs a cron job now.
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// What can be done with variables.
+#[derive(Debug, Subcommand)]
+pub enum EnvVerb {
+    /// Show the variables of a service.
+    List {
+        /// The service.
+        service: String,
+        /// With their values.
+        #[arg(long)]
+        show: bool,
+    },
+    /// Print the value of a variable.
+    Get {
+        /// The service.
+        service: String,
+        /// The variable.
+        key: String,
+    },
+    /// Give variables values, and deploy what they change. They stay until they are taken away, or their blueprint writes others.
+    Set {
+        /// The service.
+        service: String,
+        /// Each variable. Without `=`, its value is read from standard input.
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        values: Vec<String>,
+    },
+    /// Take variables away, and deploy what that changes.
+    Unset {
+        /// The service.
+        service: String,
+        /// Each variable.
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
 }
 
 /// What can be done with images.

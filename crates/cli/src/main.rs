@@ -7,9 +7,10 @@ mod command_error;
 mod commands;
 mod ui;
 
-use args::{Cli, Verb};
+use args::{Cli, DeployVerb, Verb};
 use clap::Parser as _;
 use command_error::CommandError;
+use moat_daemon::protocol::ServiceVerb;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -45,6 +46,16 @@ async fn run(verb: Verb, ui: &ui::Ui) -> Result<ExitCode, CommandError> {
         Verb::Exec(args) => commands::exec::run(args).await,
         Verb::Image(verb) => commands::image::run(verb, ui).await,
         Verb::Git(verb) => commands::git::run(verb, ui).await,
+        Verb::Deploys { service } => commands::deploys::list(service, ui).await,
+        Verb::Deploy(DeployVerb::Cancel { service }) => commands::service::run(service, ServiceVerb::CancelDeploy, ui).await,
+        Verb::Rollback { service, deploy } => commands::service::run(service, ServiceVerb::Rollback { deploy }, ui).await,
+        Verb::Restart { service } => commands::service::run(service, ServiceVerb::Restart, ui).await,
+        Verb::Scale { service, instances } => commands::service::run(service, ServiceVerb::Scale { instances }, ui).await,
+        Verb::Suspend { service } => commands::service::run(service, ServiceVerb::Suspend, ui).await,
+        Verb::Resume { service } => commands::service::run(service, ServiceVerb::Resume, ui).await,
+        Verb::Maintenance { service, mode, page } => commands::service::maintenance(service, mode, page.as_deref(), ui).await,
+        Verb::Run(args) => commands::run::run(args, ui).await,
+        Verb::Env(verb) => commands::env::run(verb, ui).await,
         Verb::Reach(args) => commands::reach::run(args, ui).await,
         Verb::Explain(args) => commands::explain::run(args, ui).await,
         Verb::Denied => commands::denied::run(ui).await,

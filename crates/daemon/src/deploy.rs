@@ -1,5 +1,6 @@
 //! One deploy of one service, and what is deployed.
 
+use crate::history::DeployCause;
 use moat_engine_linux::MissingTool;
 use moat_model::{InstanceId, Service};
 use serde::{Deserialize, Serialize};
@@ -19,16 +20,40 @@ pub struct Deployed {
     pub hook_ran: bool,
     /// All instances were ready once.
     pub good: bool,
+    /// How often its service was started anew by `moat restart`.
+    #[serde(default)]
+    pub restarts: u64,
 }
 
 impl Deployed {
-    /// What an instance of it is made of: definition and source.
+    /// What an instance of it is made of: definition, source and how often it was started anew.
     pub fn fingerprint(&self) -> String {
-        match &self.release {
-            Some(release) => format!("{}+{release}", self.service.fingerprint),
-            None => self.service.fingerprint.clone(),
+        let mut text = self.service.fingerprint.clone();
+        if let Some(release) = &self.release {
+            text.push('+');
+            text.push_str(release);
         }
+        if self.restarts > 0 {
+            text.push('~');
+            text.push_str(&self.restarts.to_string());
+        }
+        text
     }
+}
+
+/// A deploy that somebody asks for.
+#[derive(Debug)]
+pub struct Ask {
+    /// Its record's id.
+    pub id: String,
+    /// The definition wanted.
+    pub service: Service,
+    /// Why.
+    pub cause: DeployCause,
+    /// How long an instance may take until it is ready.
+    pub start_timeout: Duration,
+    /// What to start, where nothing is to be built.
+    pub ready_made: Option<Deployed>,
 }
 
 /// A deploy under way.
@@ -42,8 +67,12 @@ impl Deployed {
 /// it needs one, to Starting.
 #[derive(Debug)]
 pub struct Deploy {
+    /// Its record's id.
+    pub id: String,
     /// The definition wanted.
     pub service: Service,
+    /// Why.
+    pub cause: DeployCause,
     /// Where it is.
     pub phase: DeployPhase,
     /// The release, once prepared.
@@ -56,8 +85,12 @@ pub struct Deploy {
     pub previous: Option<Deployed>,
     /// How long an instance may take until it is ready.
     pub start_timeout: Duration,
-    /// When the current phase began.
+    /// When the current phase began; of Starting, when the last instance got ready.
     pub since: Instant,
+    /// Instances of it that are ready.
+    pub ready: usize,
+    /// Whether it brings anything else than what ran well before it.
+    pub changes: bool,
 }
 
 /// The phases of [`Deploy`].

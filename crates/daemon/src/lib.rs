@@ -6,18 +6,21 @@
 //!
 //! Invariant: only the loop changes desired state; every other task reports to it.
 
+mod autoscale;
 pub mod blueprints;
 pub mod client;
 mod core;
 mod cron;
 mod dataplane;
 mod deploy;
+mod history;
 pub mod logs;
 pub mod paths;
 pub mod protocol;
 mod ready;
 mod scene;
 mod server;
+mod settings;
 mod state_file;
 mod views;
 

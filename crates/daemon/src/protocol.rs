@@ -3,11 +3,15 @@
 //! One connection carries the daemon's [`GREETING`], one [`Request`] and then [`Event`]s until [`Event::End`], each a line, all but
 //! the first of JSON.
 
+mod service;
+
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, Purpose, Secret, ServiceKind, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+pub use service::{DeployRow, ServiceVerb, Variable};
 
 /// What a daemon says first. The kernel takes connections for a socket whose process is just being killed: only who is greeted
 /// has found a daemon.
@@ -60,6 +64,19 @@ pub enum Request {
     Denied,
     /// Removes the images that nothing runs: answers one [`Event::Pruned`].
     PruneImages,
+    /// What people ask of one service, by its name or slug.
+    Service {
+        /// The service.
+        service: String,
+        /// What.
+        #[serde(flatten)]
+        verb: ServiceVerb,
+    },
+    /// Past and present deploys: answers one [`Event::Deploys`].
+    Deploys {
+        /// Only of this service, by its name or slug.
+        service: Option<String>,
+    },
     /// Becomes another program: hangs up when it does, and ends with an error when it can't.
     Upgrade {
         /// An absolute path.
@@ -187,6 +204,25 @@ pub enum Event {
         /// Its commit.
         commit: String,
     },
+    /// Deploys, oldest first.
+    Deploys {
+        /// Each.
+        deploys: Vec<DeployRow>,
+    },
+    /// Variables of a service, by key.
+    Variables {
+        /// Each.
+        variables: Vec<Variable>,
+    },
+    /// A command or a run has an instance of its own, and, once there is a code, has ended.
+    Run {
+        /// The instance.
+        instance: String,
+        /// Its exit code.
+        code: Option<i32>,
+        /// How it ended, in words.
+        why: Option<String>,
+    },
     /// The request is done.
     End {
         /// Why it failed, when it did.
@@ -296,12 +332,14 @@ pub enum ServicePhase {
     Failed,
     /// It is being stopped.
     Stopping,
+    /// Somebody suspended it: nothing of it runs.
+    Suspended,
 }
 
 impl ServicePhase {
     /// Whether a deploy ends here.
     pub const fn is_final(self) -> bool {
-        matches!(self, Self::Live | Self::Failed)
+        matches!(self, Self::Live | Self::Failed | Self::Suspended)
     }
     /// For people.
     pub const fn word(self) -> &'static str {
@@ -314,6 +352,7 @@ impl ServicePhase {
             Self::Restarting => "restarting",
             Self::Failed => "failed",
             Self::Stopping => "stopping",
+            Self::Suspended => "suspended",
         }
     }
 }
@@ -361,6 +400,12 @@ pub struct ServiceStatus {
     /// Its disk, once it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskUse>,
+    /// How many instances it should have.
+    #[serde(default)]
+    pub wanted: u32,
+    /// Whether the ingress answers instead of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub maintenance: bool,
     /// Instances.
     pub instances: Vec<InstanceStatus>,
 }
@@ -392,6 +437,9 @@ pub struct InstanceStatus {
     pub phase: InstancePhase,
     /// Whether it takes traffic.
     pub ready: bool,
+    /// It takes no new connections, and ends once those that it has are over.
+    #[serde(default)]
+    pub draining: bool,
     /// Addresses.
     pub address: AddressPair,
     /// The host's pid of its first process.

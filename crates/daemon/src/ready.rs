@@ -43,8 +43,10 @@ const WRITTEN_PORT_PATIENCE: Duration = Duration::from_mins(2);
 const STARTING: Duration = Duration::from_secs(8);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
+const RESTART_AFTER: Duration = Duration::from_mins(1);
 
-/// Checks until aborted; reports what changed. `before`: what an earlier daemon saw of an instance that takes traffic.
+/// Checks until aborted; reports what changed, and an instance that was ready and is unhealthy for too long. `before`: what an
+/// earlier daemon saw of an instance that takes traffic.
 pub async fn watch(
     engine: LinuxEngine,
     id: InstanceId,
@@ -57,20 +59,30 @@ pub async fn watch(
     let began = Instant::now();
     // It had its time to bind its port.
     let mut other_port_since = before.as_ref().and_then(|_| began.checked_sub(WRITTEN_PORT_PATIENCE));
+    let mut health = Health { was_healthy: before.is_some(), ..Health::default() };
     let mut last = before;
-    let mut failing_since: Option<Instant> = None;
     loop {
         let mut now = look(&engine, &id, &service, began, &mut other_port_since).await;
-        if now.ready
-            && let (Some(path), Some(port)) = (&service.health_check_path, now.http_port)
-            && let Err(why) = health(&engine, &id, SocketAddr::new(address.v4.into(), port), &host, path).await
-        {
-            let since = *failing_since.get_or_insert_with(Instant::now);
-            let was_ready = last.as_ref().is_some_and(|l: &Readiness| l.ready);
-            now.ready = was_ready && since.elapsed() < OUT_OF_ROTATION_AFTER;
-            now.seen = Some(format!("health check `{path}` on port {port}: {why}"));
-        } else {
-            failing_since = None;
+        if let Some(path) = &service.health_check_path {
+            let answer = match now.http_port.filter(|_| now.ready) {
+                Some(port) => ask_health(&engine, &id, SocketAddr::new(address.v4.into(), port), &host, path)
+                    .await
+                    .map_err(|why| format!("health check `{path}` on port {port}: {why}")),
+                // Its port is closed: that is no answer either, and nothing that traffic can be sent to.
+                None => Err(now.seen.clone().unwrap_or_else(|| "listens on nothing".to_owned())),
+            };
+            let listens = now.ready;
+            let verdict = health.take(answer.is_ok(), Instant::now());
+            now.ready = listens && verdict == Verdict::In;
+            if let Err(why) = answer {
+                let seconds = OUT_OF_ROTATION_AFTER.as_secs();
+                now.notice = (verdict != Verdict::In && health.was_healthy)
+                    .then(|| format!("{id} takes no traffic: for {seconds} s it has not been healthy"));
+                if verdict == Verdict::Restart {
+                    let _ = tx.send(Msg::Unhealthy(id.clone(), format!("unhealthy for {} s: {why}", RESTART_AFTER.as_secs())));
+                }
+                now.seen = Some(why);
+            }
         }
         // Once only: a session costs the server a process.
         if now.ready
@@ -81,7 +93,7 @@ pub async fn watch(
             now.ready = false;
             now.seen = Some(why);
         }
-        let pause = if now.ready { Duration::from_secs(2) } else { Duration::from_millis(150) };
+        let pause = if now.ready || health.was_healthy { Duration::from_secs(2) } else { Duration::from_millis(150) };
         if last.as_ref() != Some(&now) {
             last = Some(now.clone());
             if tx.send(Msg::Checked(id.clone(), now)).is_err() {
@@ -89,6 +101,45 @@ pub async fn watch(
             }
         }
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// What health checks so far mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// It takes traffic.
+    In,
+    /// It takes none.
+    Out,
+    /// It should be started anew.
+    Restart,
+}
+
+/// An instance's health over time.
+///
+/// ```text
+/// new ──ok──▶ healthy ──fails for 15 s──▶ out ──for 60 s in all──▶ restart
+///                ▲────────────ok───────────┘
+/// ```
+#[derive(Debug, Default)]
+struct Health {
+    was_healthy: bool,
+    failing_since: Option<Instant>,
+}
+
+impl Health {
+    fn take(&mut self, healthy: bool, now: Instant) -> Verdict {
+        if healthy {
+            *self = Self { was_healthy: true, failing_since: None };
+            return Verdict::In;
+        }
+        let failing = now.saturating_duration_since(*self.failing_since.get_or_insert(now));
+        match (self.was_healthy, failing) {
+            (false, _) => Verdict::Out,
+            (true, failing) if failing >= RESTART_AFTER => Verdict::Restart,
+            (true, failing) if failing >= OUT_OF_ROTATION_AFTER => Verdict::Out,
+            (true, _) => Verdict::In,
+        }
     }
 }
 
@@ -189,7 +240,7 @@ async fn connect(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr) -> Resul
 }
 
 /// One GET with the service's own host name; 2xx and 3xx are healthy.
-async fn health(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, host: &str, path: &str) -> Result<(), String> {
+async fn ask_health(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, host: &str, path: &str) -> Result<(), String> {
     let engine = engine.clone();
     let id = id.clone();
     let attempt = async move {
@@ -208,4 +259,33 @@ async fn health(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, host: &st
         if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }
     };
     tokio::time::timeout(HEALTH_TIMEOUT, attempt).await.unwrap_or_else(|_| Err("no answer within 5 s".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_lost_after_15_s_and_an_instance_after_60() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        for (second, healthy, expect) in [
+            (0, false, Verdict::Out),
+            // Before it was ever healthy a deploy waits, however long.
+            (100, false, Verdict::Out),
+            (101, true, Verdict::In),
+            (103, false, Verdict::In),
+            (117, false, Verdict::In),
+            (118, false, Verdict::Out),
+            (140, false, Verdict::Out),
+            // One answer brings it back, and the count begins anew.
+            (141, true, Verdict::In),
+            (150, false, Verdict::In),
+            (165, false, Verdict::Out),
+            (209, false, Verdict::Out),
+            (210, false, Verdict::Restart),
+        ] {
+            assert_eq!(health.take(healthy, start + Duration::from_secs(second)), expect, "at {second} s");
+        }
+    }
 }

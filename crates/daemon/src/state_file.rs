@@ -3,7 +3,9 @@
 //! Invariant: a reader finds the old text or the new one, never a part.
 
 use crate::deploy::Deployed;
+use crate::history::History;
 use crate::protocol::UpRequest;
+use crate::settings::Settings;
 use moat_model::{Generation, Service, Slug};
 use moat_planner::memory::Memory;
 use serde::{Deserialize, Serialize};
@@ -34,6 +36,12 @@ pub struct Durable {
     pub deploying: BTreeSet<Slug>,
     /// What runs of each service.
     pub deployed: BTreeMap<Slug, Deployed>,
+    /// The deploys of each service.
+    #[serde(default)]
+    pub history: History,
+    /// What people have set about services beside their blueprints.
+    #[serde(default)]
+    pub settings: BTreeMap<Slug, Settings>,
 }
 
 /// Why the state can't be read.

@@ -65,7 +65,11 @@ impl Core {
                 .filter_map(|l| Some(SocketAddr::new(l.address.v4.into(), l.http_port.or(service.port)?)))
                 .collect();
             upstreams.sort();
-            let state = if let Some(site) = self.sites.route(&service.slug) {
+            let state = if self.is_suspended(&service.slug) {
+                HostState::Suspended
+            } else if let Some(page) = self.maintenance(service) {
+                HostState::Maintenance { page: page.into() }
+            } else if let Some(site) = self.sites.route(&service.slug) {
                 site
             } else if upstreams.is_empty() {
                 // The page is public: the phase only, never a command or a log line.

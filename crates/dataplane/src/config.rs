@@ -61,6 +61,11 @@ pub enum HostState {
     },
     /// They are refused: the service is suspended.
     Suspended,
+    /// They are answered with a page of the owner's while the service goes on.
+    Maintenance {
+        /// The page, HTML; a blank one is the ingress' own.
+        page: String,
+    },
 }
 
 /// A release of a static site and the rules that it is served by.
@@ -110,6 +115,7 @@ mod tests {
             HostState::Held { reason: "r".to_owned() },
             HostState::NoInstance { reason: "r".to_owned() },
             HostState::Suspended,
+            HostState::Maintenance { page: "p".to_owned() },
         ];
         let host = |state| Host { service: Slug::new("shop").unwrap(), upstreams: vec!["10.64.0.2:10000".parse().unwrap()], state };
         let config = Config {

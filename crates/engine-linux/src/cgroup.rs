@@ -140,3 +140,28 @@ pub fn remove_parent(parent: &str) -> Result<(), EngineError> {
     }
     Ok(())
 }
+
+/// What a control group has used and uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time since its begin, in microseconds.
+    pub cpu_micros: u64,
+    /// Memory now, in bytes, without files that can be read again.
+    pub memory_bytes: u64,
+}
+
+/// What a group uses: `cpu.stat` and `memory.current` in version 2, `cpuacct.usage` and `memory.usage_in_bytes` in version 1.
+/// None where a controller is missing or the group is gone.
+pub fn usage(group: &str) -> Option<Usage> {
+    let folders = folders(group);
+    let read = |file: &str| folders.iter().find_map(|folder| fs::read_to_string(folder.join(file)).ok());
+    let number = |file: &str| read(file).and_then(|text| text.trim().parse::<u64>().ok());
+    let field = |text: &str, name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    let cpu_micros = match number("cpuacct.usage") {
+        Some(nanos) => nanos / 1000,
+        None => field(&read("cpu.stat")?, "usage_usec ")?,
+    };
+    let memory = number("memory.current").or_else(|| number("memory.usage_in_bytes"))?;
+    let files = read("memory.stat").and_then(|text| field(&text, "total_inactive_file ").or_else(|| field(&text, "inactive_file ")));
+    Some(Usage { cpu_micros, memory_bytes: memory.saturating_sub(files.unwrap_or_default()) })
+}

@@ -35,6 +35,7 @@ pub mod toolchain;
 mod tools;
 mod tree;
 
+pub use cgroup::Usage;
 pub use datastore::{DatastoreRequest, Origin, Provided, ServerImages};
 pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;

@@ -43,6 +43,13 @@ pub enum Refusal {
         /// The service.
         service: Slug,
     },
+    /// A service in maintenance mode.
+    Maintenance {
+        /// The service.
+        service: Slug,
+        /// The page, HTML; a blank one is the ingress' own.
+        page: Arc<str>,
+    },
 }
 
 /// What is wrong with a request's head.
@@ -81,7 +88,7 @@ impl Refusal {
                 StatusCode::BAD_REQUEST
             }
             Self::UnknownHost { .. } => StatusCode::NOT_FOUND,
-            Self::NoInstance { .. } | Self::Suspended { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoInstance { .. } | Self::Suspended { .. } | Self::Maintenance { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -101,6 +108,7 @@ pub fn decide<'r>(routes: &'r Routes, head: &Parts) -> Decision<'r> {
     let service = route.service.clone();
     match &route.state {
         RouteState::Suspended => Decision::Refuse(Refusal::Suspended { service }),
+        RouteState::Maintenance { page } => Decision::Refuse(Refusal::Maintenance { service, page: Arc::clone(page) }),
         RouteState::NoInstance { reason } => Decision::Refuse(Refusal::NoInstance { service, reason: reason.clone() }),
         RouteState::Held { reason } => Decision::Hold(Refusal::NoInstance { service, reason: reason.clone() }),
         RouteState::Live if route.upstreams.is_empty() => {

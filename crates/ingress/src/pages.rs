@@ -71,8 +71,26 @@ pub(crate) fn refusal(refusal: &Refusal, asked: &HeaderMap, id: &str) -> Respons
             service: Some(service),
             close: false,
         },
+        Refusal::Maintenance { service, .. } => Page {
+            status,
+            reason: "maintenance",
+            title: format!("{service} is being worked on"),
+            message: "Its owner has put this service into maintenance mode.".to_owned(),
+            hint: "Come back in a while.",
+            service: Some(service),
+            close: false,
+        },
     };
-    page.respond(asked, id)
+    let mut response = page.respond(asked, id);
+    if let Refusal::Maintenance { page, .. } = refusal
+        && !page.trim().is_empty()
+        && !prefers_json(asked)
+    {
+        // The owner's page brings styles and images of its own.
+        response.headers_mut().remove(header::CONTENT_SECURITY_POLICY);
+        *response.body_mut() = Full::new(Bytes::copy_from_slice(page.as_bytes()));
+    }
+    response
 }
 
 /// The answer where a static site has none.

@@ -88,7 +88,9 @@ impl<D: Dial> Proxy<D> {
                     continue;
                 }
                 Decision::Hold(refusal) | Decision::Refuse(refusal) => {
-                    if let Refusal::NoInstance { service, .. } | Refusal::Suspended { service } = &refusal {
+                    if let Refusal::NoInstance { service, .. } | Refusal::Suspended { service } | Refusal::Maintenance { service, .. } =
+                        &refusal
+                    {
                         log.service = Some(service.to_string());
                     }
                     return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);

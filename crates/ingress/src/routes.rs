@@ -46,6 +46,11 @@ pub enum RouteState {
     },
     /// The owner suspended the service: 503.
     Suspended,
+    /// The owner lets a page answer instead of the service, which goes on running: 503.
+    Maintenance {
+        /// The page, HTML; a blank one is the ingress' own.
+        page: Arc<str>,
+    },
 }
 
 /// The routes in force. Whoever holds requests back waits for the next ones.

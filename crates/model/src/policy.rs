@@ -147,9 +147,13 @@ pub struct NetPolicy {
     pub pairs: BTreeSet<(AddressPair, AddressPair)>,
     /// Instance addresses and HTTP ports that the ingress may open flows to.
     pub ingress: BTreeSet<(AddressPair, u16)>,
-    /// Service addresses and the ready instances behind each (possibly none: refused with a reset).
+    /// Service addresses and the ready instances behind each (possibly none: refused with a reset, unless it is held).
     #[serde(with = "as_list")]
     pub services: BTreeMap<AddressPair, BTreeSet<AddressPair>>,
+    /// Service addresses whose next instance is about to come: while nobody is behind them, first packets are dropped instead
+    /// of refused, so that clients send them again.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub held: BTreeSet<AddressPair>,
 }
 
 impl NetPolicy {
@@ -172,6 +176,7 @@ impl NetPolicy {
                 .iter()
                 .filter_map(|(vip, a)| other.services.get(vip).map(|b| (*vip, a.intersection(b).copied().collect())))
                 .collect(),
+            held: self.held.intersection(&other.held).copied().collect(),
         }
     }
 }

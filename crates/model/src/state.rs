@@ -82,10 +82,29 @@ pub struct Service {
     pub health_check_path: Option<String>,
     /// Seconds between SIGTERM and SIGKILL, 1–300.
     pub max_shutdown_delay_seconds: u32,
+    /// `scaling`: how many instances run follows the load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
+    /// `maintenanceMode.enabled`: the ingress answers instead of the service.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub maintenance: bool,
     /// Fingerprint of everything an instance is made of; a changed one means a new instance.
     pub fingerprint: String,
     /// Fingerprint of everything the build is made of, but the source text.
     pub build_fingerprint: String,
+}
+
+/// Between how many instances a service has, and how busy each should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scaling {
+    /// The fewest.
+    pub min: u32,
+    /// The most.
+    pub max: u32,
+    /// Per cent of its CPU limit that an instance should use, 1–90.
+    pub cpu_percent: Option<u32>,
+    /// Per cent of its memory limit that an instance should use, 1–90.
+    pub memory_percent: Option<u32>,
 }
 
 /// How several instances of a service start.

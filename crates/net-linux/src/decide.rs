@@ -69,7 +69,7 @@ fn from_instance(facts: &Facts, policy: &NetPolicy, from: &SourceEntry, packet: 
         (FlowKind::New, Some((vip, ready))) => {
             let ready: Vec<_> = ready.iter().collect();
             if ready.is_empty() {
-                return Outcome::Refused;
+                return if policy.held.contains(vip) { Outcome::Dropped } else { Outcome::Refused };
             }
             let picked = ready[packet.turn % ready.len()];
             to = if vip.v4 == to { picked.v4.into() } else { picked.v6.into() };

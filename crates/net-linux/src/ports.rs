@@ -1,4 +1,5 @@
-//! Which sockets listen in a network namespace, by sock_diag(7): no scanning, and it knows the protocol.
+//! Which sockets listen in a network namespace, and who is connected to them, by sock_diag(7): no scanning, and it knows the
+//! protocol.
 #![expect(clippy::wildcard_enum_match_arm, reason = "of the kernel's many kinds only these matter here")]
 
 use crate::ns::in_ns;
@@ -10,7 +11,7 @@ use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROT
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -38,6 +39,28 @@ pub fn listeners(ns: &impl AsFd) -> io::Result<Vec<Listener>> {
         io::Result::Ok(found)
     })??;
     Ok(found.into_iter().map(|(endpoint, loopback_only)| Listener { endpoint, loopback_only }).collect())
+}
+
+/// How many TCP connections of others a namespace's listening sockets have taken and not finished: open ones, and those whose
+/// last bytes are still on their way. Connections over loopback and those that it opened itself don't count.
+pub fn accepted(ns: &impl AsFd) -> io::Result<usize> {
+    let unfinished = StateFlags::ESTABLISHED
+        | StateFlags::SYN_RECV
+        | StateFlags::FIN_WAIT1
+        | StateFlags::CLOSE_WAIT
+        | StateFlags::LAST_ACK
+        | StateFlags::CLOSING;
+    in_ns(ns, || {
+        let mut ports = BTreeSet::new();
+        let mut open = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            ports.extend(query(family, IPPROTO_TCP, StateFlags::LISTEN)?.iter().map(|header| header.socket_id.source_port));
+            open.extend(query(family, IPPROTO_TCP, unfinished.clone())?);
+        }
+        let taken =
+            |header: &&InetResponseHeader| ports.contains(&header.socket_id.source_port) && !is_loopback(header.socket_id.source_address);
+        Ok(open.iter().filter(taken).count())
+    })?
 }
 
 fn is_loopback(address: IpAddr) -> bool {

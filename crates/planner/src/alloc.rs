@@ -138,7 +138,7 @@ pub(crate) const fn id_prefix(kind: Option<ServiceKind>) -> &'static str {
 }
 
 /// `count` (at most 24) characters of a–z and 0–9 made of random bytes.
-pub(crate) fn letters(bytes: [u8; 32], count: usize) -> String {
+pub fn letters(bytes: [u8; 32], count: usize) -> String {
     const LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let mut number = bytes.iter().take(16).fold(0_u128, |n, b| n << 8 | u128::from(*b));
     let mut out = String::with_capacity(count);

@@ -135,7 +135,7 @@ fn set_policy(steps: &mut Vec<Step>, current: &mut NetPolicy, policy: NetPolicy)
 /// stands empty between old and new.
 fn narrowed(current: &NetPolicy, next: &NetPolicy) -> NetPolicy {
     let both = next.services.iter().filter(|(vip, _)| current.services.contains_key(*vip));
-    NetPolicy { services: both.map(|(vip, to)| (*vip, to.clone())).collect(), ..current.intersection(next) }
+    NetPolicy { services: both.map(|(vip, to)| (*vip, to.clone())).collect(), held: next.held.clone(), ..current.intersection(next) }
 }
 
 #[derive(Default)]

@@ -114,6 +114,17 @@ impl Memory {
         false
     }
 
+    /// Gives a variable of the service with this label a value, or takes it away. It counts where the blueprint writes no other.
+    pub fn set_value(&mut self, slug: &Slug, key: &str, value: Option<&Secret>) {
+        let services = self.files.values_mut().flat_map(|file| file.services.values_mut());
+        for service in services.filter(|service| service.slug.as_ref() == Some(slug)) {
+            match value {
+                Some(value) => drop(service.values.insert(key.to_owned(), value.clone())),
+                None => drop(service.values.remove(key)),
+            }
+        }
+    }
+
     /// Gives up the values of variables that the blueprint no longer names (`up --prune`); without this they stay.
     pub fn prune_values(&mut self, path: &Path, blueprint: &moat_blueprint::Blueprint) {
         let Some(file) = self.files.get_mut(path) else { return };

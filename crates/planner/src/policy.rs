@@ -95,6 +95,7 @@ pub fn net_policy(state: &DesiredState, live: &[LiveInstance]) -> NetPolicy {
         pairs: pairs.into_iter().collect(),
         ingress: ingress.into_iter().collect(),
         services: state.services.values().filter_map(|s| Some((s.vip?, backends(s)))).collect(),
+        held: BTreeSet::new(),
     }
 }
 

@@ -46,7 +46,6 @@ pub(super) fn service(mut spec: ServiceSpec, obj: Obj<'_, '_>, path: &Path<'_>, 
     if !whole {
         rules.public(&spec);
         rules.source(&spec);
-        rules.copies(&spec);
     }
     rules.headers(&spec);
     rules.previews(&spec);
@@ -155,6 +154,10 @@ impl Rules<'_, '_, '_, '_, '_> {
 
     fn contradictions(&mut self, spec: &ServiceSpec) {
         if let Some(scaling) = &spec.scaling {
+            if scaling.cpu_percent.is_none() && scaling.memory_percent.is_none() {
+                let message = "`scaling` has no target to follow".to_owned();
+                self.at("scaling", E0220, message, Some("add `targetCPUPercent` or `targetMemoryPercent`, from 1 to 90"));
+            }
             if scaling.min > scaling.max {
                 let message = format!("`minInstances` ({}) is more than `maxInstances` ({})", scaling.min, scaling.max);
                 self.at("scaling", E0220, message, Some("swap them"));
@@ -197,9 +200,9 @@ impl Rules<'_, '_, '_, '_, '_> {
             let message = "`renderSubdomainPolicy: disabled` is not supported yet: custom domains are not served";
             self.at("renderSubdomainPolicy", E0209, message, Some("remove it to reach the service by its sub-domain"));
         }
-        if spec.maintenance_mode.as_ref().is_some_and(|mode| mode.enabled) {
-            let message = "`maintenanceMode` is not supported yet: requests would reach the service";
-            self.at("maintenanceMode", E0209, message, Some("write `enabled: false` to run it"));
+        if spec.maintenance_mode.as_ref().is_some_and(|mode| mode.enabled && mode.uri.is_some()) {
+            let message = "`maintenanceMode.uri` is not supported yet: the ingress has a page of its own";
+            self.at("maintenanceMode", E0209, message, Some("remove `uri`; `moat maintenance SERVICE on --page FILE` shows another page"));
         }
         if let Some(list) = &spec.ip_allow_list {
             let everyone = list.iter().any(|entry| entry.source.value == "0.0.0.0/0");
@@ -244,14 +247,6 @@ impl Rules<'_, '_, '_, '_, '_> {
                     self.cx.report.say(E0216, text.span, &entry.key(field), message, help);
                 }
             }
-        }
-    }
-
-    /// How many instances run.
-    fn copies(&mut self, spec: &ServiceSpec) {
-        if spec.scaling.is_some() {
-            let message = "`scaling` is not done yet: the number of instances does not follow the load";
-            self.at("scaling", E0209, message, Some("write `numInstances`"));
         }
     }
 

@@ -34,7 +34,7 @@ pub fn phase_tone(phase: ServicePhase) -> Tone {
     match phase {
         ServicePhase::Live => Tone::Good,
         ServicePhase::Failed => Tone::Bad,
-        ServicePhase::Restarting => Tone::Warn,
+        ServicePhase::Restarting | ServicePhase::Suspended => Tone::Warn,
         ServicePhase::Waiting | ServicePhase::Building | ServicePhase::PreDeploy | ServicePhase::Starting | ServicePhase::Stopping => {
             Tone::Plain
         }
@@ -55,6 +55,10 @@ fn service_row(service: &ServiceStatus) -> Vec<Cell> {
         }
         None => more,
     };
+    let ready = service.instances.iter().filter(|instance| instance.ready).count();
+    let more = if service.wanted > 1 { format!("{ready} of {} ready, {more}", service.wanted) } else { more };
+    let more = if service.maintenance { format!("in maintenance, {more}") } else { more };
+    let more = more.trim_end_matches(", ").to_owned();
     vec![
         cell(Tone::Strong, service.state.service.as_str()),
         cell(Tone::Plain, service.state.kind.phrase()),
@@ -72,6 +76,7 @@ fn instance_row(instance: &InstanceStatus) -> Vec<Cell> {
         .map(|l| format!("{}/{}{}", l.endpoint.port, l.endpoint.proto, if l.loopback_only { " (loopback only)" } else { "" }))
         .collect();
     let state = match (&instance.phase, instance.ready) {
+        _ if instance.draining => cell(Tone::Plain, "draining"),
         (_, true) => cell(Tone::Good, "ready"),
         (InstancePhase::Preparing, _) => cell(Tone::Plain, "preparing"),
         (InstancePhase::Running, _) => cell(Tone::Plain, "running"),

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "these are tests")]
 
 mod builds;
+mod deploys;
 mod docker;
 mod faults;
 mod guides;
@@ -17,3 +18,4 @@ mod sabotage;
 mod sites;
 mod stores;
 mod systems;
+mod verbs;

@@ -14,11 +14,15 @@ use std::time::{Duration, Instant};
 
 /// The longest pause between two starts of a service that keeps ending.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
+/// How long connections may go on after an instance was replaced.
+const DRAIN_LIMIT: Duration = Duration::from_mins(1);
+/// Between two looks whether they are over. The first is after requests that were under way to it have arrived.
+const DRAIN_LOOK: Duration = Duration::from_millis(500);
 /// Running this long resets the back-off.
 const STEADY: Duration = Duration::from_mins(2);
 
 impl Core {
-    /// Finds what an earlier daemon left running: serving instances go on, sandboxes of its deploys end.
+    /// Finds what an earlier daemon left running: it goes on, but for the sandboxes of its deploys.
     pub(super) async fn adopt(&mut self) {
         let observed = match self.engine.observe().await {
             Ok(observed) => observed,
@@ -30,9 +34,8 @@ impl Core {
         // What took traffic goes on to: the checks say so again, or no longer.
         let before = std::sync::Arc::clone(&self.policy);
         for (id, found) in observed.instances {
-            let serves = found.purpose == Purpose::Serve
-                && matches!(found.phase, InstancePhase::Running | InstancePhase::Preparing)
-                && found.pid.is_some();
+            let runs = matches!(found.phase, InstancePhase::Running | InstancePhase::Preparing) && found.pid.is_some();
+            let purpose = found.purpose;
             self.live.insert(
                 id.clone(),
                 Live {
@@ -40,22 +43,30 @@ impl Core {
                     purpose: found.purpose,
                     address: found.address,
                     fingerprint: found.fingerprint,
-                    ready: serves && before.services.values().any(|behind| behind.contains(&found.address)),
+                    ready: runs
+                        && found.purpose == Purpose::Serve
+                        && before.services.values().any(|behind| behind.contains(&found.address)),
                     stopping: false,
                     started: true,
                     listeners: Vec::new(),
                     http_port: before.ingress.iter().find(|(address, _)| *address == found.address).map(|(_, port)| *port),
                     since: Instant::now(),
+                    was_ready: true,
                     seen: None,
                     checks: None,
+                    draining: None,
+                    usage: None,
                 },
             );
-            if serves {
-                tracing::info!(%id, "adopted");
-                self.watch_end(&id);
-                self.watch_ready(&id);
-            } else {
-                self.stop_instance(&id, 1);
+            match purpose {
+                Purpose::Serve | Purpose::Cron | Purpose::Job if runs => {
+                    tracing::info!(%id, "adopted");
+                    self.watch_end(&id);
+                    if purpose == Purpose::Serve {
+                        self.watch_ready(&id);
+                    }
+                }
+                Purpose::Serve | Purpose::Cron | Purpose::Job | Purpose::Build | Purpose::PreDeploy => self.stop_instance(&id, 1),
             }
         }
     }
@@ -108,8 +119,11 @@ impl Core {
                 listeners: Vec::new(),
                 http_port: None,
                 since: Instant::now(),
+                was_ready: false,
                 seen: None,
                 checks: None,
+                draining: None,
+                usage: None,
             },
         );
     }
@@ -127,16 +141,39 @@ impl Core {
     /// Stops it, as a task, once.
     pub(super) fn stop_instance(&mut self, id: &InstanceId, grace_seconds: u32) {
         let Some(live) = self.live.get_mut(id) else { return };
+        // One that drains stops now.
+        live.draining = None;
         if live.stopping {
             return;
         }
-        live.stopping = true;
-        live.ready = false;
-        if let Some(checks) = live.checks.take() {
-            checks.abort();
-        }
+        live.retire();
         let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
         tokio::spawn(async move {
+            let step = Step::StopInstance { id: id.clone(), grace_seconds };
+            let result = engine.apply(&step).await.map(|_| ());
+            let _ = tx.send(Msg::Stopped(id, result));
+        });
+    }
+
+    /// Stops it once the connections that it has are over, or after a while. What receives nothing, or shares a disk with the
+    /// one that follows, stops at once.
+    pub(super) fn drain_instance(&mut self, id: &InstanceId, grace_seconds: u32) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        let service = self.durable.deployed.get(&live.slug).map(|deployed| &deployed.service);
+        let drains = service.is_some_and(|service| service.kind.receives() && !moat_planner::diff::is_exclusive(service));
+        if !drains || !live.started || !live.was_ready || live.stopping {
+            return self.stop_instance(id, grace_seconds);
+        }
+        live.retire();
+        let (now, asked) = tokio::sync::oneshot::channel();
+        live.draining = Some(now);
+        let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = drained(&engine, &id) => {}
+                // An error means the same: dropped, since it is to stop now.
+                _ = asked => {}
+            }
             let step = Step::StopInstance { id: id.clone(), grace_seconds };
             let result = engine.apply(&step).await.map(|_| ());
             let _ = tx.send(Msg::Stopped(id, result));
@@ -155,12 +192,11 @@ impl Core {
                 }
             }
             Err(error) => {
-                let (slug, purpose) = (live.slug.clone(), live.purpose);
+                let (slug, purpose, fingerprint) = (live.slug.clone(), live.purpose, live.fingerprint.clone());
                 let words = engine_words(&error);
-                let deploying = self
-                    .deploys
-                    .get(&slug)
-                    .is_some_and(|d| d.sandbox() == Some(id) || (purpose == Purpose::Serve && d.phase == DeployPhase::Starting));
+                let deploying = self.deploys.get(&slug).is_some_and(|d| d.sandbox() == Some(id))
+                    || (purpose == Purpose::Serve && self.is_starting(&slug, &fingerprint));
+                self.run_ended(id, None, &words);
                 if deploying {
                     self.fail_deploy(&slug, &words, Some(id));
                 } else {
@@ -202,6 +238,7 @@ impl Core {
             return;
         }
         live.ready = readiness.ready;
+        live.was_ready |= readiness.ready;
         live.http_port = readiness.http_port;
         live.listeners = readiness.listeners;
         if live.seen != readiness.seen {
@@ -224,18 +261,22 @@ impl Core {
         }
         live.ready = false;
         let (slug, purpose, was_stopping, ran) = (live.slug.clone(), live.purpose, live.stopping, live.since.elapsed());
+        let fingerprint = live.fingerprint.clone();
         let (code, why) = in_words(phase);
-        if !was_stopping {
+        if was_stopping {
+            self.run_ended(id, code, "was stopped");
+        } else {
             match purpose {
                 Purpose::Build | Purpose::PreDeploy => self.sandbox_ended(&slug, purpose, id, code, &why),
                 Purpose::Cron | Purpose::Job => {
                     let what = if purpose == Purpose::Cron { "the run" } else { "the job" };
+                    self.run_ended(id, code, &why);
                     if code != Some(0) {
                         self.notice(Some(&slug), format!("{what} {why}"));
                     }
                 }
                 Purpose::Serve => {
-                    if self.deploys.get(&slug).is_some_and(|d| d.phase == DeployPhase::Starting) {
+                    if self.is_starting(&slug, &fingerprint) {
                         self.fail_deploy(&slug, &format!("it {why} before it was ready"), Some(id));
                     } else {
                         if ran > STEADY {
@@ -248,6 +289,22 @@ impl Core {
             // What is left of its sandbox goes.
             self.stop_instance(id, 0);
         }
+    }
+
+    /// Whether an instance is one that a deploy brings.
+    fn is_starting(&self, slug: &Slug, fingerprint: &str) -> bool {
+        self.deploys.get(slug).is_some_and(|deploy| deploy.phase == DeployPhase::Starting)
+            && self.deployed(slug).is_some_and(|deployed| deployed.fingerprint() == fingerprint)
+    }
+
+    /// Its health check fails for too long: it is started anew.
+    pub(super) fn unhealthy(&mut self, id: &InstanceId, why: &str) {
+        let Some(live) = self.live.get(id).filter(|live| !live.stopping) else { return };
+        let slug = live.slug.clone();
+        self.notice(Some(&slug), format!("{id} is started anew: {why}"));
+        let grace = self.deployed(&slug).map_or(30, |deployed| deployed.service.max_shutdown_delay_seconds);
+        self.back_off(&slug, "was unhealthy", id);
+        self.stop_instance(id, grace);
     }
 
     fn back_off(&mut self, slug: &Slug, why: &str, id: &InstanceId) {
@@ -286,6 +343,18 @@ impl Core {
     /// The host name that health checks and the ingress use for a service.
     pub(crate) fn host_name(service: &Service) -> String {
         if service.kind.is_public() { format!("{}.{}", service.slug, crate::blueprints::DOMAIN) } else { service.slug.to_string() }
+    }
+}
+
+/// Waits until an instance's connections are over, or for as long as they may take.
+async fn drained(engine: &moat_engine_linux::LinuxEngine, id: &InstanceId) {
+    let ends = Instant::now() + DRAIN_LIMIT;
+    while Instant::now() < ends {
+        tokio::time::sleep(DRAIN_LOOK).await;
+        // Nobody is connected to what can't be looked at any more.
+        if engine.connections(id).await.unwrap_or_default() == 0 {
+            return;
+        }
     }
 }
 

@@ -6,6 +6,9 @@
 //! * [`reconcile`] – desired against observed, through a plan.
 //! * [`instances`] – what became of started instances.
 //! * [`upgrade`] – another program takes over.
+//! * [`settings`], [`scaling`] – how many instances run, and whether the service is open.
+//! * [`variables`] – the values of its variables.
+//! * [`runs`] – one-off commands and cron runs.
 //! * [`sites`] – the releases of static sites that are served.
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
@@ -17,19 +20,24 @@ mod pushes;
 mod reconcile;
 mod requests;
 mod resume;
+mod runs;
+mod scaling;
+mod settings;
 mod sites;
 mod trace;
 pub(crate) mod upgrade;
 mod upkeep;
+mod variables;
 
 use crate::Paths;
+use crate::autoscale::Scaler;
 use crate::dataplane::DataPlane;
-use crate::deploy::{Deploy, Deployed};
+use crate::deploy::{Ask, Deploy, Deployed};
 use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
 use crate::state_file::Durable;
 use moat_engine::EngineError;
-use moat_engine_linux::{LinuxEngine, Prepared, Provided};
+use moat_engine_linux::{LinuxEngine, Prepared, Provided, Usage};
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, DesiredState, InstanceId, Purpose, Slug};
@@ -56,8 +64,8 @@ pub enum Msg {
     Compared(PathBuf, String, Result<BTreeMap<String, Vec<String>>, EngineError>),
     /// Disks were measured.
     Disks(Vec<(Slug, DiskUse)>),
-    /// A release was prepared (or could not be).
-    Prepared(Slug, Result<Prepared, EngineError>),
+    /// A deploy's release was prepared (or could not be).
+    Prepared(Slug, String, Result<Prepared, EngineError>),
     /// Who provides the server of a datastore with this fingerprint.
     Provided(Slug, String, Result<Provided, EngineError>),
     /// A build's release was sealed.
@@ -70,6 +78,10 @@ pub enum Msg {
     Stopped(InstanceId, Result<(), EngineError>),
     /// What a readiness check saw.
     Checked(InstanceId, Readiness),
+    /// An instance's health check fails for so long that it is to be started anew; why.
+    Unhealthy(InstanceId, String),
+    /// What instances use.
+    Used(Vec<(InstanceId, Usage)>),
     /// A timer fired: back-off, start window, cron.
     Wake,
     /// What the regular upkeep found: repairs and denied flows.
@@ -99,6 +111,8 @@ pub struct Live {
     pub fingerprint: String,
     /// Whether it takes traffic.
     pub ready: bool,
+    /// Whether it ever did.
+    pub was_ready: bool,
     /// It is being stopped.
     pub stopping: bool,
     /// `StartInstance` came back.
@@ -113,6 +127,21 @@ pub struct Live {
     pub seen: Option<String>,
     /// Ends the readiness checks.
     pub checks: Option<tokio::task::AbortHandle>,
+    /// It takes no new connections, and stops once those that it has are over, or when this is dropped.
+    pub draining: Option<tokio::sync::oneshot::Sender<()>>,
+    /// What it had used when that was looked at last.
+    pub usage: Option<(Instant, Usage)>,
+}
+
+impl Live {
+    /// It takes no more connections.
+    fn retire(&mut self) {
+        self.stopping = true;
+        self.ready = false;
+        if let Some(checks) = self.checks.take() {
+            checks.abort();
+        }
+    }
 }
 
 /// How often a service ended on its own, and until when it is left alone.
@@ -173,6 +202,18 @@ pub struct Core {
     pub(crate) durable: Durable,
     pub(crate) desired: DesiredState,
     pub(crate) deploys: BTreeMap<Slug, Deploy>,
+    /// The deploy of each service that waits for its turn.
+    pub(crate) next: BTreeMap<Slug, Ask>,
+    /// How many instances services should have that follow their load.
+    pub(crate) scalers: BTreeMap<Slug, Scaler>,
+    /// When use is measured next; none while it is.
+    pub(crate) use_due: Option<Instant>,
+    /// One-off commands and cron runs that somebody watches.
+    pub(crate) runs: BTreeMap<InstanceId, runs::Watched>,
+    /// When these are looked at again.
+    pub(crate) runs_due: Option<Instant>,
+    /// Cron jobs whose time came while the run before was not over.
+    pub(crate) cron_late: BTreeSet<Slug>,
     pub(crate) live: BTreeMap<InstanceId, Live>,
     pub(crate) backoff: BTreeMap<Slug, Backoff>,
     pub(crate) phases: BTreeMap<Slug, ServiceState>,
@@ -217,6 +258,11 @@ pub struct Waiting {
 
 /// What a request waits for.
 pub enum Until {
+    /// No deploy of this service waits or is under way, and as many instances run as should.
+    Service {
+        /// The service.
+        slug: Slug,
+    },
     /// Every service of this blueprint is live or failed.
     Settled {
         /// The blueprint.
@@ -244,6 +290,12 @@ impl Core {
             engine,
             desired: DesiredState::default(),
             deploys: BTreeMap::new(),
+            next: BTreeMap::new(),
+            scalers: BTreeMap::new(),
+            use_due: Some(Instant::now()),
+            runs: BTreeMap::new(),
+            runs_due: None,
+            cron_late: BTreeSet::new(),
             live: BTreeMap::new(),
             backoff: BTreeMap::new(),
             phases: BTreeMap::new(),
@@ -325,13 +377,15 @@ impl Core {
             Msg::Said(slug, text) => self.notice(Some(&slug), text),
             Msg::Compared(file, commit, changed) => self.compared(&file, &commit, changed).await,
             Msg::Disks(found) => self.disks_measured(found),
-            Msg::Prepared(slug, result) => self.prepared(&slug, result),
+            Msg::Prepared(slug, id, result) => self.prepared(&slug, &id, result),
             Msg::Provided(slug, fingerprint, result) => self.provided(&slug, &fingerprint, result),
             Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
             Msg::Started(id, result) => self.started(&id, result),
             Msg::Ended(id, phase) => self.ended(&id, &phase),
             Msg::Stopped(id, result) => self.stopped(&id, result),
             Msg::Checked(id, readiness) => self.checked(&id, readiness),
+            Msg::Unhealthy(id, why) => self.unhealthy(&id, &why),
+            Msg::Used(found) => self.used(&found),
             Msg::Wake => {}
             Msg::Upkeep { said, denied, probes } => self.upkeep(said, &denied, probes),
             Msg::Become(program, file, reply) => self.r#become(&program, &file, &reply),
@@ -342,9 +396,11 @@ impl Core {
     /// Moves deploys on, starts due cron runs, reconciles, answers who waited.
     async fn advance(&mut self) {
         self.go_on_closing();
+        self.begin_waiting();
         self.step_deploys().await;
         self.run_due_cron().await;
         self.measure_disks();
+        self.measure_use();
         self.reconcile().await;
         self.settle_deploys();
         self.open_sites().await;
@@ -353,6 +409,8 @@ impl Core {
         self.sweep_releases().await;
         self.sweep_fetched().await;
         self.tell_build_logs();
+        self.tell_runs();
+        self.begin_waiting();
         self.answer_waiting().await;
         // After the answer to whom these waited for.
         self.go_on_with_pushes();

@@ -49,6 +49,7 @@ impl Core {
         let mine = |service: &Service| service.blueprint == file;
         self.comparing.contains(file)
             || self.deploys.values().any(|deploy| mine(&deploy.service))
+            || self.next.values().any(|ask| mine(&ask.service))
             || self.desired.services.values().any(|service| mine(service) && self.closing.contains(&service.slug))
     }
 

@@ -2,11 +2,12 @@
 
 use super::Core;
 use super::deploys::engine_words;
+use crate::deploy::{Deploy, DeployPhase};
 use crate::protocol::ServicePhase;
 use moat_engine::Engine as _;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
-use moat_model::{DesiredState, InstanceId, LinkName, Purpose, Slug};
+use moat_model::{AddressPair, DesiredState, InstanceId, LinkName, Purpose, Slug};
 use moat_planner::policy::LiveInstance;
 use moat_planner::{Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ impl Core {
                 Some(deployed) => {
                     let mut service = deployed.service.clone();
                     service.fingerprint = deployed.fingerprint();
+                    service.instances = self.wanted(slug);
                     service.network = wanted.network;
                     service.zone = wanted.zone;
                     service.environment.clone_from(&wanted.environment);
@@ -147,7 +149,7 @@ impl Core {
             self.publish_views().await;
         }
         for (id, grace) in stops {
-            self.stop_instance(&id, grace);
+            self.drain_instance(&id, grace);
         }
         for spec in starts {
             self.launch(spec);
@@ -169,8 +171,19 @@ impl Core {
 
     /// Applies the policy of what is known now.
     pub(super) async fn apply_policy_now(&mut self) {
-        let policy = moat_planner::policy::net_policy(&self.run_state(), &self.live_instances());
+        let mut policy = moat_planner::policy::net_policy(&self.run_state(), &self.live_instances());
+        policy.held = self.held();
         self.set_policy(policy).await;
+    }
+
+    /// Service addresses of deploys that stop before they start: connections wait there for the instance to come.
+    fn held(&self) -> BTreeSet<AddressPair> {
+        let comes = |deploy: &&Deploy| {
+            let ran = deploy.previous.as_ref().is_some_and(|previous| previous.good);
+            deploy.phase == DeployPhase::Starting && ran && moat_planner::diff::is_exclusive(&deploy.service)
+        };
+        let vips = self.deploys.values().filter(comes).filter_map(|deploy| self.desired.services.get(&deploy.service.slug)?.vip);
+        vips.collect()
     }
 
     /// Closes first, opens last: the part that both policies allow, then the new one.
@@ -180,7 +193,7 @@ impl Core {
         }
         self.publish_views().await;
         // A service address is no permission: it may turn to its new instances at once.
-        let narrowed = NetPolicy { services: target.services.clone(), ..self.policy.intersection(&target) };
+        let narrowed = NetPolicy { services: target.services.clone(), held: target.held.clone(), ..self.policy.intersection(&target) };
         for policy in [narrowed, target].map(Arc::new) {
             if policy == self.policy {
                 continue;
@@ -201,8 +214,10 @@ impl Core {
             if self.deploys.contains_key(&slug) {
                 continue;
             }
-            let Some(deployed) = self.durable.deployed.get(&slug) else { continue };
-            let wanted = usize::try_from(deployed.service.instances).unwrap_or(usize::MAX);
+            if self.is_suspended(&slug) {
+                continue;
+            }
+            let wanted = usize::try_from(self.wanted(&slug)).unwrap_or(usize::MAX);
             let ready = self.live.values().filter(|l| l.slug == slug && l.purpose == Purpose::Serve && l.ready).count();
             let phase = self.phases.get(&slug).map(|p| p.phase);
             if ready >= wanted && phase == Some(ServicePhase::Restarting) {

@@ -3,8 +3,9 @@
 use super::deploys::engine_words;
 use super::{Core, Until, Waiting};
 use crate::blueprints::{self, Outcome};
+use crate::history::DeployCause;
 use crate::protocol::{
-    Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, Status, UpRequest,
+    Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, Status, UpRequest,
 };
 use moat_engine::Engine as _;
 use moat_model::state::InstancePhase;
@@ -47,10 +48,30 @@ impl Core {
             Request::Trace { from, to } => self.trace(&from, &to, &reply),
             Request::PruneImages => self.prune_images(&reply).await,
             Request::Upgrade { program } => self.upgrade(program, reply),
+            Request::Deploys { service } => self.deploys(service.as_deref(), &reply),
+            Request::Service { service, verb } => match self.find(&service) {
+                Ok(slug) => self.service_verb(slug, verb, reply).await,
+                Err(failure) => end(&reply, Some(failure)),
+            },
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);
             }
+        }
+    }
+
+    async fn service_verb(&mut self, slug: Slug, verb: ServiceVerb, reply: Reply) {
+        match verb {
+            ServiceVerb::Restart => self.restart(&slug, reply),
+            ServiceVerb::Rollback { deploy } => self.rollback(&slug, deploy.as_deref(), reply),
+            ServiceVerb::CancelDeploy => self.cancel_deploy(&slug, &reply),
+            ServiceVerb::Scale { instances } => self.scale(slug, instances, reply),
+            ServiceVerb::Suspend => self.suspend(slug, reply),
+            ServiceVerb::Resume => self.resume_service(slug, reply),
+            ServiceVerb::Maintenance { on, page } => self.set_maintenance(&slug, on, page, &reply),
+            ServiceVerb::Variables { show } => self.variables(&slug, show, &reply),
+            ServiceVerb::SetVariables { values } => self.set_variables(&slug, &values, reply),
+            ServiceVerb::Run { command, detach } => self.run_now(slug, command, detach, reply).await,
         }
     }
 
@@ -89,7 +110,7 @@ impl Core {
 
     /// Makes a blueprint's state the desired one and deploys its services; those in `held` keep what runs, for the reason given,
     /// as long as they are not to be otherwise.
-    pub(super) async fn accept(&mut self, up: UpRequest, mut state: DesiredState, held: &BTreeMap<Slug, String>, reply: Reply) {
+    pub(super) async fn accept(&mut self, up: UpRequest, state: DesiredState, held: &BTreeMap<Slug, String>, reply: Reply) {
         if let Err(failure) = self.dataplane.listen(&up.listen).await {
             end(&reply, Some(failure));
             return;
@@ -103,8 +124,35 @@ impl Core {
             end(&reply, Some(Failure { message: crate::chain(&error), hint, exit_code: 3 }));
             return;
         }
+        self.forward_events(&reply);
+        self.take_state(state, &up.file);
+        // Once is enough: what is asked for later may not be forgotten again at a restart.
+        self.durable.blueprints.insert(up.file.clone(), UpRequest { prune: false, ..up.clone() });
+        if up.prune {
+            let unnamed = self.durable.kept.values().filter(|kept| kept.blueprint == up.file).map(|kept| kept.slug.clone()).collect();
+            self.close(&unnamed);
+        }
+        self.save();
+        for slug in self.durable.kept.keys().cloned().collect::<Vec<_>>() {
+            let stops = if up.pushed.is_some() { "moat git deploy --prune" } else { "moat up --prune" };
+            self.notice(Some(&slug), format!("no longer named by its blueprint: it keeps running (`{stops}` stops it)"));
+        }
+        let timeout = Duration::from_secs(up.start_timeout_seconds);
+        let cause = if up.pushed.is_some() { DeployCause::Push } else { DeployCause::Up };
+        for service in self.desired.services.values().filter(|s| s.blueprint == up.file).cloned().collect::<Vec<_>>() {
+            if !self.durable.kept.contains_key(&service.slug) && !self.keeps(&service, held) {
+                self.begin_deploy(&service, cause.clone(), timeout);
+            }
+        }
+        // A daemon that comes after this one goes on with these deploys.
+        self.save();
+        self.waiting.push(Waiting { reply, until: Until::Settled { file: up.file } });
+    }
+
+    /// Makes a state the desired one; services that `file` no longer names stay.
+    pub(super) fn take_state(&mut self, mut state: DesiredState, file: &Path) {
         for (slug, old) in &self.desired.services {
-            if old.blueprint == up.file && !state.services.contains_key(slug) && !self.durable.kept.contains_key(slug) {
+            if old.blueprint == file && !state.services.contains_key(slug) && !self.durable.kept.contains_key(slug) {
                 self.durable.kept.insert(slug.clone(), old.clone());
             }
         }
@@ -116,27 +164,7 @@ impl Core {
         self.durable.generation.0 += 1;
         state.generation = self.durable.generation;
         self.desired = state;
-        // Once is enough: what is asked for later may not be forgotten again at a restart.
-        self.durable.blueprints.insert(up.file.clone(), UpRequest { prune: false, ..up.clone() });
-        self.forward_events(&reply);
-        if up.prune {
-            let unnamed = self.durable.kept.values().filter(|kept| kept.blueprint == up.file).map(|kept| kept.slug.clone()).collect();
-            self.close(&unnamed);
-        }
-        self.save();
-        for slug in self.durable.kept.keys().cloned().collect::<Vec<_>>() {
-            let stops = if up.pushed.is_some() { "moat git deploy --prune" } else { "moat up --prune" };
-            self.notice(Some(&slug), format!("no longer named by its blueprint: it keeps running (`{stops}` stops it)"));
-        }
-        let timeout = Duration::from_secs(up.start_timeout_seconds);
-        for service in self.desired.services.values().filter(|s| s.blueprint == up.file).cloned().collect::<Vec<_>>() {
-            if !self.durable.kept.contains_key(&service.slug) && !self.keeps(&service, held) {
-                self.begin_deploy(&service, timeout);
-            }
-        }
-        // A daemon that comes after this one goes on with these deploys.
-        self.save();
-        self.waiting.push(Waiting { reply, until: Until::Settled { file: up.file } });
+        self.follow_blueprints();
     }
 
     /// Sends what happens from now on to one connection, until it closes. The loop itself sends, so that an answer's end
@@ -183,13 +211,16 @@ impl Core {
     /// Gives services up: none of them is started again, and [`Self::go_on_closing`] stops what runs.
     fn close(&mut self, services: &BTreeSet<Slug>) {
         for slug in services {
-            self.cancel_deploy(slug);
+            self.cancel_deploys(slug, "the service was stopped");
             self.set_phase(slug, ServicePhase::Stopping, None);
             self.closing.insert(slug.clone());
             self.durable.deployed.remove(slug);
             self.durable.kept.remove(slug);
             self.backoff.remove(slug);
             self.cron_next.remove(slug);
+            self.cron_late.remove(slug);
+            self.scalers.remove(slug);
+            self.durable.settings.remove(slug);
         }
         self.jobs.retain(|(service, ..)| !services.contains(&service.slug));
     }
@@ -204,6 +235,7 @@ impl Core {
             if mine.is_empty() {
                 self.desired.services.remove(&slug);
                 self.closing.remove(&slug);
+                self.durable.history.forget(&slug);
                 self.sweep_fetched = true;
             } else if !(users_left && is_store(self, &slug)) {
                 let grace = self.desired.services.get(&slug).map_or(30, |s| s.max_shutdown_delay_seconds);
@@ -225,11 +257,7 @@ impl Core {
                     let mine: Vec<&ServiceState> =
                         self.desired.services.values().filter(|s| s.blueprint == *file).filter_map(|s| self.phases.get(&s.slug)).collect();
                     let settled = self.durable.blueprints.contains_key(file)
-                        && !self
-                            .desired
-                            .services
-                            .values()
-                            .any(|s| s.blueprint == *file && (self.deploys.contains_key(&s.slug) || self.closing.contains(&s.slug)));
+                        && !self.desired.services.values().any(|s| s.blueprint == *file && self.is_busy_with(&s.slug));
                     if !self.durable.blueprints.contains_key(file) {
                         end(&waiting.reply, Some(Failure::refused("stopped by `moat down`", None)));
                     } else if settled {
@@ -243,6 +271,17 @@ impl Core {
                             )
                         });
                         end(&waiting.reply, error);
+                    } else {
+                        still.push(waiting);
+                    }
+                }
+                Until::Service { slug } => {
+                    if !self.desired.services.contains_key(slug) || self.closing.contains(slug) {
+                        end(&waiting.reply, Some(Failure::refused("stopped by `moat down`", None)));
+                    } else if self.is_settled(slug) {
+                        let failed = self.phases.get(slug).is_some_and(|state| state.phase == ServicePhase::Failed);
+                        let _ = waiting.reply.send(Event::Status(self.status().await));
+                        end(&waiting.reply, failed.then(|| Failure::refused(format!("`{slug}` failed"), None)));
                     } else {
                         still.push(waiting);
                     }
@@ -287,6 +326,10 @@ impl Core {
         self.leaving = true;
     }
 
+    fn is_busy_with(&self, slug: &Slug) -> bool {
+        self.deploys.contains_key(slug) || self.next.contains_key(slug) || self.closing.contains(slug)
+    }
+
     async fn status(&self) -> Status {
         // Pids are the system's to know; a failure leaves them out.
         let observed = self.engine.observe().await.unwrap_or_default();
@@ -301,6 +344,7 @@ impl Core {
                     purpose: l.purpose,
                     phase: if l.started { InstancePhase::Running } else { InstancePhase::Preparing },
                     ready: l.ready,
+                    draining: l.draining.is_some(),
                     address: l.address,
                     pid: observed.instances.get(id).and_then(|o| o.pid),
                     listeners: l.listeners.clone(),
@@ -326,6 +370,8 @@ impl Core {
                 next_run: self.cron_next.get(slug).map(ToString::to_string),
                 commit: self.deployed(slug).and_then(|deployed| deployed.commit.clone()),
                 disk: self.disks.get(slug).copied(),
+                wanted: self.wanted(slug),
+                maintenance: self.maintenance(service).is_some(),
                 instances,
             }
         });
@@ -371,7 +417,8 @@ impl Core {
 
     fn plan(&mut self, up: &UpRequest, reply: &Reply) {
         let memory = self.durable.memory.clone();
-        if let Some(Outcome { state, .. }) = self.resolve_with(up, reply) {
+        if let Some(Outcome { mut state, .. }) = self.resolve_with(up, reply) {
+            self.count_as_set(&mut state);
             let mut scratch = self.durable.memory.clone();
             let plan = crate::blueprints::preview(
                 &state,

@@ -3,6 +3,7 @@
 use super::Core;
 use super::deploys::engine_words;
 use crate::blueprints;
+use crate::protocol::ServicePhase;
 use moat_engine::Engine as _;
 use moat_planner::Step;
 use std::time::Duration;
@@ -33,9 +34,13 @@ impl Core {
         self.open_sites().await;
         for service in self.desired.services.values().cloned().collect::<Vec<_>>() {
             let good = self.deployed(&service.slug).is_some_and(|d| d.good);
+            if self.is_suspended(&service.slug) {
+                self.set_phase(&service.slug, ServicePhase::Suspended, None);
+                continue;
+            }
             if (!good || self.durable.deploying.contains(&service.slug)) && !self.durable.kept.contains_key(&service.slug) {
                 let timeout = all.get(&service.blueprint).map_or(900, |up| up.start_timeout_seconds);
-                self.begin_deploy(&service, Duration::from_secs(timeout));
+                self.resume_deploy(&service.slug, Duration::from_secs(timeout));
             }
         }
     }

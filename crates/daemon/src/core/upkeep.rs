@@ -10,7 +10,6 @@ use std::time::Duration;
 const SWEEP_AFTER: u32 = 10;
 /// Between two looks at the network.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
-const CRON_LIMIT: Duration = Duration::from_hours(12);
 
 impl Core {
     /// Starts the task that looks after the network.
@@ -146,6 +145,7 @@ impl Core {
 
     /// Starts the cron runs and one-off jobs that are due.
     pub(super) async fn run_due_cron(&mut self) {
+        self.go_on_with_cron().await;
         for (service, release, command) in std::mem::take(&mut self.jobs) {
             if let Err(why) = self.start_sandbox(&service, Purpose::Job, release, Some(command)).await {
                 self.notice(Some(&service.slug), why);
@@ -157,6 +157,7 @@ impl Core {
             .deployed
             .iter()
             .filter(|(slug, d)| d.service.kind == ServiceKind::Cron && d.good && self.desired.services.contains_key(*slug))
+            .filter(|(slug, _)| !self.is_suspended(slug))
             .filter_map(|(slug, d)| Some((slug.clone(), d.service.workload.schedule()?.to_owned())))
             .collect();
         for (slug, schedule) in schedules {
@@ -177,24 +178,6 @@ impl Core {
                     self.cron_next.insert(slug, jiff::Timestamp::MAX);
                 }
             }
-        }
-    }
-
-    async fn run_cron(&mut self, slug: &Slug) {
-        let active =
-            self.live.iter().find(|(_, l)| l.slug == *slug && l.purpose == Purpose::Cron).map(|(id, l)| (id.clone(), l.since.elapsed()));
-        if let Some((id, ran)) = active {
-            if ran > CRON_LIMIT {
-                self.notice(Some(slug), "the run took longer than 12 hours and is stopped");
-                self.stop_instance(&id, 30);
-            } else {
-                self.notice(Some(slug), "a run is due, but the one before still runs: this one is skipped");
-            }
-            return;
-        }
-        let Some(deployed) = self.deployed(slug).cloned() else { return };
-        if let Err(why) = self.start_sandbox(&deployed.service, Purpose::Cron, deployed.release, None).await {
-            self.notice(Some(slug), why);
         }
     }
 }

@@ -154,7 +154,8 @@ impl Keeper {
                 crate::HostState::Live
                 | crate::HostState::Held { .. }
                 | crate::HostState::NoInstance { .. }
-                | crate::HostState::Suspended => None,
+                | crate::HostState::Suspended
+                | crate::HostState::Maintenance { .. } => None,
             }));
         }
         holds

@@ -200,6 +200,24 @@ fn libraries() -> Vec<PathBuf> {
     if found.first().is_some_and(|first| name(first).starts_with("ld-")) { found } else { Vec::new() }
 }
 
+impl LinuxEngine {
+    /// What instances have used and use; those of which that is not known are left out.
+    pub async fn usage(&self, ids: Vec<InstanceId>) -> Result<Vec<(InstanceId, cgroup::Usage)>, EngineError> {
+        self.blocking(move |inner| {
+            let of = |id: InstanceId| cgroup::usage(&inner.paths.cgroup(id.as_str())).map(|usage| (id, usage));
+            Ok(ids.into_iter().filter_map(of).collect())
+        })
+        .await
+    }
+
+    /// How many TCP connections an instance has taken from others and not finished.
+    pub async fn connections(&self, id: &InstanceId) -> Result<usize, EngineError> {
+        let ns = self.instance_ns(id).await?;
+        self.blocking(move |_| moat_net_linux::ports::accepted(&ns).map_err(|error| network_error("read the open connections", error)))
+            .await
+    }
+}
+
 impl Engine for LinuxEngine {
     async fn observe(&self) -> Result<ObservedState, EngineError> {
         let instances = self.blocking(folder::observe_all).await?;

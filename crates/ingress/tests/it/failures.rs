@@ -134,6 +134,8 @@ async fn services_that_are_not_ready() {
             ("new.localhost".to_owned(), route("new", RouteState::NoInstance { reason: "the build of `new` <runs>".to_owned() })),
             ("none.localhost".to_owned(), route("none", RouteState::Live)),
             ("off.localhost".to_owned(), route("off", RouteState::Suspended)),
+            ("works.localhost".to_owned(), route("works", RouteState::Maintenance { page: "".into() })),
+            ("own.localhost".to_owned(), route("own", RouteState::Maintenance { page: "<p>back at <b>nine</b>".into() })),
         ]),
     })
     .await;
@@ -141,6 +143,7 @@ async fn services_that_are_not_ready() {
         ("new.localhost", "no-instance", "The build of new &lt;runs&gt;."),
         ("none.localhost", "no-instance", "None of its instances is ready."),
         ("off.localhost", "suspended", "off is suspended"),
+        ("works.localhost", "maintenance", "works is being worked on"),
     ] {
         let got = ingress.get(host, "/").await;
         check_page(&got, 503, reason, text);
@@ -148,6 +151,10 @@ async fn services_that_are_not_ready() {
     }
     let (_, value) = get_json(&ingress, "new.localhost").await;
     assert_eq!(value["message"], "The build of new <runs>.");
+    let own = ingress.get("own.localhost", "/").await;
+    assert_eq!((own.status, own.body.as_str()), (503, "<p>back at <b>nine</b>"));
+    let (_, value) = get_json(&ingress, "own.localhost").await;
+    assert_eq!(value["reason"], "maintenance");
 }
 
 #[tokio::test]

@@ -67,6 +67,8 @@ pub(super) const SINGLE: [&str; 2] = ["single4", "single6"];
 pub(super) const SEVERAL: [&str; 2] = ["several4", "several6"];
 /// The chain of service addresses with nobody behind.
 pub(super) const REFUSE: &str = "refuse";
+/// The chain of service addresses whose next instance is about to come.
+pub(super) const HOLD: &str = "hold";
 const PRIVATE: [&str; 2] = ["private4", "private6"];
 const HOST: [&str; 2] = ["host4", "host6"];
 const DENIED: [&str; 2] = ["denied4", "denied6"];
@@ -336,6 +338,7 @@ pub fn base(facts: &Facts) -> Ruleset {
         ("services", Some(Hook::TranslateIn), services(Family::V4)),
         ("services6", None, services(Family::V6)),
         (REFUSE, None, refuse()),
+        (HOLD, None, vec![rule(vec![], vec![Action::Drop])]),
         ("forward", Some(Hook::Forward), forward()),
         ("opens", None, opens()),
         ("ported", None, ported()),

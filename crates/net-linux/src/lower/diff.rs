@@ -90,12 +90,16 @@ pub fn difference(old: &NetPolicy, new: &NetPolicy) -> (NetPolicy, NetPolicy) {
 }
 
 fn only_in(a: &NetPolicy, b: &NetPolicy) -> NetPolicy {
+    let mut services = only_in_map(&a.services, &b.services);
+    let turned = a.held.symmetric_difference(&b.held);
+    services.extend(turned.filter_map(|vip| Some((*vip, a.services.get(vip)?.clone()))));
     NetPolicy {
+        held: a.held.iter().filter(|vip| services.contains_key(*vip)).copied().collect(),
         sources: only_in_map(&a.sources, &b.sources),
         receivers: only_in_set(&a.receivers, &b.receivers),
         pairs: only_in_set(&a.pairs, &b.pairs),
         ingress: only_in_set(&a.ingress, &b.ingress),
-        services: only_in_map(&a.services, &b.services),
+        services,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The elements and chains that a policy adds to the closed filter.
 
-use super::base::{PAIRS, RANGES, RECEIVERS, REFUSE, SEVERAL, SINGLE, SOURCES, family_of};
+use super::base::{HOLD, PAIRS, RANGES, RECEIVERS, REFUSE, SEVERAL, SINGLE, SOURCES, family_of};
 use super::ir::{Action, Atom, Chain, Rule, Ruleset, Target, Value};
 use super::{Facts, HTTP_DIAL, ZONE_LIMIT, base, mark_of, zone_mark};
 use ipnet::IpNet;
@@ -157,6 +157,7 @@ pub fn full(facts: &Facts, policy: &NetPolicy) -> Ruleset {
         }
         for (vip, ready) in &policy.services {
             match (ready.first(), ready.len()) {
+                (None, _) if policy.held.contains(vip) => out.add(SEVERAL[i], vec![atom(vip)], Some(Value::Goto(HOLD.to_owned()))),
                 (None, _) => out.add(SEVERAL[i], vec![atom(vip)], Some(Value::Goto(REFUSE.to_owned()))),
                 (Some(only), 1) => out.add(SINGLE[i], vec![atom(vip)], Some(Value::Address(only.of(family)))),
                 (Some(_), _) => out.add(SEVERAL[i], vec![atom(vip)], Some(Value::Goto(service_chain(vip)))),

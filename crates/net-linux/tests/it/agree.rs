@@ -46,8 +46,10 @@ fn policies() -> impl Strategy<Value = NetPolicy> {
         btree_set((instances(), instances()), 0..5),
         btree_set((instances(), prop::sample::select(vec![80u16, 10000])), 0..4),
         services,
+        btree_set((1..5u16).prop_map(vip), 0..3),
     )
-        .prop_map(|(sources, receivers, pairs, ingress, services)| NetPolicy {
+        .prop_map(|(sources, receivers, pairs, ingress, services, held)| NetPolicy {
+            held,
             sources: sources
                 .into_iter()
                 .map(|(offset, (zone, egress))| {

@@ -118,4 +118,17 @@ fn what_the_tracer_says() {
         told += &format!("# {what}\n{}\n\n", traced.steps.join("\n"));
     }
     golden("traces.txt", &told);
+
+    let mut held = shop();
+    held.held.extend([vip(1), vip(4)]);
+    for (what, to, expected) in
+        [("nobody is ready yet", vip(4), Outcome::Dropped), ("held, and somebody is ready all the same", vip(1), instance(1))]
+    {
+        let packet = Packet::opening(Origin::Link(link(1)), at(1).v4.into(), to.v4.into(), 80);
+        assert_eq!(trace(&full(&facts(), &held), &packet).outcome, expected, "{what}");
+    }
+    let (before, after) = difference(&shop(), &held);
+    let turned = transaction(&full(&facts(), &before), &full(&facts(), &after));
+    assert_eq!(turned, transaction(&full(&facts(), &shop()), &full(&facts(), &held)), "the difference lowers to the same");
+    assert!(turned.contains("goto hold"), "{turned}");
 }

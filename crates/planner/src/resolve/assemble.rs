@@ -16,7 +16,7 @@ use crate::zones::{isolated_zone, open_zone};
 use moat_blueprint::spec::{EnvironmentIndex, EnvironmentSpec, RuntimeSpec, ServiceSpec, Text};
 use moat_model::net::RESERVED_PORTS;
 use moat_model::state::{
-    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Source, Workload,
+    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Scaling, Source, Workload,
 };
 use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, StartOrder, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -153,6 +153,8 @@ impl Assembly<'_, '_> {
                 .filter(|_| matches!(kind, ServiceKind::Web | ServiceKind::Pserv))
                 .map(|path| path.value.clone()),
             max_shutdown_delay_seconds: spec.max_shutdown_delay_seconds.as_ref().map_or(30, |s| s.value.clamp(1, 300)),
+            scaling: scaling(spec, kind),
+            maintenance: kind == ServiceKind::Web && spec.maintenance_mode.as_ref().is_some_and(|mode| mode.value.enabled),
             fingerprint: String::new(),
             build_fingerprint: String::new(),
         };
@@ -202,6 +204,8 @@ impl Assembly<'_, '_> {
             secret_files: BTreeMap::new(),
             health_check_path: None,
             max_shutdown_delay_seconds: DATABASE_GRACE,
+            scaling: None,
+            maintenance: false,
             fingerprint: String::new(),
             build_fingerprint: String::new(),
         };
@@ -507,6 +511,18 @@ impl Assembly<'_, '_> {
 pub(crate) fn root_dir(spec: &ServiceSpec) -> PathBuf {
     let written = spec.root_dir.as_ref().map_or("", |text| text.value.trim());
     Path::new(written).components().filter(|part| matches!(part, Component::Normal(_))).collect()
+}
+
+fn scaling(spec: &ServiceSpec, kind: ServiceKind) -> Option<Scaling> {
+    let scales = matches!(kind, ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker) && spec.disk.is_none();
+    let scaling = spec.scaling.as_ref().filter(|_| scales)?.value;
+    let min = scaling.min.clamp(1, MOST_INSTANCES);
+    Some(Scaling {
+        min,
+        max: scaling.max.clamp(min, MOST_INSTANCES),
+        cpu_percent: scaling.cpu_percent,
+        memory_percent: scaling.memory_percent,
+    })
 }
 
 fn instances(spec: &ServiceSpec, kind: ServiceKind) -> u32 {

@@ -211,6 +211,8 @@ fn service(name: &str, offset: u16, kind: &Shape) -> Service {
         secret_files: BTreeMap::new(),
         health_check_path: None,
         max_shutdown_delay_seconds: 30,
+        scaling: None,
+        maintenance: false,
         fingerprint: String::new(),
         build_fingerprint: String::new(),
     }

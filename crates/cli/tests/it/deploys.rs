@@ -1,0 +1,309 @@
+//! Deploys of the real binary: their order, what they leave, and that nobody notices them.
+
+use crate::host::{Host, host, service, wait_for};
+use serde_json::Value;
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+
+/// A web service that says its release; the release says how it starts.
+const WEB: &str = r#"
+import os, socketserver, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+release = open("release.txt").read().strip()
+print("release", release, flush=True)
+if release.startswith("broken"): sys.exit(3)
+if release.startswith("slow"): time.sleep(1000)
+class Page(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = f"{release} {os.environ.get('GREETING', '')}".strip().encode()
+        self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
+    def log_message(self, *args): pass
+ThreadingHTTPServer.request_queue_size = 128
+ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Page).serve_forever()
+"#;
+
+/// A private service that echoes lines.
+const ECHO: &str = r#"
+import os, socketserver
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile: self.wfile.write(line)
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+Server(("0.0.0.0", int(os.environ["PORT"])), Echo).serve_forever()
+"#;
+
+/// Clients that connect all the time until their input ends; they count.
+const LOAD: &str = r#"
+import json, socket, sys, threading, time
+over = threading.Event()
+counts, faults, lock = {}, [], threading.Lock()
+def exchange(sock, send, expect):
+    sock.sendall(send)
+    got = b""
+    while len(got) < len(expect):
+        part = sock.recv(4096)
+        if not part: raise ConnectionError(f"closed after {got!r}")
+        got += part
+    if got != expect: raise ValueError(f"{got!r} instead of {expect!r}")
+def client(name, to, send, expect, held):
+    """Connects, talks for `held` seconds, hangs up, again and again."""
+    while not over.is_set():
+        step = "connect"
+        try:
+            with socket.create_connection(to, timeout=10) as sock:
+                until = time.monotonic() + held
+                while True:
+                    step = "exchange"
+                    exchange(sock, send, expect)
+                    with lock: counts[name] = counts.get(name, 0) + 1
+                    if over.is_set() or time.monotonic() >= until: break
+                    time.sleep(0.01)
+        except Exception as error:
+            with lock: faults.append(f"{name}: {step}: {error!r}")
+        time.sleep(0.002)
+threads = [threading.Thread(target=client, args=one) for one in [
+    ("echo, a connection each", ("echo", 7000), b"hello\n", b"hello\n", 0),
+    ("echo, connections kept", ("echo", 7000), b"hello\n", b"hello\n", 3),
+    ("redis", ("cache", 6379), b"*1\r\n$4\r\nPING\r\n*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n*2\r\n$3\r\nGET\r\n$1\r\na\r\n", b"+PONG\r\n+OK\r\n$1\r\nb\r\n", 2),
+]]
+for thread in threads: thread.start()
+sys.stdin.read()
+over.set()
+for thread in threads: thread.join()
+print(json.dumps({"counts": counts, "faults": faults}))
+"#;
+
+/// HTTP clients at the ingress, in the same way.
+const HTTP_LOAD: &str = r#"
+import http.client, json, sys, threading, time
+over = threading.Event()
+counts, faults, lock = {}, [], threading.Lock()
+def client(name, each):
+    while not over.is_set():
+        connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=10)
+        try:
+            for _ in range(each):
+                connection.request("GET", "/", headers={"Host": "site.localhost"})
+                answer = connection.getresponse(); body = answer.read()
+                if answer.status != 200: raise ValueError(f"{answer.status} {body[:200]!r}")
+                with lock: counts[name] = counts.get(name, 0) + 1
+                if over.is_set(): break
+                time.sleep(0.005)
+        except Exception as error:
+            with lock: faults.append(f"{name}: {error!r}")
+        connection.close()
+threads = [threading.Thread(target=client, args=one) for one in [("http, a connection each", 1), ("http, connections kept", 1000)]]
+for thread in threads: thread.start()
+sys.stdin.read()
+over.set()
+for thread in threads: thread.join()
+print(json.dumps({"counts": counts, "faults": faults}))
+"#;
+
+fn web(more: &str) -> String {
+    format!(
+        "services:\n  - type: web\n    name: site\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: python3 -u web.py\n    maxShutdownDelaySeconds: 5\n{more}"
+    )
+}
+
+/// Writes a release of the site and its blueprint.
+fn release(host: &Host, text: &str, more: &str) -> PathBuf {
+    host.write("app/web.py", WEB);
+    host.write("app/release.txt", text);
+    host.write("app/render.yaml", &web(more))
+}
+
+fn up(host: &Host, file: &std::path::Path) {
+    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+}
+
+fn page(host: &Host) -> (u16, String) {
+    host.http(8080, "site.localhost", "/")
+}
+
+/// Cause and state of each deploy of the site, oldest first.
+fn deploys(host: &Host) -> Vec<(String, String)> {
+    let said = host.moat(&["deploys", "site", "--output", "json"]).ok().json();
+    let text = |deploy: &Value, key: &str| deploy[key].as_str().unwrap().to_owned();
+    said.as_array().unwrap().iter().map(|deploy| (text(deploy, "cause"), text(deploy, "state"))).collect()
+}
+
+fn deploy_ids(host: &Host) -> Vec<String> {
+    let said = host.moat(&["deploys", "site", "--output", "json"]).ok().json();
+    said.as_array().unwrap().iter().map(|deploy| deploy["id"].as_str().unwrap().to_owned()).collect()
+}
+
+fn ready(host: &Host, slug: &str) -> Vec<String> {
+    let ps = host.ps();
+    let instances = service(&ps, slug)["instances"].as_array().unwrap().clone();
+    let ready = instances.iter().filter(|instance| instance["ready"] == true && instance["purpose"] == "serve");
+    ready.map(|instance| instance["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Whatever a command that runs beside the test has said by its end.
+fn said(child: Child) -> (i32, String) {
+    let said = crate::host::Said::from(child.wait_with_output().unwrap());
+    (said.code, said.out + &said.err)
+}
+
+#[test]
+fn a_release_can_be_gone_back_to_and_started_anew() {
+    let Some(host) = host() else { return };
+    let file = release(&host, "one", "    numInstances: 2\n");
+    up(&host, &file);
+    assert_eq!(page(&host), (200, "one".to_owned()));
+    // The same again is no deploy.
+    up(&host, &file);
+    assert_eq!(deploys(&host), [("up".to_owned(), "live".to_owned())]);
+    release(&host, "two", "    numInstances: 2\n");
+    up(&host, &file);
+    assert_eq!(page(&host), (200, "two".to_owned()));
+
+    // A failure in the middle leaves as many instances of what ran before.
+    let before = ready(&host, "site");
+    assert_eq!(before.len(), 2);
+    release(&host, "broken", "    numInstances: 2\n");
+    let failed = host.moat(&["up", "-d", file.to_str().unwrap()]);
+    assert!(failed.code == 1 && failed.err.contains("release broken"), "{}{}", failed.out, failed.err);
+    assert_eq!(ready(&host, "site"), before);
+    assert_eq!(page(&host), (200, "two".to_owned()));
+
+    host.moat(&["rollback", "site"]).ok();
+    assert_eq!(page(&host), (200, "one".to_owned()));
+    let ids = deploy_ids(&host);
+    let again = host.moat(&["rollback", "site", &ids[0]]);
+    assert!(again.code == 1 && again.err.contains("already"), "{}", again.err);
+    let never = host.moat(&["rollback", "site", &ids[2]]);
+    assert!(never.code == 1 && never.err.contains("no kept release"), "a failed deploy is nothing to go back to: {}", never.err);
+    host.moat(&["rollback", "site", &ids[1]]).ok();
+    assert_eq!(page(&host), (200, "two".to_owned()));
+    let words = |cause: &str, state: &str| (cause.to_owned(), state.to_owned());
+    assert_eq!(
+        deploys(&host),
+        [
+            words("up", "replaced"),
+            words("up", "replaced"),
+            words("up", "failed"),
+            words(&format!("rollback to {}", ids[0]), "replaced"),
+            words(&format!("rollback to {}", ids[1]), "live"),
+        ]
+    );
+
+    // A restart brings the same release with other instances; a daemon that comes after this one knows all that.
+    let before = ready(&host, "site");
+    host.moat(&["restart", "site"]).ok();
+    let after = ready(&host, "site");
+    assert!(after.len() == 2 && after.iter().all(|id| !before.contains(id)), "{before:?} {after:?}");
+    assert_eq!(page(&host), (200, "two".to_owned()));
+    let told = deploys(&host);
+    assert_eq!(told.last(), Some(&words("restart", "live")));
+    host.kill(host.daemon().unwrap(), "KILL");
+    revive(&host);
+    assert_eq!(deploys(&host), told);
+    wait_for("its instances", || ready(&host, "site") == after);
+}
+
+/// Any `up` brings a daemon.
+fn revive(host: &Host) {
+    let file = host.write("other/render.yaml", "services:\n  - type: cron\n    name: never\n    runtime: python\n    schedule: \"0 0 1 1 *\"\n    buildCommand: \"true\"\n    startCommand: echo ran $0\n");
+    up(host, &file);
+}
+
+#[test]
+fn of_deploys_that_wait_only_the_newest_is_done() {
+    let Some(host) = host() else { return };
+    let file = release(&host, "one", "");
+    up(&host, &file);
+    release(&host, "slow", "");
+    let args = ["up", "-d", file.to_str().unwrap()];
+    let slow = host.spawn(&args);
+    let state = |nth: usize| deploys(&host).get(nth).map(|(_, state)| state.clone()).unwrap_or_default();
+    wait_for("the slow release's start", || service(&host.ps(), "site")["state"]["phase"] == "starting");
+    release(&host, "two", "");
+    let second = host.spawn(&args);
+    wait_for("the second", || state(2) == "waiting");
+    release(&host, "three", "");
+    let third = host.spawn(&args);
+    wait_for("the third", || state(2) == "skipped" && state(3) == "waiting");
+    assert_eq!(page(&host), (200, "one".to_owned()), "what ran before goes on");
+
+    host.moat(&["deploy", "cancel", "site"]).ok();
+    let (code, told) = said(third);
+    assert_eq!(code, 0, "{told}");
+    assert!(told.contains("waits until"), "{told}");
+    let (_, told) = said(second);
+    assert!(told.contains("is skipped"), "{told}");
+    said(slow);
+    assert_eq!(page(&host), (200, "three".to_owned()));
+    let states: Vec<String> = deploys(&host).into_iter().map(|(_, state)| state).collect();
+    assert_eq!(states, ["replaced", "canceled", "skipped", "live"]);
+    let none = host.moat(&["deploy", "cancel", "site"]);
+    assert!(none.code == 1 && none.err.contains("no deploy"), "{}", none.err);
+}
+
+/// Several deploys under load. `MOAT_LOAD_DEPLOYS` says how many.
+#[test]
+fn nobody_notices_deploys() {
+    let Some(host) = host() else { return };
+    let count: u32 = std::env::var("MOAT_LOAD_DEPLOYS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    let file = release(&host, "r0", "    numInstances: 2\n");
+    up(&host, &file);
+    // Their releases stay: a restart replaces their instances just the same, and takes no build.
+    let pserv = |name: &str, more: &str, port: u16, start: &str| {
+        format!(
+            "  - type: pserv\n    name: {name}\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: {start}\n    envVars: [{{key: PORT, value: {port}}}]\n{more}"
+        )
+    };
+    host.write("stores/echo.py", ECHO);
+    let redis = "redis-server --bind 0.0.0.0 --protected-mode no --save '' --port 6379";
+    let stores = host.write(
+        "stores/render.yaml",
+        &format!(
+            "services:\n{}{}  - type: worker\n    name: load\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: sleep 100000\n",
+            pserv("echo", "    numInstances: 2\n", 7000, "python3 -u echo.py"),
+            pserv("cache", "", 6379, redis)
+        ),
+    );
+    up(&host, &stores);
+
+    let start =
+        |mut command: std::process::Command| command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let inside = start(host.moat_command(&["exec", "load", "--", "python3", "-c", LOAD]));
+    let mut outside = host.command("python3");
+    outside.args(["-c", HTTP_LOAD]);
+    let outside = start(outside);
+    for n in 1..=count {
+        release(&host, &format!("r{n}"), "    numInstances: 2\n");
+        let before: Vec<Vec<String>> = ["site", "echo", "cache"].map(|slug| ready(&host, slug)).into();
+        up(&host, &file);
+        for slug in ["echo", "cache"] {
+            host.moat(&["restart", slug]).ok();
+        }
+        assert_eq!(page(&host), (200, format!("r{n}")));
+        for (slug, before) in ["site", "echo", "cache"].iter().zip(before) {
+            let after = ready(&host, slug);
+            assert!(after.len() == before.len() && after.iter().all(|id| !before.contains(id)), "{slug}: {before:?} {after:?}");
+        }
+    }
+    let mut requests = 0;
+    for mut child in [inside, outside] {
+        drop(child.stdin.take());
+        let mut out = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert!(child.wait().unwrap().success(), "{out}{err}");
+        let counted: Value = serde_json::from_str(out.trim()).unwrap_or_else(|error| panic!("{error}: {out}{err}"));
+        println!("{count} deploys of each service: {counted}");
+        assert_eq!(counted["faults"], serde_json::json!([]), "{counted}");
+        let counts = counted["counts"].as_object().unwrap();
+        assert!(counts.values().all(|count| count.as_u64().unwrap() > 50), "{counted}");
+        requests += counts.values().filter_map(Value::as_u64).sum::<u64>();
+    }
+    let _ = writeln!(std::io::stdout(), "{requests} requests, none failed");
+}

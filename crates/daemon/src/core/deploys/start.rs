@@ -1,0 +1,122 @@
+//! From a release to instances that are ready, or back to what ran before.
+
+use super::super::{Core, Live};
+use super::first_line;
+use crate::deploy::{DeployPhase, Deployed};
+use crate::history::{DeployCause, DeployState};
+use crate::protocol::ServicePhase;
+use moat_model::{InstanceId, Purpose, ServiceKind, Slug};
+use std::time::{Duration, Instant};
+
+impl Core {
+    /// Makes the deploy's definition and release what runs; instances follow by reconciling.
+    pub(super) fn start_serving(&mut self, slug: &Slug) {
+        let Some(deploy) = self.deploys.get_mut(slug) else { return };
+        let before = deploy.previous.as_ref();
+        // A service that is started anew differs by this number alone.
+        let restarts = before.map_or(0, |p| p.restarts) + u64::from(deploy.cause == DeployCause::Restart);
+        let mut new = Deployed {
+            service: deploy.service.clone(),
+            release: deploy.release.clone(),
+            commit: deploy.commit.clone(),
+            hook_ran: before.is_some_and(|p| p.hook_ran),
+            good: false,
+            restarts,
+        };
+        new.good = before.is_some_and(|p| p.good && p.fingerprint() == new.fingerprint());
+        deploy.changes = !new.good;
+        deploy.go(DeployPhase::Starting);
+        self.durable.deployed.insert(slug.clone(), new);
+        self.backoff.remove(slug);
+        self.save();
+        self.set_phase(slug, ServicePhase::Starting, None);
+    }
+
+    /// Ends deploys whose instances are all ready, and those whose time is over.
+    pub(in super::super) fn settle_deploys(&mut self) {
+        let starting = self.deploys.iter().filter(|(_, d)| d.phase == DeployPhase::Starting).map(|(slug, _)| slug.clone());
+        for slug in starting.collect::<Vec<_>>() {
+            let Some(deployed) = self.durable.deployed.get(&slug) else { continue };
+            let fingerprint = deployed.fingerprint();
+            let is_cron = deployed.service.kind == ServiceKind::Cron;
+            let wanted = self.wanted(&slug);
+            let is_mine = |l: &&Live| l.slug == slug && l.purpose == Purpose::Serve && l.fingerprint == fingerprint && !l.stopping;
+            let ready = self.live.values().filter(is_mine).filter(|l| l.ready).count();
+            let waits = self.live.iter().find(|(_, l)| is_mine(l) && !l.ready).map(|(id, l)| (id.clone(), l.seen.clone()));
+            let Some(deploy) = self.deploys.get_mut(&slug) else { continue };
+            if ready > deploy.ready {
+                // Each instance has the whole time.
+                deploy.since = Instant::now();
+            }
+            deploy.ready = ready;
+            if is_cron || ready >= usize::try_from(wanted).unwrap_or(usize::MAX) {
+                self.deploy_is_live(&slug);
+            } else if deploy.since.elapsed() > deploy.start_timeout {
+                let seconds = deploy.start_timeout.as_secs();
+                let (id, seen) = waits.unzip();
+                let seen = seen.flatten().unwrap_or_else(|| "it did not get ready".to_owned());
+                self.fail_deploy(&slug, &format!("not ready after {seconds} s: {seen}"), id.as_ref());
+            } else {
+                self.set_phase(&slug, ServicePhase::Starting, waits.and_then(|(_, seen)| seen));
+                self.wake_in(Duration::from_secs(1));
+            }
+        }
+    }
+
+    fn deploy_is_live(&mut self, slug: &Slug) {
+        let Some(deploy) = self.deploys.remove(slug) else { return };
+        self.durable.deploying.remove(slug);
+        let mut hook = None;
+        if let Some(deployed) = self.durable.deployed.get_mut(slug) {
+            deployed.good = true;
+            if deployed.service.workload.needs_release() && !deployed.hook_ran {
+                deployed.hook_ran = true;
+                let command = deployed.service.workload.initial_deploy_hook().map(str::to_owned);
+                hook = command.map(|command| (deployed.service.clone(), deployed.release.clone(), command));
+            }
+            if deploy.changes {
+                self.durable.history.live(slug, &deploy.id, deployed, jiff::Timestamp::now());
+            } else {
+                self.durable.history.strike(slug, &deploy.id);
+            }
+        }
+        self.save();
+        self.set_phase(slug, ServicePhase::Live, None);
+        self.sweep = true;
+        self.sweep_fetched = true;
+        if let Some((service, release, command)) = hook {
+            self.notice(Some(slug), format!("running the initial deploy hook: {}", first_line(&command)));
+            self.queue_job(service, release, command);
+        }
+    }
+
+    /// Keeps what ran before and says why the new one does not.
+    pub(in super::super) fn fail_deploy(&mut self, slug: &Slug, why: &str, instance: Option<&InstanceId>) {
+        self.end_deploy(slug, DeployState::Failed, why, instance);
+    }
+
+    /// Ends a deploy that does not come to be live.
+    pub(super) fn end_deploy(&mut self, slug: &Slug, state: DeployState, why: &str, instance: Option<&InstanceId>) {
+        let Some(deploy) = self.deploys.remove(slug) else { return };
+        self.durable.deploying.remove(slug);
+        self.durable.history.end(slug, &deploy.id, state, Some(why), jiff::Timestamp::now());
+        if let Some(id) = deploy.sandbox().cloned() {
+            self.stop_instance(&id, 1);
+        }
+        let last_lines = instance.map(|id| crate::logs::last_lines(&self.engine.log_path(id), 12)).unwrap_or_default();
+        let kept = match (deploy.phase == DeployPhase::Starting, deploy.previous) {
+            (true, Some(previous)) => {
+                self.durable.deployed.insert(slug.clone(), previous);
+                true
+            }
+            (true, None) => {
+                self.durable.deployed.remove(slug);
+                false
+            }
+            (false, previous) => previous.is_some(),
+        };
+        self.save();
+        let detail = if kept { format!("{why}; what ran before stays") } else { why.to_owned() };
+        self.set_phase_with(slug, ServicePhase::Failed, Some(detail), last_lines);
+    }
+}

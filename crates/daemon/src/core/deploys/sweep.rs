@@ -1,0 +1,39 @@
+//! What deploys have left and nothing needs any more.
+
+use super::super::Core;
+use moat_engine_linux::ImageBuildRequest;
+use std::collections::BTreeSet;
+
+impl Core {
+    /// Removes releases that nothing runs and nobody can go back to, once no deploy is under way. The loop waits for it, so that no deploy begins
+    /// whose release would be taken for garbage.
+    pub(in super::super) async fn sweep_releases(&mut self) {
+        if !self.sweep || !self.deploys.is_empty() {
+            return;
+        }
+        self.sweep = false;
+        let mut keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
+        keep.extend(self.releases_in_use());
+        keep.extend(self.durable.history.releases());
+        if let Err(error) = self.engine.collect_garbage(&keep).await {
+            tracing::warn!(%error, "old releases can't be removed");
+        }
+        if let Err(error) = self.engine.prune_images(&keep, false).await {
+            tracing::warn!(%error, "old images can't be removed");
+        }
+    }
+
+    /// Removes what was fetched for services that are not there any more, once no deploy is under way.
+    pub(in super::super) async fn sweep_fetched(&mut self) {
+        if !self.sweep_fetched || !self.deploys.is_empty() {
+            return;
+        }
+        self.sweep_fetched = false;
+        let services = || self.desired.services.values();
+        let sources = services().filter_map(|service| service.workload.source().cloned()).collect();
+        let built = services().filter(|service| ImageBuildRequest::of(service).is_some()).map(|service| service.id.clone());
+        if let Err(error) = self.engine.collect_fetched(sources, built.collect()).await {
+            tracing::warn!(%error, "old sources can't be removed");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! How many instances run, whether any does, and whether the service or the ingress answers.
+
+use super::requests::{Reply, end};
+use super::{Core, Until, Waiting};
+use crate::history::DeployCause;
+use crate::protocol::{Failure, ServicePhase};
+use crate::settings::{Maintenance, Scale, Settings};
+use moat_model::{DesiredState, InstanceId, Purpose, Service, ServiceKind, Slug};
+use std::collections::BTreeMap;
+
+/// The most instances of one service.
+const MOST_INSTANCES: u32 = 100;
+
+impl Core {
+    /// A service by its slug or its name as written.
+    pub(super) fn find(&self, name: &str) -> Result<Slug, Failure> {
+        let by_slug = self.desired.services.values().find(|service| service.slug.as_str() == name);
+        let named: Vec<&Service> = self.desired.services.values().filter(|service| service.name == name).collect();
+        match (by_slug, named.as_slice()) {
+            (Some(service), _) | (None, &[service]) => Ok(service.slug.clone()),
+            (None, []) => {
+                let known: Vec<&str> = self.desired.services.keys().map(Slug::as_str).collect();
+                Err(Failure::refused(format!("no service `{name}` runs here"), Some(format!("services: {}", known.join(", ")))))
+            }
+            (None, several) => {
+                let slugs: Vec<&str> = several.iter().map(|service| service.slug.as_str()).collect();
+                Err(Failure::refused(format!("several services are called `{name}`"), Some(format!("say one of {}", slugs.join(", ")))))
+            }
+        }
+    }
+
+    fn settings(&self, slug: &Slug) -> Option<&Settings> {
+        self.durable.settings.get(slug)
+    }
+
+    pub(crate) fn is_suspended(&self, slug: &Slug) -> bool {
+        self.settings(slug).is_some_and(|settings| settings.suspended)
+    }
+
+    /// The page that the ingress answers with instead of the service; a blank one is Moat's own.
+    pub(crate) fn maintenance(&self, service: &Service) -> Option<String> {
+        let asked = self.settings(&service.slug).and_then(|settings| settings.maintenance.as_ref());
+        let on = asked.map_or(service.maintenance, |asked| asked.on);
+        on.then(|| asked.and_then(|asked| asked.page.clone()).unwrap_or_default())
+    }
+
+    /// How many instances of what is deployed should serve.
+    pub(crate) fn wanted(&self, slug: &Slug) -> u32 {
+        let Some(service) = self.deployed(slug).map(|deployed| &deployed.service) else { return 0 };
+        if self.is_suspended(slug) || service.instances == 0 {
+            return 0;
+        }
+        match (&service.scaling, self.settings(slug).and_then(|settings| settings.scale.as_ref())) {
+            (Some(scaling), _) => self.scalers.get(slug).map_or(service.instances, |scaler| scaler.count(scaling)),
+            (None, Some(scale)) => scale.instances,
+            (None, None) => service.instances,
+        }
+    }
+
+    /// Gives services of a state the numbers of instances that they would have, by what people have set and by their load.
+    pub(super) fn count_as_set(&self, state: &mut DesiredState) {
+        for service in state.services.values_mut() {
+            let scale = self.settings(&service.slug).and_then(|settings| settings.scale.as_ref());
+            let scaler = self.scalers.get(&service.slug);
+            service.instances = match (&service.scaling, scaler, scale) {
+                _ if self.is_suspended(&service.slug) => 0,
+                (Some(scaling), Some(scaler), _) => scaler.count(scaling),
+                (None, _, Some(scale)) if scale.over == service.instances => scale.instances,
+                _ => service.instances,
+            };
+        }
+    }
+
+    /// Instances that serve what is deployed and are ready, and others that serve and are not about to go.
+    pub(super) fn count(&self, slug: &Slug) -> (usize, usize) {
+        let fingerprint = self.deployed(slug).map(crate::deploy::Deployed::fingerprint);
+        let mine = self.live.values().filter(|live| live.slug == *slug && live.purpose == Purpose::Serve && !live.stopping);
+        let (ready, others): (Vec<_>, Vec<_>) = mine.partition(|live| live.ready && Some(&live.fingerprint) == fingerprint.as_ref());
+        (ready.len(), others.len())
+    }
+
+    /// Gives up settings that blueprints have decided otherwise since, or whose service is gone.
+    pub(super) fn follow_blueprints(&mut self) {
+        let mut said = Vec::new();
+        let services: BTreeMap<_, _> = self.desired.services.iter().collect();
+        let deployed = &mut self.durable.deployed;
+        self.durable.settings.retain(|slug, settings| {
+            let Some(service) = services.get(slug) else { return false };
+            let before = settings.scale.clone();
+            said.extend(settings.follow(service).into_iter().map(|text| (slug.clone(), text)));
+            if let (Some(before), None, Some(deployed)) = (before, &settings.scale, deployed.get_mut(slug)) {
+                // Until the deploy that follows: so many run now.
+                deployed.service.instances = before.instances;
+            }
+            !settings.is_empty()
+        });
+        for (slug, text) in said {
+            self.notice(Some(&slug), text);
+        }
+    }
+
+    fn set(&mut self, slug: &Slug, change: impl FnOnce(&mut Settings)) {
+        let settings = self.durable.settings.entry(slug.clone()).or_default();
+        change(settings);
+        if settings.is_empty() {
+            self.durable.settings.remove(slug);
+        }
+        self.save();
+    }
+
+    pub(super) fn scale(&mut self, slug: Slug, instances: Option<u32>, reply: Reply) {
+        let refuse = |message: String, hint: Option<String>| end(&reply, Some(Failure::refused(message, hint)));
+        let Some(service) = self.desired.services.get(&slug) else { return end(&reply, None) };
+        let written = service.instances;
+        match service.kind {
+            ServiceKind::Web | ServiceKind::Pserv | ServiceKind::Worker => {}
+            ServiceKind::Cron | ServiceKind::Static | ServiceKind::KeyValue | ServiceKind::Postgres => {
+                return refuse(format!("`{slug}` is a {}: it is not scaled", service.kind.phrase()), None);
+            }
+        }
+        if service.workload.disk().is_some() {
+            return refuse(format!("`{slug}` has a disk: it has one instance"), Some("a disk belongs to one instance".to_owned()));
+        }
+        if service.scaling.is_some() {
+            let hint = "change or remove `scaling` in its blueprint".to_owned();
+            return refuse(format!("the number of instances of `{slug}` follows its load"), Some(hint));
+        }
+        if instances.is_some_and(|count| count == 0 || count > MOST_INSTANCES) {
+            let hint = format!("from 1 to {MOST_INSTANCES}; `moat suspend {slug}` stops it");
+            return refuse("that many instances can't be".to_owned(), Some(hint));
+        }
+        self.set(&slug, |settings| {
+            settings.scale = instances.filter(|count| *count != written).map(|instances| Scale { instances, over: written });
+        });
+        if self.is_suspended(&slug) || self.deployed(&slug).is_none() {
+            return end(&reply, None);
+        }
+        self.followers.push(reply.clone());
+        self.waiting.push(Waiting { reply, until: Until::Service { slug } });
+    }
+
+    pub(super) fn suspend(&mut self, slug: Slug, reply: Reply) {
+        self.cancel_deploys(&slug, "the service was suspended");
+        self.set(&slug, |settings| settings.suspended = true);
+        self.backoff.remove(&slug);
+        self.cron_late.remove(&slug);
+        self.jobs.retain(|(service, ..)| service.slug != slug);
+        self.set_phase(&slug, ServicePhase::Suspended, None);
+        let grace = self.desired.services.get(&slug).map_or(30, |service| service.max_shutdown_delay_seconds);
+        let mine: Vec<InstanceId> = self.live.iter().filter(|(_, live)| live.slug == slug).map(|(id, _)| id.clone()).collect();
+        for id in mine {
+            self.stop_instance(&id, grace);
+        }
+        self.followers.push(reply.clone());
+        self.waiting.push(Waiting { reply, until: Until::Service { slug } });
+    }
+
+    pub(super) fn resume_service(&mut self, slug: Slug, reply: Reply) {
+        if !self.is_suspended(&slug) {
+            return end(&reply, Some(Failure::refused(format!("`{slug}` is not suspended"), None)));
+        }
+        self.set(&slug, |settings| settings.suspended = false);
+        self.followers.push(reply.clone());
+        if let Some(service) = self.desired.services.get(&slug).cloned() {
+            self.begin_deploy(&service, DeployCause::Resume, self.start_timeout(&slug));
+        }
+        self.save();
+        self.waiting.push(Waiting { reply, until: Until::Service { slug } });
+    }
+
+    pub(super) fn set_maintenance(&mut self, slug: &Slug, on: bool, page: Option<String>, reply: &Reply) {
+        let Some(service) = self.desired.services.get(slug) else { return end(reply, None) };
+        if service.kind != ServiceKind::Web {
+            let message = format!("`{slug}` is a {}: maintenance mode is of web services", service.kind.phrase());
+            return end(reply, Some(Failure::refused(message, None)));
+        }
+        let over = service.maintenance;
+        self.set(slug, |settings| {
+            settings.maintenance = (on != over || page.is_some()).then_some(Maintenance { on, page, over });
+        });
+        end(reply, None);
+    }
+}

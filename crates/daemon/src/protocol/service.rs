@@ -1,0 +1,90 @@
+//! What is asked of one service, and its answers.
+
+use moat_model::{Secret, Slug};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What people ask of one service. Where it takes time, progress comes as events.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "verb")]
+pub enum ServiceVerb {
+    /// Starts it anew, one instance at a time, with the release that it has.
+    Restart,
+    /// Deploys an earlier release.
+    Rollback {
+        /// The deploy that brought it; none is the last one that differs from what runs.
+        deploy: Option<String>,
+    },
+    /// Ends its deploy that is under way.
+    CancelDeploy,
+    /// Runs so many instances; none is what the blueprint says.
+    Scale {
+        /// How many.
+        instances: Option<u32>,
+    },
+    /// Stops it until it is resumed.
+    Suspend,
+    /// Deploys it again.
+    Resume,
+    /// Lets the ingress answer instead of it, or not.
+    Maintenance {
+        /// Whether.
+        on: bool,
+        /// The page, HTML; none is Moat's own.
+        page: Option<String>,
+    },
+    /// Its variables: answers one [`super::Event::Variables`].
+    Variables {
+        /// With their values.
+        show: bool,
+    },
+    /// Gives variables values, or takes them away, and deploys what they change.
+    SetVariables {
+        /// By key; none takes it away.
+        values: BTreeMap<String, Option<Secret>>,
+    },
+    /// Runs a command in an instance of its own, or a cron job now: answers [`super::Event::Run`] when it runs, its output as
+    /// [`super::Event::Log`], and [`super::Event::Run`] when it has ended. Who hangs up ends it.
+    Run {
+        /// A shell command; none is a cron job's own.
+        command: Option<String>,
+        /// Answers as soon as it is started, and leaves it alone.
+        detach: bool,
+    },
+}
+
+/// One deploy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployRow {
+    /// Its service.
+    pub service: Slug,
+    /// Its id.
+    pub id: String,
+    /// Why it was asked for.
+    pub cause: String,
+    /// What became of it: `waiting`, `under way`, `live`, `replaced`, `failed`, `canceled` or `skipped`.
+    pub state: String,
+    /// Why, in words.
+    pub why: Option<String>,
+    /// When it was asked for, RFC 3339.
+    pub asked: String,
+    /// When it began.
+    pub begun: Option<String>,
+    /// When it was over.
+    pub ended: Option<String>,
+    /// Its commit, where there is one.
+    pub commit: Option<String>,
+    /// The release, as long as it can be gone back to.
+    pub release: Option<String>,
+}
+
+/// One variable.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Variable {
+    /// Its key.
+    pub key: String,
+    /// Its value, where that was asked for.
+    pub value: Option<Secret>,
+    /// Nobody gave it: it is one that every service has.
+    pub default: bool,
+}
