@@ -68,7 +68,7 @@ impl Core {
             let state = if self.is_suspended(&service.slug) {
                 HostState::Suspended
             } else if let Some(page) = self.maintenance(service) {
-                HostState::Maintenance { page: page.into() }
+                HostState::Maintenance { page }
             } else if let Some(site) = self.sites.route(&service.slug) {
                 site
             } else if upstreams.is_empty() {
