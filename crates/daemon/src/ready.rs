@@ -45,8 +45,8 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
 const RESTART_AFTER: Duration = Duration::from_mins(1);
 
-/// Checks until aborted; reports what changed, and an instance that was ready and is unhealthy for too long. `before`: what an
-/// earlier daemon saw of an instance that takes traffic.
+/// Checks until aborted; reports what changed, and an instance that was ready and is unhealthy for too long. `before`: what an earlier
+/// daemon saw of an instance that takes traffic.
 pub async fn watch(
     engine: LinuxEngine,
     id: InstanceId,
@@ -57,6 +57,7 @@ pub async fn watch(
     tx: UnboundedSender<Msg>,
 ) {
     let began = Instant::now();
+    let mut health = Health { was_healthy: before.is_some(), failing_since: None };
     // It had its time to bind its port.
     let mut other_port_since = before.as_ref().and_then(|_| began.checked_sub(WRITTEN_PORT_PATIENCE));
     let mut health = Health { was_healthy: before.is_some(), ..Health::default() };

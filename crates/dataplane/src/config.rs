@@ -61,7 +61,7 @@ pub enum HostState {
     },
     /// They are refused: the service is suspended.
     Suspended,
-    /// They are answered with a page of the owner's while the service goes on.
+    /// They are answered with a page, while the service goes on running.
     Maintenance {
         /// The page, HTML; a blank one is the ingress' own.
         page: String,
@@ -115,7 +115,7 @@ mod tests {
             HostState::Held { reason: "r".to_owned() },
             HostState::NoInstance { reason: "r".to_owned() },
             HostState::Suspended,
-            HostState::Maintenance { page: "p".to_owned() },
+            HostState::Maintenance { page: "<p>soon</p>".to_owned() },
         ];
         let host = |state| Host { service: Slug::new("shop").unwrap(), upstreams: vec!["10.64.0.2:10000".parse().unwrap()], state };
         let config = Config {

@@ -43,9 +43,7 @@ impl Core {
                     purpose: found.purpose,
                     address: found.address,
                     fingerprint: found.fingerprint,
-                    ready: runs
-                        && found.purpose == Purpose::Serve
-                        && before.services.values().any(|behind| behind.contains(&found.address)),
+                    ready: runs && purpose == Purpose::Serve && before.services.values().any(|behind| behind.contains(&found.address)),
                     stopping: false,
                     started: true,
                     listeners: Vec::new(),

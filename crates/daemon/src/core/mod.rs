@@ -5,10 +5,10 @@
 //! * [`deploys`] – a service's way from source to live.
 //! * [`reconcile`] – desired against observed, through a plan.
 //! * [`instances`] – what became of started instances.
-//! * [`upgrade`] – another program takes over.
 //! * [`settings`], [`scaling`] – how many instances run, and whether the service is open.
 //! * [`variables`] – the values of its variables.
 //! * [`runs`] – one-off commands and cron runs.
+//! * [`upgrade`] – another program takes over.
 //! * [`sites`] – the releases of static sites that are served.
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].

@@ -47,12 +47,12 @@ impl Core {
             Request::Plan(up) => self.plan(&up, &reply),
             Request::Trace { from, to } => self.trace(&from, &to, &reply),
             Request::PruneImages => self.prune_images(&reply).await,
-            Request::Upgrade { program } => self.upgrade(program, reply),
             Request::Deploys { service } => self.deploys(service.as_deref(), &reply),
             Request::Service { service, verb } => match self.find(&service) {
                 Ok(slug) => self.service_verb(slug, verb, reply).await,
                 Err(failure) => end(&reply, Some(failure)),
             },
+            Request::Upgrade { program } => self.upgrade(program, reply),
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);

@@ -141,7 +141,7 @@ impl Plane {
                 HostState::Held { reason } => RouteState::Held { reason },
                 HostState::NoInstance { reason } => RouteState::NoInstance { reason },
                 HostState::Suspended => RouteState::Suspended,
-                HostState::Maintenance { page } => RouteState::Maintenance { page: page.into() },
+                HostState::Maintenance { page } => RouteState::Maintenance { page: page.as_str().into() },
                 HostState::Site(files) => {
                     let open = state.sites.get(&name).filter(|(before, _)| *before == files).map(|(_, site)| Arc::clone(site));
                     match open.map_or_else(|| open_site(&self.base, &files), Ok) {
