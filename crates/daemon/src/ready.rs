@@ -60,7 +60,6 @@ pub async fn watch(
     let mut health = Health { was_healthy: before.is_some(), failing_since: None };
     // It had its time to bind its port.
     let mut other_port_since = before.as_ref().and_then(|_| began.checked_sub(WRITTEN_PORT_PATIENCE));
-    let mut health = Health { was_healthy: before.is_some(), ..Health::default() };
     let mut last = before;
     loop {
         let mut now = look(&engine, &id, &service, began, &mut other_port_since).await;
