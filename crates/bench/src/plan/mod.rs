@@ -94,17 +94,16 @@ fn check_and_plan(text: &str, file: &Path) -> Outcome<f64> {
     let (read, found, plan) = clocked(&mut took, || {
         let read = moat_blueprint::read(text);
         let (found, plan) = std::thread::scope(|scope| {
-            let planner = scope.spawn(|| {
-                let (mut memory, mut random) = (Memory::default(), numbers());
-                let resolved = resolve_one(&read.blueprint, file, &mut memory, &mut random);
-                let plan = plan_of(&resolved.state, &mut memory, &mut random);
-                (resolved, plan)
-            });
-            (check::check(&read.blueprint), planner.join())
+            let judge = scope.spawn(|| check::check(&read.blueprint));
+            let (mut memory, mut random) = (Memory::default(), numbers());
+            let resolved = resolve_one(&read.blueprint, file, &mut memory, &mut random);
+            let plan = plan_of(&resolved.state, &mut memory, &mut random);
+            (judge.join(), (resolved, plan))
         });
         (read, found, plan)
     });
-    let (resolved, _) = plan.map_err(|_| Failure::new("planning ended early".to_owned()))?;
+    let found = found.map_err(|_| Failure::new("judging ended early".to_owned()))?;
+    let (resolved, _) = plan;
     refuse_errors(read.diagnostics.iter().chain(&found).chain(resolved.diagnostics.iter().map(|(_, d)| d)))?;
     Ok(took)
 }

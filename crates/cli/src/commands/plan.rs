@@ -6,6 +6,7 @@ use crate::args::UpArgs;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
 use moat_blueprint::Blueprint;
+use moat_blueprint::spec::{ServiceSpec, TypeSpec};
 use moat_daemon::Paths;
 use moat_daemon::client;
 use moat_daemon::protocol::{Event, Request, UpRequest};
@@ -13,7 +14,7 @@ use moat_engine_linux::ServerImages;
 use moat_engine_linux::datastore::Outlook;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{ImageOrigin, Workload};
-use moat_model::{DesiredState, Diagnostic, Service, StartOrder};
+use moat_model::{DesiredState, Diagnostic, Service, ServiceKind, StartOrder};
 use moat_planner::{Plan, Step};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -24,16 +25,22 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     let request = up::request(&args, &checked);
     let paths = Paths::from_env();
     let running = client::is_running(&paths).await;
-    // Judging and planning read the same blueprint and nothing of each other.
+    let outlook = Outlook::new(ServerImages::from_env());
+    // Judging, planning and looking at the machine's servers need nothing of each other.
     let (judged, from_nothing) = std::thread::scope(|scope| {
         let blueprint = &checked.blueprint;
-        let planner = request.as_ref().ok().filter(|_| !running).map(|request| scope.spawn(move || from_nothing(request, blueprint)));
-        (checked.judged(), planner.map(std::thread::ScopedJoinHandle::join))
+        let is_keyvalue = |service: &ServiceSpec| service.kind.value == TypeSpec::Kind(ServiceKind::KeyValue);
+        let (keyvalues, databases) = (blueprint.services.iter().any(is_keyvalue), !blueprint.databases.is_empty());
+        let outlook = &outlook;
+        scope.spawn(move || outlook.look(keyvalues, databases));
+        let judge = scope.spawn(|| checked.judged());
+        let planned = request.as_ref().ok().filter(|_| !running).map(|request| from_nothing(request, blueprint));
+        (judge.join(), planned)
     });
-    checked.add(judged);
+    checked.add(judged.map_err(|_| CommandError::bug("judging ended early"))?);
     up::refuse(&checked, ui)?;
     let (plan, state, missing) = match from_nothing {
-        Some(planned) => planned.map_err(|_| CommandError::bug("planning ended early"))?,
+        Some(planned) => planned,
         None => from_what_runs(&paths, request?, ui).await?,
     };
     if ui.json() {
@@ -41,7 +48,7 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         return Ok(ExitCode::SUCCESS);
     }
     say_languages(&checked, ui);
-    print(ui, &paths, &plan, &state, &missing);
+    print(ui, &paths, &outlook, &plan, &state, &missing);
     // The process ends here: what was thought needs no taking apart.
     std::mem::forget((checked, plan, state));
     Ok(ExitCode::SUCCESS)
@@ -101,9 +108,8 @@ fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> Planned {
     (plan, outcome.state, missing)
 }
 
-fn print(ui: &Ui, paths: &Paths, plan: &Plan, state: &DesiredState, missing: &[String]) {
+fn print(ui: &Ui, paths: &Paths, outlook: &Outlook, plan: &Plan, state: &DesiredState, missing: &[String]) {
     let (mut rows, mut problems) = (Vec::new(), Vec::new());
-    let outlook = Outlook::new(ServerImages::from_env());
     for service in state.services.values() {
         let mut row =
             |what, text: String| rows.push(vec![cell(Tone::Plain, what), cell(Tone::Strong, service.slug.as_str()), cell(Tone::Dim, text)]);

@@ -21,11 +21,11 @@ use moat_image::{Image, ImageId};
 use moat_model::state::{Persistence, Workload};
 use moat_model::{Service, ServiceId, Slug};
 use moat_planner::plan::InstanceSpec;
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Where a datastore's server comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +103,16 @@ impl Outlook {
         Self { images, servers: Servers::default() }
     }
 
+    /// Looks at the machine now, for kinds of datastores that are going to be asked about.
+    pub fn look(&self, keyvalue: bool, postgres: bool) {
+        if keyvalue {
+            self.servers.keyvalue.get_or_init(keyvalue::installed);
+        }
+        if postgres {
+            self.servers.postgres.get_or_init(postgres::installed);
+        }
+    }
+
     /// The image that a datastore would run; none where the machine's server runs it, or where the service is none.
     pub fn of(&self, state_dir: &Path, service: &Service) -> Result<Option<Wanted>, EngineError> {
         if !service.workload.is_datastore() {
@@ -123,8 +133,8 @@ impl Outlook {
 /// The servers of this machine, as they were when they were first asked for.
 #[derive(Debug, Default)]
 struct Servers {
-    postgres: OnceCell<BTreeMap<u16, (PathBuf, String)>>,
-    keyvalue: OnceCell<Option<(Toolchain, keyvalue::Server)>>,
+    postgres: OnceLock<BTreeMap<u16, (PathBuf, String)>>,
+    keyvalue: OnceLock<Option<(Toolchain, keyvalue::Server)>>,
 }
 
 impl Servers {
