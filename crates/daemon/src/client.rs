@@ -3,6 +3,7 @@
 use crate::Paths;
 use crate::protocol::{Event, GREETING, Request};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -117,6 +118,7 @@ pub async fn ensure(paths: &Paths, own_exe: &Path) -> Result<(), ClientError> {
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(paths.daemon_log())
         .map_err(|error| no(&format!("can't write `{}`", paths.daemon_log().display()), &error))?;
     let before = log.metadata().map_or(0, |m| m.len());

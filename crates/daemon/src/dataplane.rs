@@ -112,6 +112,11 @@ impl DataPlane {
         Ok(())
     }
 
+    /// Whether a process serves, or is being started again.
+    pub const fn is_serving(&self) -> bool {
+        self.serving
+    }
+
     /// Has a process serve, with sockets in the router namespace of now.
     pub async fn ensure(&mut self, network: &Network) -> Result<(), PlaneError> {
         self.resolvers = resolvers();

@@ -16,6 +16,7 @@ mod dataplane;
 mod deploy;
 mod history;
 pub mod logs;
+pub mod masked;
 pub mod paths;
 pub mod protocol;
 mod ready;

@@ -20,7 +20,12 @@ use std::process::{Command, Stdio};
 /// Bytes of what git says that are passed on.
 const WORDS: usize = 2000;
 /// Settings of every git that runs here: nothing of a repository is run, and whoever owns it does not matter.
-const SETTINGS: [&str; 10] = [
+/// A server that says nothing more is given up after a minute.
+const SETTINGS: [&str; 14] = [
+    "-c",
+    "http.lowSpeedLimit=1000",
+    "-c",
+    "http.lowSpeedTime=60",
     "-c",
     "core.hooksPath=/dev/null",
     "-c",
@@ -197,7 +202,7 @@ fn fetch(
             .arg(&folder)
             .args(arguments)
             .env("GIT_TERMINAL_PROMPT", "0")
-            .env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
+            .env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4")
             .stdin(Stdio::null())
             .output()
             .map_err(io_error(&git))

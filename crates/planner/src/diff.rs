@@ -38,6 +38,8 @@ pub struct Situation<'a> {
     pub ready: &'a BTreeSet<InstanceId>,
     /// HTTP ports found, where they differ from [`Service::port`].
     pub http_ports: &'a BTreeMap<InstanceId, u16>,
+    /// Services of which nothing is started now: one that keeps ending, or whose instance before has to be gone first.
+    pub held: &'a BTreeSet<Slug>,
 }
 
 /// The plan from what is observed towards what is desired, as far as it is safe now.
@@ -62,7 +64,7 @@ pub fn diff(
     memory: &mut Memory,
     random: &mut dyn FnMut() -> [u8; 32],
 ) -> Plan {
-    diff_in(desired, observed, Situation { releases, ready, http_ports: &BTreeMap::new() }, memory, random)
+    diff_in(desired, observed, Situation { releases, ready, http_ports: &BTreeMap::new(), held: &BTreeSet::new() }, memory, random)
 }
 
 /// [`diff`] with all that may be known.
@@ -166,7 +168,8 @@ fn changes(
         for instance in turn.stop {
             changes.stops.push((instance.id.clone(), grace(instance, service.max_shutdown_delay_seconds)));
         }
-        for _ in 0..turn.start {
+        let start = if situation.held.contains(&service.slug) { 0 } else { turn.start };
+        for _ in 0..start {
             let Ok((id, address)) = alloc::instance(memory, service.network, &service.id, random) else { break };
             changes.starts.push(InstanceSpec::of(service, id, Purpose::Serve, address, situation.releases.get(&service.slug).cloned()));
         }

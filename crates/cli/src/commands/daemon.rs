@@ -3,17 +3,23 @@
 use moat_daemon::{Mode, Paths};
 use std::io::Write as _;
 use std::process::ExitCode;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Makes stderr the log of this process.
+/// Makes stderr the log of this process. A line for each request is in it only where `MOAT_ACCESS_LOG` is set: nothing turns the
+/// log of a background process over.
 pub fn log_to_stderr() {
-    tracing_subscriber::fmt()
+    let requests = std::env::var_os("MOAT_ACCESS_LOG").is_some();
+    let wanted = filter_fn(move |about| *about.level() <= tracing::Level::INFO && (requests || about.target() != "moat::access"));
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         // A full disk must not end the process: what can't be written to its log is lost.
         .log_internal_errors(false)
         .with_target(false)
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::INFO)
-        .init();
+        .with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines.with_filter(wanted)).init();
 }
 
 /// Runs until everything is down, or it is told to end.

@@ -44,7 +44,7 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         None => from_what_runs(&paths, request?, ui).await?,
     };
     if ui.json() {
-        ui.print_json(&serde_json::json!({ "plan": plan, "missing": missing }))?;
+        ui.print_json(&serde_json::json!({ "plan": moat_daemon::masked::plan(plan), "missing": missing }))?;
         return Ok(ExitCode::SUCCESS);
     }
     say_languages(&checked, ui);

@@ -38,6 +38,14 @@ fn blueprints(page: &str) -> impl Iterator<Item = &str> {
     blocks.filter(|block| ["services:", "databases:"].iter().any(|start| block.starts_with(start)))
 }
 
+/// The files that a page shows beside its blueprints: blocks that a line with the name in back-ticks precedes.
+fn beside(page: &str) -> impl Iterator<Item = (&str, &str)> {
+    page.split("\n```ini\n").zip(page.split("\n```ini\n").skip(1)).filter_map(|(before, rest)| {
+        let name = before.trim_end().lines().last()?.split('`').nth(1)?;
+        Some((name, rest.split("\n```").next()?))
+    })
+}
+
 #[test]
 fn every_example_is_fine_and_can_be_planned() {
     let mut seen = 0;
@@ -56,6 +64,9 @@ fn every_blueprint_of_a_guide_is_fine_and_can_be_planned() {
         for blueprint in blueprints(&text) {
             let file = folder.path().join("render.yaml");
             fs::write(&file, blueprint).unwrap();
+            for (name, content) in beside(&text) {
+                fs::write(folder.path().join(name), content).unwrap();
+            }
             println!("{page}:\n{blueprint}");
             check_and_plan(&file);
             seen += 1;

@@ -60,3 +60,22 @@ fn asking_where_nothing_runs_says_so() {
         assert!(text(&out.stderr).contains("nothing of Moat runs here"), "{}", text(&out.stderr));
     }
 }
+
+#[test]
+fn a_plan_for_programs_holds_no_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("render.yaml");
+    let blueprint = "services:\n  - type: web\n    name: a\n    runtime: image\n    image: {url: docker.io/library/nginx:1, creds: {fromRegistryCreds: {name: hub}}}\n    envVars:\n      - {key: TOKEN, value: kept-to-itself}\n      - {key: DB, fromDatabase: {name: db, property: password}}\n    x-moat: {secretFiles: {token: token}}\ndatabases:\n  - name: db\n";
+    std::fs::write(&file, blueprint).unwrap();
+    std::fs::write(folder.path().join("token"), "kept-to-itself").unwrap();
+    let out = moat(&["plan", "--output", "json", "--set", "registry.hub=me:kept-to-itself", file.to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let said = text(&out.stdout);
+    assert!(!said.contains("kept-to-itself"), "{said}");
+    let plan: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let started: Vec<&serde_json::Value> =
+        plan["plan"]["steps"].as_array().unwrap().iter().map(|step| &step["instance"]).filter(|instance| !instance.is_null()).collect();
+    assert_eq!(started.len(), 2, "{said}");
+    assert!(started.iter().any(|instance| instance["env"]["TOKEN"] == "***"), "{said}");
+    assert!(started.iter().any(|instance| instance["workload"]["password"] == "***"), "{said}");
+}

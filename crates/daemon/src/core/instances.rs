@@ -365,6 +365,8 @@ impl Core {
             self.notice(slug.as_ref(), engine_words(&error));
         }
         self.tails.remove(id);
+        // Where it was stopped before it began, nothing else says that it ended.
+        self.run_ended(id, None, "was stopped");
         if let Some(live) = self.live.remove(id) {
             moat_planner::alloc::release(&mut self.durable.memory, live.address);
             self.save();

@@ -244,6 +244,10 @@ pub struct Core {
     pub(crate) tails_due: Option<Instant>,
     pub(crate) last_said: Option<String>,
     pub(crate) leaving: bool,
+    /// When the network is opened again that could not be opened.
+    open_due: Option<Instant>,
+    /// Why it could not be.
+    not_open: Option<String>,
 }
 
 /// A request that is answered when something has come about.
@@ -341,6 +345,8 @@ impl Core {
             tails_due: None,
             last_said: None,
             leaving: false,
+            open_due: None,
+            not_open: None,
         };
         core.record(
             EventKind::DaemonStarted,
@@ -429,6 +435,7 @@ impl Core {
 
     /// Moves deploys on, starts due cron runs, reconciles, answers who waited.
     async fn advance(&mut self) {
+        self.go_on_opening().await;
         self.go_on_writing();
         self.go_on_closing();
         self.begin_waiting();

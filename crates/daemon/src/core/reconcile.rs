@@ -7,7 +7,8 @@ use crate::protocol::ServicePhase;
 use moat_engine::Engine as _;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
-use moat_model::{AddressPair, DesiredState, InstanceId, LinkName, Purpose, Slug};
+use moat_model::{AddressPair, DesiredState, InstanceId, LinkName, Purpose, ServiceId, Slug};
+use moat_planner::diff::Situation;
 use moat_planner::policy::LiveInstance;
 use moat_planner::{Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,16 +35,6 @@ impl Core {
                     service.vip = wanted.vip;
                     service.allow_from.clone_from(&wanted.allow_from);
                     service.egress = wanted.egress.clone();
-                    if self.must_wait(slug, &service.fingerprint) {
-                        let mine = self
-                            .live
-                            .values()
-                            .filter(|l| {
-                                l.slug == *slug && l.purpose == Purpose::Serve && !l.stopping && l.fingerprint == service.fingerprint
-                            })
-                            .count();
-                        service.instances = service.instances.min(u32::try_from(mine).unwrap_or(u32::MAX));
-                    }
                     *wanted = service;
                 }
             }
@@ -66,12 +57,14 @@ impl Core {
             .iter()
             .filter(|(_, live)| !live.stopping && !self.closing.contains(&live.slug))
             .filter_map(|(id, live)| {
+                // One of a service that was given up while its daemon ended is known by its own id, and has to go.
                 let service = self
                     .desired
                     .services
                     .get(&live.slug)
                     .map(|s| s.id.clone())
-                    .or_else(|| self.deployed(&live.slug).map(|d| d.service.id.clone()))?;
+                    .or_else(|| self.deployed(&live.slug).map(|d| d.service.id.clone()))
+                    .or_else(|| ServiceId::new(id.as_str().rsplit_once('-')?.0).ok())?;
                 let found = ObservedInstance {
                     id: id.clone(),
                     service,
@@ -116,7 +109,10 @@ impl Core {
             self.durable.deployed.iter().filter_map(|(slug, d)| d.release.clone().map(|r| (slug.clone(), r))).collect();
         let ready: BTreeSet<InstanceId> = self.live.iter().filter(|(_, l)| l.ready).map(|(id, _)| id.clone()).collect();
         let observed = self.observed();
-        let plan = moat_planner::diff::diff(&state, &observed, &releases, &ready, &mut self.durable.memory, &mut crate::blueprints::random);
+        let held: BTreeSet<Slug> =
+            self.durable.deployed.iter().filter(|(slug, d)| self.must_wait(slug, &d.fingerprint())).map(|(slug, _)| slug.clone()).collect();
+        let situation = Situation { releases: &releases, ready: &ready, http_ports: &BTreeMap::new(), held: &held };
+        let plan = moat_planner::diff::diff_in(&state, &observed, situation, &mut self.durable.memory, &mut crate::blueprints::random);
         self.carry_out(plan).await;
     }
 
@@ -220,7 +216,7 @@ impl Core {
             let wanted = usize::try_from(self.wanted(&slug)).unwrap_or(usize::MAX);
             let ready = self.live.values().filter(|l| l.slug == slug && l.purpose == Purpose::Serve && l.ready).count();
             let phase = self.phases.get(&slug).map(|p| p.phase);
-            if ready >= wanted && phase == Some(ServicePhase::Restarting) {
+            if ready >= wanted && matches!(phase, Some(ServicePhase::Restarting | ServicePhase::Starting)) {
                 self.set_phase(&slug, ServicePhase::Live, None);
             }
             if phase.is_none() {

@@ -4,6 +4,7 @@ use super::deploys::engine_words;
 use super::{Core, Until, Waiting};
 use crate::blueprints::{self, Outcome};
 use crate::history::DeployCause;
+use crate::masked;
 use crate::protocol::{
     Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, Status, UpRequest,
 };
@@ -43,7 +44,7 @@ impl Core {
             }
             Request::Logs { service, follow, tail, file } => self.logs(service.as_ref(), follow, tail, file.as_deref(), reply),
             Request::Desired => {
-                let _ = reply.send(Event::Desired { state: Box::new(masked(&self.desired)) });
+                let _ = reply.send(Event::Desired { state: Box::new(masked::state(&self.desired)) });
                 end(&reply, None);
             }
             Request::Verify { random_ports } => self.verify(random_ports, reply).await,
@@ -262,6 +263,7 @@ impl Core {
     pub(super) fn go_on_closing(&mut self) {
         let is_store = |core: &Self, slug: &Slug| core.desired.services.get(slug).is_some_and(|s| s.kind.is_datastore());
         let users_left = self.live.values().any(|l| self.closing.contains(&l.slug) && !is_store(self, &l.slug));
+        let before = self.closing.len();
         for slug in self.closing.clone() {
             let mine: Vec<_> = self.live.iter().filter(|(_, l)| l.slug == slug).map(|(id, _)| id.clone()).collect();
             if mine.is_empty() {
@@ -275,6 +277,9 @@ impl Core {
                     self.stop_instance(&id, grace);
                 }
             }
+        }
+        if self.closing.len() < before {
+            self.save();
         }
     }
 
@@ -463,18 +468,17 @@ impl Core {
                 &self.live_instances(),
                 &mut scratch,
             );
-            let _ = reply.send(Event::Planned { plan: Box::new(plan), state: Box::new(masked(&state)) });
+            let _ = reply.send(Event::Planned { plan: Box::new(masked::plan(plan)), state: Box::new(masked::state(&state)) });
             end(reply, None);
         }
         // Asking what would happen changes nothing.
         self.durable.memory = memory;
     }
 
-    /// Removes the images that nothing runs and no deploy is about to run.
-    async fn prune_images(&self, reply: &Reply) {
-        let deployed = self.durable.deployed.values().filter_map(|deployed| deployed.release.clone());
-        let coming = self.deploys.values().filter_map(|deploy| deploy.release.clone());
-        match self.engine.prune_images(&deployed.chain(coming).collect(), true).await {
+    /// Removes the images that nothing runs, goes back to or is about to run.
+    async fn prune_images(&mut self, reply: &Reply) {
+        let kept = self.releases_kept();
+        match self.engine.prune_images(&kept, true).await {
             Ok((images, bytes)) => {
                 let _ = reply.send(Event::Pruned { images, bytes });
                 end(reply, None);
@@ -506,20 +510,4 @@ impl Core {
             }
         });
     }
-}
-
-/// The state without the values of variables and files.
-pub(super) fn masked(state: &DesiredState) -> DesiredState {
-    let mut state = state.clone();
-    let hide = |map: &mut std::collections::BTreeMap<String, moat_model::Secret>| {
-        for value in map.values_mut() {
-            *value = moat_model::Secret::new("***");
-        }
-    };
-    for service in state.services.values_mut() {
-        hide(&mut service.env);
-        hide(&mut service.build_env);
-        hide(&mut service.secret_files);
-    }
-    state
 }

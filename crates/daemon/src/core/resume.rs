@@ -5,10 +5,49 @@ use super::deploys::engine_words;
 use crate::blueprints;
 use crate::protocol::ServicePhase;
 use moat_engine::Engine as _;
+use moat_model::{Severity, Slug};
 use moat_planner::Step;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Between two tries to open the network that could not be opened.
+const OPEN_AGAIN: Duration = Duration::from_secs(2);
 
 impl Core {
+    /// Makes the router and has the data plane serve. What is not possible yet (a port that is taken, an address that is not up)
+    /// is said, and tried again by [`Self::go_on_opening`].
+    async fn open_network(&mut self) {
+        let Some(first) = self.durable.blueprints.values().next() else { return };
+        let listen = first.listen.clone();
+        self.open_due = Some(Instant::now() + OPEN_AGAIN);
+        let mut problem = None;
+        if let Err(error) = self.engine.apply(&Step::EnsureRouter).await {
+            problem = Some(engine_words(&error));
+        } else {
+            self.policy = self.engine.network().policy();
+            if let Err(failure) = self.dataplane.listen(&listen).await {
+                problem = Some(failure.message);
+            } else if let Err(error) = self.dataplane.ensure(self.engine.network()).await {
+                problem = Some(crate::chain(&error));
+            }
+        }
+        match problem {
+            None => self.open_due = None,
+            Some(problem) => {
+                self.wake_in(OPEN_AGAIN);
+                if self.not_open.replace(problem.clone()).as_ref() != Some(&problem) {
+                    self.notice(None, format!("{problem}; tried again until it can be done"));
+                }
+            }
+        }
+    }
+
+    /// Tries again to open a network that could not be opened when this daemon started.
+    pub(super) async fn go_on_opening(&mut self) {
+        if !self.dataplane.is_serving() && self.open_due.is_some_and(|due| due <= Instant::now()) {
+            self.open_network().await;
+        }
+    }
+
     /// Brings back the state that the durable file tells of. Does nothing when there is none.
     pub(super) async fn resume(&mut self) {
         let Some(first) = self.durable.blueprints.values().next().cloned() else { return };
@@ -17,19 +56,20 @@ impl Core {
         for (slug, kept) in &self.durable.kept {
             outcome.state.services.insert(slug.clone(), kept.clone());
         }
+        // What this program does not read as the one before it did goes on as it was.
+        let lost: Vec<Slug> = self.durable.deployed.keys().filter(|slug| !outcome.state.services.contains_key(*slug)).cloned().collect();
+        for (slug, deployed) in &self.durable.deployed {
+            outcome.state.services.entry(slug.clone()).or_insert_with(|| deployed.service.clone());
+        }
         outcome.state.generation = self.durable.generation;
         self.desired = outcome.state;
-        if let Err(failure) = self.dataplane.listen(&first.listen).await {
-            self.notice(None, failure.message);
+        for slug in lost {
+            let words = outcome.diagnostics.iter().filter(|(_, d)| d.severity == Severity::Error).map(|(_, d)| d.message.clone());
+            let why = words.reduce(|all, one| format!("{all}; {one}")).unwrap_or_else(|| "it does not name it".to_owned());
+            self.notice(Some(&slug), format!("goes on as it was deployed, since its blueprint can't be read as it was: {why}"));
         }
-        if let Err(error) = self.engine.apply(&Step::EnsureRouter).await {
-            self.notice(None, engine_words(&error));
-            return;
-        }
-        self.policy = self.engine.network().policy();
-        if let Err(error) = self.dataplane.ensure(self.engine.network()).await {
-            self.notice(None, crate::chain(&error));
-        }
+        self.open_network().await;
+        self.adopt_scale();
         // Before anything is published: what is served goes on.
         self.open_sites().await;
         for service in self.desired.services.values().cloned().collect::<Vec<_>>() {

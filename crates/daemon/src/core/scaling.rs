@@ -11,6 +11,17 @@ use std::time::{Duration, Instant};
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 impl Core {
+    /// Goes on with as many instances of services that follow their load as an earlier daemon left.
+    pub(super) fn adopt_scale(&mut self) {
+        for (slug, deployed) in &self.durable.deployed {
+            let serves = |live: &&super::Live| live.slug == *slug && live.purpose == Purpose::Serve && !live.stopping;
+            let running = u32::try_from(self.live.values().filter(serves).count()).unwrap_or(u32::MAX);
+            if deployed.service.scaling.is_some() && running > 0 {
+                self.scalers.entry(slug.clone()).or_insert_with(|| Scaler::new(running));
+            }
+        }
+    }
+
     /// Measures the instances of services that follow their load, when it is time.
     pub(super) fn measure_use(&mut self) {
         if self.use_due.is_none_or(|due| due > Instant::now()) {

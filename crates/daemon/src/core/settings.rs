@@ -136,6 +136,8 @@ impl Core {
             return end(&reply, None);
         }
         self.followers.push(reply.clone());
+        // That a deploy failed before says nothing of what runs.
+        self.set_phase(&slug, ServicePhase::Starting, None);
         self.waiting.push(Waiting { reply, until: Until::Service { slug } });
     }
 

@@ -5,6 +5,7 @@
 
 use super::requests::{Reply, end};
 use super::{Core, Msg};
+use crate::deploy::DeployPhase;
 use crate::protocol::{Event, Failure};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -25,6 +26,12 @@ const REAP_EVERY: Duration = Duration::from_secs(1);
 impl Core {
     /// Begins to become `program`, once that has said what it is.
     pub(super) fn upgrade(&self, program: PathBuf, reply: Reply) {
+        // They would be ended and run again by the next program; a migration must not be cut.
+        let busy = self.deploys.iter().find(|(_, deploy)| matches!(deploy.phase, DeployPhase::PreDeploy(_)));
+        if let Some((slug, _)) = busy {
+            let hint = Some("say it again once that deploy is over (`moat deploys`)".to_owned());
+            return end(&reply, Some(Failure::refused(format!("the pre-deploy command of `{slug}` runs"), hint)));
+        }
         let tx = self.tx.clone();
         tokio::spawn(async move {
             let looked = match open(&program) {
@@ -47,7 +54,10 @@ impl Core {
 
     /// Becomes `program`. Comes back only when that fails.
     pub(super) fn r#become(&mut self, program: &Path, file: &File, reply: &Reply) {
-        self.save();
+        if let Err(error) = self.commit(self.durable.clone()) {
+            // What is known here only would be lost.
+            return end(reply, Some(Failure::refused(format!("the durable state can't be written: {}", crate::chain(&error)), None)));
+        }
         tracing::info!(program = %program.display(), "handing over");
         let error = std::process::Command::new(by_handle(file)).arg0(program).args(std::env::args_os().skip(1)).exec();
         end(reply, Some(Failure::refused(format!("`{}` can't be run: {error}", program.display()), None)));

@@ -176,6 +176,14 @@ impl Keeper {
     }
 }
 
+/// Waits until there is a configuration.
+async fn is_set(mut config: watch::Receiver<Option<Arc<Config>>>) {
+    if config.wait_for(Option::is_some).await.is_err() {
+        // Its keeper is gone, and ends the task.
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Looks after the processes.
 struct Task {
     place: Place,
@@ -218,6 +226,10 @@ impl Task {
                 },
                 // An error can't be: a sender is kept here.
                 _ = news.changed() => self.look().await,
+                () = is_set(self.config.clone()), if self.outdated && self.current.is_some() => {
+                    tracing::info!("the data plane's process is replaced: it runs another program");
+                    self.replace_or_end().await;
+                }
                 () = at(retry) => self.start_again().await,
             }
             self.tell();
@@ -258,13 +270,7 @@ impl Task {
                 "the data plane serves by generation {}, which is newer than what is known here: replacing it",
                 have.generation.0
             ));
-            if let Err(error) = self.replace(Path::new(OWN_PROGRAM)).await {
-                (self.said)(format!("the data plane could not be replaced: {}", chain(&error)));
-                // It would be asked again at once: it ends, and another is started as for any that ends.
-                if let Some(link) = &self.current {
-                    link.kill();
-                }
-            }
+            self.replace_or_end().await;
         }
     }
 
@@ -285,7 +291,8 @@ impl Task {
                 }
             };
         }
-        if same && !self.outdated {
+        // One of another program goes on until there is something that its successor can serve by.
+        if same && (!self.outdated || self.config.borrow().is_none()) {
             return Ok(());
         }
         let why = if self.outdated { "it runs another program" } else { "the router namespace is a new one" };
@@ -297,6 +304,18 @@ impl Task {
     async fn start(&self, program: &Path) -> Result<Link, KeepError> {
         let Some(sockets) = &self.sockets else { return Err(KeepError::Over) };
         start::start(program, &self.place, sockets).await.map(|met| self.link(met))
+    }
+
+    /// Replaces a process that can't go on.
+    async fn replace_or_end(&mut self) {
+        if let Err(error) = self.replace(Path::new(OWN_PROGRAM)).await {
+            (self.said)(format!("the data plane could not be replaced: {}", chain(&error)));
+            self.outdated = false;
+            // It would be asked again at once: it ends, and another is started as for any that ends.
+            if let Some(link) = &self.current {
+                link.kill();
+            }
+        }
     }
 
     async fn start_again(&mut self) {

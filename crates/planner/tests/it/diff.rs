@@ -276,6 +276,28 @@ services:
 }
 
 #[test]
+fn what_is_held_back_starts_nothing_and_stops_nothing_for_it() {
+    let mut scene = Scene::running(&SHOP.replace("numInstances: 2", "numInstances: 4"));
+    scene.desired = state(
+        &SHOP
+            .replace("numInstances: 2", "numInstances: 4")
+            .replace("name: shop, runtime: python", "name: shop, runtime: python, healthCheckPath: /up"),
+    );
+    let first = scene.plan();
+    scene.apply(&first);
+    // The new one is not ready, and an old one has ended: the other old ones stay, and nothing starts until it may.
+    let old = scene.observed.instances.values().find(|i| i.slug.as_str() == "shop" && scene.ready.contains(&i.id)).unwrap().id.clone();
+    scene.observed.instances.remove(&old);
+    scene.ready.remove(&old);
+    let held = BTreeSet::from([Slug::new("shop").unwrap()]);
+    let ports = BTreeMap::new();
+    let situation = Situation { releases: &scene.releases, ready: &scene.ready, http_ports: &ports, held: &held };
+    let plan = diff_in(&scene.desired, &scene.observed, situation, &mut scene.memory, &mut scene.random);
+    let changes = plan.steps.iter().filter(|step| matches!(step, Step::StartInstance { .. } | Step::StopInstance { .. })).count();
+    assert_eq!(changes, 0, "{:?}", plan.steps);
+}
+
+#[test]
 fn numbers_of_instances() {
     let mut scene = Scene::running(SHOP);
     scene.change("shop", |s| s.instances = 4);
@@ -377,7 +399,7 @@ fn found_ports_open_the_ingress_there() {
     let id = scene.of("shop")[0].clone();
     let address = scene.observed.instances[&id].address;
     let ports = BTreeMap::from([(id, 3000)]);
-    let situation = Situation { releases: &scene.releases, ready: &scene.ready, http_ports: &ports };
+    let situation = Situation { releases: &scene.releases, ready: &scene.ready, http_ports: &ports, held: &BTreeSet::new() };
     let plan = diff_in(&scene.desired, &scene.observed, situation, &mut scene.memory, &mut scene.random);
     let Some(Step::SetPolicy { policy }) = plan.steps.last() else { panic!("{plan:?}") };
     assert!(policy.ingress.contains(&(address, 3000)) && !policy.ingress.contains(&(address, 10000)));

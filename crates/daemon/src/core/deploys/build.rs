@@ -98,7 +98,13 @@ impl Core {
             match deploy.phase.clone() {
                 DeployPhase::Waiting => self.try_build(&slug).await,
                 DeployPhase::Built => self.after_build(&slug).await,
-                DeployPhase::Installing(_) | DeployPhase::Building(_) if deploy.since.elapsed() > BUILD_LIMIT => {
+                DeployPhase::Preparing
+                | DeployPhase::Installing(_)
+                | DeployPhase::SealingTool(_)
+                | DeployPhase::Building(_)
+                | DeployPhase::Sealing
+                    if deploy.since.elapsed() > BUILD_LIMIT =>
+                {
                     self.fail_deploy(&slug, "the build took longer than 120 minutes", None);
                 }
                 DeployPhase::PreDeploy(_) if deploy.since.elapsed() > PRE_DEPLOY_LIMIT => {

@@ -66,6 +66,10 @@ impl Core {
 
     fn begin(&mut self, ask: Ask) {
         let Ask { id, service, cause, start_timeout, ready_made } = ask;
+        // What is started anew is what runs by now: another deploy may have come before this one's turn.
+        let running = self.durable.deployed.get(&service.slug).filter(|_| cause == DeployCause::Restart);
+        let ready_made = running.cloned().or(ready_made);
+        let service = ready_made.as_ref().map_or(service, |made| made.service.clone());
         let slug = service.slug.clone();
         self.durable.history.begin(&slug, &id, jiff::Timestamp::now());
         // What was not good yet is nothing to go back to.

@@ -54,7 +54,7 @@ impl Core {
                 // Each instance has the whole time.
                 deploy.since = Instant::now();
             }
-            deploy.ready = ready;
+            deploy.ready = deploy.ready.max(ready);
             if is_cron || ready >= usize::try_from(wanted).unwrap_or(usize::MAX) {
                 self.deploy_is_live(&slug);
             } else if deploy.since.elapsed() > deploy.start_timeout {
@@ -71,7 +71,7 @@ impl Core {
 
     fn deploy_is_live(&mut self, slug: &Slug) {
         let Some(deploy) = self.deploys.remove(slug) else { return };
-        self.durable.deploying.remove(slug);
+        self.forget_deploying(slug);
         let mut hook = None;
         if let Some(deployed) = self.durable.deployed.get_mut(slug) {
             deployed.good = true;
@@ -86,6 +86,8 @@ impl Core {
                 self.durable.history.strike(slug, &deploy.id);
             }
         }
+        // Its schedule may be another.
+        self.cron_next.remove(slug);
         self.save();
         if deploy.changes {
             let (release, commit) = self.deployed(slug).map(|d| (d.release.clone(), d.commit.clone())).unwrap_or_default();
@@ -106,10 +108,17 @@ impl Core {
         self.end_deploy(slug, DeployState::Failed, why, instance);
     }
 
+    /// No deploy of a service is under way any more. One that waits stays known to a daemon that comes after this one.
+    fn forget_deploying(&mut self, slug: &Slug) {
+        if !self.next.contains_key(slug) {
+            self.durable.deploying.remove(slug);
+        }
+    }
+
     /// Ends a deploy that does not come to be live.
     pub(super) fn end_deploy(&mut self, slug: &Slug, state: DeployState, why: &str, instance: Option<&InstanceId>) {
         let Some(deploy) = self.deploys.remove(slug) else { return };
-        self.durable.deploying.remove(slug);
+        self.forget_deploying(slug);
         self.durable.history.end(slug, &deploy.id, state, Some(why), jiff::Timestamp::now());
         if let Some(id) = deploy.sandbox().cloned() {
             self.stop_instance(&id, 1);

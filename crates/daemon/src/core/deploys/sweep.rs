@@ -12,15 +12,26 @@ impl Core {
             return;
         }
         self.sweep = false;
-        let mut keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
-        keep.extend(self.releases_in_use());
-        keep.extend(self.durable.history.releases());
+        let keep = self.releases_kept();
         if let Err(error) = self.engine.collect_garbage(&keep).await {
             tracing::warn!(%error, "old releases can't be removed");
         }
         if let Err(error) = self.engine.prune_images(&keep, false).await {
             tracing::warn!(%error, "old images can't be removed");
         }
+    }
+
+    /// The releases and images that something runs, may go back to, or is about to run.
+    pub(in super::super) fn releases_kept(&mut self) -> BTreeSet<String> {
+        let mut keep: BTreeSet<String> = self.durable.deployed.values().filter_map(|d| d.release.clone()).collect();
+        keep.extend(self.releases_in_use());
+        keep.extend(self.durable.history.releases());
+        for deploy in self.deploys.values() {
+            keep.extend(deploy.release.clone());
+            keep.extend(deploy.previous.as_ref().and_then(|previous| previous.release.clone()));
+        }
+        keep.extend(self.next.values().filter_map(|ask| ask.ready_made.as_ref()?.release.clone()));
+        keep
     }
 
     /// Removes what was fetched for services that are not there any more, once no deploy is under way.

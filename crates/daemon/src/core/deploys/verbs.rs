@@ -119,11 +119,15 @@ impl Core {
         for record in &unfinished {
             self.durable.history.strike(slug, &record.id);
         }
-        let cause = unfinished.last().map_or(DeployCause::Up, |record| record.cause.clone());
+        // A start anew that waited for another deploy comes about with that one.
+        let wanted = unfinished.iter().rfind(|record| record.cause != DeployCause::Restart).or(unfinished.last());
+        let cause = wanted.map_or(DeployCause::Up, |record| record.cause.clone());
         let begun = self.deployed(slug).filter(|running| !running.good).cloned();
         let made = match &cause {
             DeployCause::Up | DeployCause::Push | DeployCause::Variables | DeployCause::Resume => None,
-            DeployCause::Rollback { to } => begun.or_else(|| self.durable.history.rollback(slug, None, Some(to))?.deployed.clone()),
+            DeployCause::Rollback { to } => {
+                self.durable.history.rollback(slug, None, Some(to)).and_then(|record| record.deployed.clone()).or(begun)
+            }
             DeployCause::Restart => begun.or_else(|| self.deployed(slug).cloned()),
         };
         let Some(service) = made.as_ref().map(|made| made.service.clone()).or_else(|| self.desired.services.get(slug).cloned()) else {

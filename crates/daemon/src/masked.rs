@@ -1,0 +1,51 @@
+//! States and plans without their secrets, for whoever only looks.
+
+use moat_model::state::Workload;
+use moat_model::{DesiredState, Secret};
+use moat_planner::{Plan, Step};
+use std::collections::BTreeMap;
+
+/// What stands in a secret's place.
+const MASK: &str = "***";
+
+/// The state without the values of variables, files, passwords and credentials.
+pub fn state(state: &DesiredState) -> DesiredState {
+    let mut state = state.clone();
+    for service in state.services.values_mut() {
+        hide(&mut service.env);
+        hide(&mut service.build_env);
+        hide(&mut service.secret_files);
+        hide_workload(&mut service.workload);
+    }
+    state
+}
+
+/// The plan without the same of the instances that it starts.
+pub fn plan(mut plan: Plan) -> Plan {
+    for step in &mut plan.steps {
+        if let Step::StartInstance { instance } = step {
+            hide(&mut instance.env);
+            hide(&mut instance.secret_files);
+            hide_workload(&mut instance.workload);
+        }
+    }
+    plan
+}
+
+fn hide(values: &mut BTreeMap<String, Secret>) {
+    for value in values.values_mut() {
+        *value = Secret::new(MASK);
+    }
+}
+
+fn hide_workload(workload: &mut Workload) {
+    match workload {
+        Workload::Image(image) => {
+            if let Some(credential) = &mut image.credential {
+                *credential = Secret::new(MASK);
+            }
+        }
+        Workload::Postgres(postgres) => postgres.password = Secret::new(MASK),
+        Workload::Native(_) | Workload::KeyValue(_) | Workload::Static(_) => {}
+    }
+}
