@@ -106,6 +106,11 @@ async fn connect(paths: &Paths) -> Result<(Lines<BufReader<OwnedReadHalf>>, Owne
     }
 }
 
+/// Settings of glibc's allocator (mallopt(3)) for a process that runs for years and needs much for moments only: what it frees goes
+/// back to the system.
+pub const ALLOCATOR: [(&str, &str); 3] =
+    [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_TRIM_THRESHOLD_", "262144")];
+
 /// Starts the daemon unless one answers. Waits until it listens; what it wrote when it failed becomes the error.
 pub async fn ensure(paths: &Paths, own_exe: &Path) -> Result<(), ClientError> {
     if is_running(paths).await {
@@ -130,6 +135,7 @@ pub async fn ensure(paths: &Paths, own_exe: &Path) -> Result<(), ClientError> {
     }
     let mut child = command
         .arg("__daemon")
+        .envs(ALLOCATOR)
         .env("MOAT_STATE_DIR", &paths.state)
         .env("MOAT_RUN_DIR", &paths.run)
         .current_dir("/")

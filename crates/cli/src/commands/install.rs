@@ -97,7 +97,8 @@ fn run(program: &str, args: &[&str]) -> Result<(), CommandError> {
 fn unit(exe: &Path, handed_on: &[(&str, String)]) -> Result<String, CommandError> {
     let exe = quoted(&exe.display().to_string())?;
     let line = |(name, value): &(&str, String)| Ok(format!("Environment={}\n", quoted(&format!("{name}={value}"))?));
-    let environment = handed_on.iter().map(line).collect::<Result<Vec<_>, CommandError>>()?.concat();
+    let allocator = moat_daemon::client::ALLOCATOR.map(|(name, value)| format!("Environment={name}={value}\n")).concat();
+    let environment = handed_on.iter().map(line).collect::<Result<Vec<_>, CommandError>>()?.concat() + &allocator;
     Ok(format!(
         "[Unit]
 Description=Moat, runs services on private networks

@@ -358,6 +358,10 @@ impl Core {
             tracing::warn!(%error, "old sources can't be removed");
         }
         let error = result.err().map(|error| Failure::engine(&error));
+        if !self.serves {
+            // Whoever comes after the answer finds no daemon, and starts one that waits until this one is gone.
+            let _ = std::fs::remove_file(self.paths.socket());
+        }
         for waiting in std::mem::take(&mut self.waiting) {
             end(&waiting.reply, error.clone());
         }
