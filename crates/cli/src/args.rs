@@ -190,6 +190,15 @@ pub struct LogsArgs {
     /// Only the last N lines of each instance.
     #[arg(long, short = 'n', value_name = "N")]
     pub tail: Option<usize>,
+    /// Only what was written since then: so long ago (`10m`, `2h`, `3d`), or a time (`2026-11-21T13:00:00Z`).
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    pub since: Option<jiff::Timestamp>,
+    /// Only lines that this regular expression is found in.
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    pub grep: Option<String>,
+    /// Only of this instance (`moat ps`); of one that is gone as well.
+    #[arg(long, value_name = "ID")]
+    pub instance: Option<String>,
 }
 
 /// Arguments of `events`.
@@ -223,6 +232,11 @@ fn since(text: &str) -> Result<jiff::Timestamp, String> {
     }
     let ago = text.parse::<jiff::Span>().ok().and_then(|ago| jiff::Zoned::now().checked_sub(ago.abs()).ok());
     ago.map(|time| time.timestamp()).ok_or_else(|| "write it as `10m`, `2h`, `3d` or `2026-11-21T13:00:00Z`".to_owned())
+}
+
+/// A regular expression.
+fn pattern(text: &str) -> Result<String, String> {
+    regex_lite::Regex::new(text).map(|_| text.to_owned()).map_err(|error| format!("it is no regular expression: {error}"))
 }
 
 /// Arguments of `install`.

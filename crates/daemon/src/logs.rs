@@ -3,7 +3,7 @@
 //! The monitors write `STATE/logs/SLUG/INSTANCE.log` in the format of [`moat_engine_linux::log`]. A rotated older part lies
 //! beside it as `INSTANCE.log.1`.
 
-use crate::protocol::{Event, LogLine};
+use crate::protocol::{Event, LogFilter, LogLine};
 use moat_model::{InstanceId, Slug};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -82,12 +82,41 @@ struct Cursor {
     joiner: Joiner,
 }
 
+/// The lines that somebody wants.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    instance: Option<String>,
+    since: Option<String>,
+    pattern: Option<regex_lite::Regex>,
+}
+
+impl Wanted {
+    /// By a filter; an error is the words for a pattern that is none.
+    pub fn new(filter: LogFilter) -> Result<Self, String> {
+        let pattern = filter.grep.as_deref().map(regex_lite::Regex::new).transpose();
+        let pattern = pattern.map_err(|error| format!("the pattern is no regular expression: {error}"))?;
+        Ok(Self { instance: filter.instance, since: filter.since, pattern })
+    }
+
+    /// Times are all written alike, so that their texts are in order.
+    fn takes(&self, line: &LogLine) -> bool {
+        self.instance.as_ref().is_none_or(|id| *id == line.instance)
+            && self.since.as_ref().is_none_or(|since| line.time >= *since)
+            && self.pattern.as_ref().is_none_or(|pattern| pattern.is_match(&line.text))
+    }
+
+    fn is_all(&self) -> bool {
+        self.instance.is_none() && self.since.is_none() && self.pattern.is_none()
+    }
+}
+
 /// Reads a folder of logs, and what is added to it.
 struct Reader {
     folder: PathBuf,
     services: BTreeSet<Slug>,
     /// Instances whose history is wanted; none is all.
     only: Option<BTreeSet<String>>,
+    lines: Wanted,
     cursors: BTreeMap<PathBuf, Cursor>,
 }
 
@@ -110,16 +139,19 @@ impl Reader {
     /// All lines that are there now, oldest first; `tail` keeps the last of each instance.
     fn history(&mut self, tail: Option<usize>) -> Vec<LogLine> {
         let mut all = Vec::new();
+        // Where lines are chosen, the last ones may be anywhere.
+        let near_end = tail.is_some() && self.lines.is_all();
         for (path, service, instance) in self.files() {
-            let Ok(Content { bytes: last, end, inode }) = content(&path, tail.map(|_| TAIL_BYTES)) else { continue };
+            let Ok(Content { bytes: last, end, inode }) = content(&path, near_end.then_some(TAIL_BYTES)) else { continue };
             let wanted = self.only.as_ref().is_none_or(|only| only.contains(&instance));
-            let mut bytes = if tail.is_none() && wanted { fs::read(path.with_extension("log.1")).unwrap_or_default() } else { Vec::new() };
+            let mut bytes = if !near_end && wanted { fs::read(path.with_extension("log.1")).unwrap_or_default() } else { Vec::new() };
             bytes.extend(last);
             // An unfinished last line is left for later.
             let complete = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
             let partial = bytes.split_off(complete);
             let mut joiner = Joiner::default();
-            let lines: Vec<LogLine> = bytes.split(|b| *b == b'\n').filter_map(|l| joiner.take(&service, &instance, l)).collect();
+            let lines = bytes.split(|b| *b == b'\n').filter_map(|l| joiner.take(&service, &instance, l));
+            let lines: Vec<LogLine> = lines.filter(|line| self.lines.takes(line)).collect();
             if wanted {
                 let skip = tail.map_or(0, |n| lines.len().saturating_sub(n));
                 all.extend(lines.into_iter().skip(skip));
@@ -139,6 +171,7 @@ impl Reader {
             let cursor = self.cursors.entry(path.clone()).or_insert_with(|| Cursor::at_begin(service, instance, metadata.ino()));
             look(cursor, &path, file, &metadata, &mut all);
         }
+        all.retain(|line| self.lines.takes(line));
         all.sort_by(|a, b| a.time.cmp(&b.time));
         all
     }
@@ -213,11 +246,12 @@ pub async fn serve(
     folder: PathBuf,
     services: BTreeSet<Slug>,
     only: Option<BTreeSet<String>>,
+    lines: Wanted,
     tail: Option<usize>,
     events: Option<broadcast::Receiver<Event>>,
     reply: mpsc::UnboundedSender<Event>,
 ) {
-    let mut reader = Reader { folder, services: services.clone(), only, cursors: BTreeMap::new() };
+    let mut reader = Reader { folder, services: services.clone(), only, lines, cursors: BTreeMap::new() };
     for line in reader.history(tail) {
         if reply.send(Event::Log(line)).is_err() {
             return;
@@ -265,7 +299,41 @@ mod tests {
     use super::*;
 
     fn reader(folder: &Path) -> Reader {
-        Reader { folder: folder.to_owned(), services: BTreeSet::from([Slug::new("web").unwrap()]), only: None, cursors: BTreeMap::new() }
+        Reader {
+            folder: folder.to_owned(),
+            services: BTreeSet::from([Slug::new("web").unwrap()]),
+            only: None,
+            lines: Wanted::default(),
+            cursors: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn lines_are_chosen_before_the_last_ones_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let web = folder.path().join("web");
+        fs::create_dir(&web).unwrap();
+        fs::write(web.join("a.log.1"), "T0 stdout F error 0\n").unwrap();
+        fs::write(web.join("a.log"), "T1 stdout F error 1\nT2 stdout F fine\nT4 stdout F fine\n").unwrap();
+        fs::write(web.join("b.log"), "T3 stdout P err\nT3 stdout F or 3\n").unwrap();
+        let filter = |instance: Option<&str>, since: Option<&str>, grep: Option<&str>| LogFilter {
+            instance: instance.map(str::to_owned),
+            since: since.map(str::to_owned),
+            grep: grep.map(str::to_owned),
+        };
+        for (filter, tail, expect) in [
+            (filter(None, None, Some("^err.r")), None, &["error 0", "error 1", "error 3"][..]),
+            (filter(None, None, Some("error")), Some(1), &["error 1", "error 3"]),
+            (filter(Some("a"), None, None), None, &["error 0", "error 1", "fine", "fine"]),
+            (filter(Some("a"), Some("T2"), None), None, &["fine", "fine"]),
+            (filter(None, Some("T1"), Some("error")), None, &["error 1", "error 3"]),
+            (filter(Some("c"), None, None), None, &[]),
+        ] {
+            let mut reader = Reader { lines: Wanted::new(filter.clone()).unwrap(), ..reader(folder.path()) };
+            let texts: Vec<String> = reader.history(tail).into_iter().map(|line| line.text).collect();
+            assert_eq!(texts, expect, "{filter:?}");
+        }
+        assert!(Wanted::new(filter(None, None, Some("("))).is_err());
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub enum Request {
         tail: Option<usize>,
         /// Only of services of this blueprint.
         file: Option<PathBuf>,
+        /// Which of their lines.
+        #[serde(default)]
+        filter: LogFilter,
     },
     /// The desired state, for `reach` and `explain`: answers one [`Event::Desired`].
     Desired,
@@ -98,6 +101,17 @@ pub enum Request {
     },
     /// The daemon ends and leaves everything running, for another one that takes its place. One of `moat serve` refuses.
     Leave,
+}
+
+/// Which lines of logs are wanted; nothing said is all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogFilter {
+    /// Of the instance with this id.
+    pub instance: Option<String>,
+    /// Not before this time: RFC 3339, UTC, with microseconds.
+    pub since: Option<String>,
+    /// Those whose text this regular expression is found in.
+    pub grep: Option<String>,
 }
 
 /// `up`'s arguments.

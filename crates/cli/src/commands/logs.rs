@@ -5,7 +5,7 @@ use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui};
 use moat_daemon::Paths;
 use moat_daemon::client;
-use moat_daemon::protocol::{Event, LogLine, Request};
+use moat_daemon::protocol::{Event, LogFilter, LogLine, Request};
 use moat_model::Slug;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -13,7 +13,10 @@ use std::process::ExitCode;
 /// Prints lines, live when asked.
 pub async fn run(args: LogsArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     let service = args.service.map(|text| Slug::new(text).map_err(|error| CommandError::usage(error.to_string()))).transpose()?;
-    let mut talk = client::ask(&Paths::from_env(), &Request::Logs { service, follow: args.follow, tail: args.tail, file: None }).await?;
+    let since = args.since.map(|time| time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
+    let filter = LogFilter { instance: args.instance, since, grep: args.grep };
+    let request = Request::Logs { service, follow: args.follow, tail: args.tail, file: None, filter };
+    let mut talk = client::ask(&Paths::from_env(), &request).await?;
     let mut painter = Painter::default();
     loop {
         let event = tokio::select! {

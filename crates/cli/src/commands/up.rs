@@ -8,7 +8,7 @@ use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
 use moat_daemon::Paths;
 use moat_daemon::client::{self, Conversation};
-use moat_daemon::protocol::{Event, MissingValue, Request, ServicePhase, ServiceState, Status, UpRequest};
+use moat_daemon::protocol::{Event, LogFilter, MissingValue, Request, ServicePhase, ServiceState, Status, UpRequest};
 use moat_model::{Secret, Severity, Slug};
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -61,8 +61,11 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     if !ui.json() {
         ui.say(&ui.paint_err(Tone::Dim, "Ctrl-C stops everything"));
     }
-    let mut talk =
-        client::ask(&paths, &Request::Logs { service: None, follow: true, tail: Some(5), file: Some(checked.path.clone()) }).await?;
+    let mut talk = client::ask(
+        &paths,
+        &Request::Logs { service: None, follow: true, tail: Some(5), file: Some(checked.path.clone()), filter: LogFilter::default() },
+    )
+    .await?;
     let mut painter = Painter::default();
     loop {
         let event = tokio::select! {

@@ -4,6 +4,7 @@ use super::deploys::engine_words;
 use super::{Core, Until, Waiting};
 use crate::blueprints::{self, Outcome};
 use crate::history::DeployCause;
+use crate::logs::Wanted;
 use crate::masked;
 use crate::protocol::{
     Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, Status, UpRequest,
@@ -42,7 +43,10 @@ impl Core {
                 let _ = reply.send(Event::Status(self.status().await));
                 end(&reply, None);
             }
-            Request::Logs { service, follow, tail, file } => self.logs(service.as_ref(), follow, tail, file.as_deref(), reply),
+            Request::Logs { service, follow, tail, file, filter } => match Wanted::new(filter) {
+                Ok(lines) => self.logs(service.as_ref(), follow, tail, file.as_deref(), lines, reply),
+                Err(why) => end(&reply, Some(Failure { message: why, hint: None, exit_code: 2 })),
+            },
             Request::Desired => {
                 let _ = reply.send(Event::Desired { state: Box::new(masked::state(&self.desired)) });
                 end(&reply, None);
@@ -359,6 +363,9 @@ impl Core {
         }
         let error = result.err().map(|error| Failure::engine(&error));
         if !self.serves {
+            // What takes a while is done before the answer: soon after it this process is gone.
+            self.save();
+            let _ = self.state.keep_copy();
             // Whoever comes after the answer finds no daemon, and starts one that waits until this one is gone.
             let _ = std::fs::remove_file(self.paths.socket());
         }
@@ -438,7 +445,7 @@ impl Core {
         self.live.values().filter(|l| l.slug == service.slug && l.ready).find_map(|l| l.http_port).or(service.port)
     }
 
-    fn logs(&self, service: Option<&Slug>, follow: bool, tail: Option<usize>, file: Option<&Path>, reply: Reply) {
+    fn logs(&self, service: Option<&Slug>, follow: bool, tail: Option<usize>, file: Option<&Path>, lines: Wanted, reply: Reply) {
         if let Some(slug) = service
             && !self.desired.services.contains_key(slug)
         {
@@ -456,7 +463,7 @@ impl Core {
         // Who runs a blueprint in the foreground wants what runs now, not the runs before.
         let only = file.map(|_| self.live.keys().map(ToString::to_string).collect());
         let events = follow.then(|| self.events.subscribe());
-        tokio::spawn(crate::logs::serve(self.paths.state.join("logs"), wanted, only, tail, events, reply));
+        tokio::spawn(crate::logs::serve(self.paths.state.join("logs"), wanted, only, lines, tail, events, reply));
     }
 
     fn plan(&mut self, up: &UpRequest, reply: &Reply) {
