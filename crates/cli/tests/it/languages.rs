@@ -1,6 +1,6 @@
 //! Languages that the machine does not have: their official images are pulled, built with and run over.
 
-use crate::host::{Host, Said, host, service};
+use crate::host::{Host, Said, host, service, wait_for};
 use crate::images::registry;
 use moat_testkit::images::{Recipe, layout};
 use std::process::Stdio;
@@ -156,6 +156,7 @@ fn a_language_that_is_missing_comes_from_its_image() {
     assert!(body.contains("\"thing\": 43") && !body.contains("v18."), "{body}");
 
     moat(&host, &mirrors, &["down"]).ok();
+    wait_for("the daemon to end", || host.daemon().is_none());
     let left: Vec<_> = host.inventory().difference(&before).cloned().collect();
     assert!(left.is_empty(), "{left:?}");
 }
