@@ -399,6 +399,8 @@ impl Core {
         }
         // The data plane goes on, for the next daemon, unless all was removed.
         upkeep.abort();
+        // Nobody is greeted any more who would not be heard.
+        let _ = std::fs::remove_file(self.paths.socket());
         self.save();
         let _ = self.state.keep_copy();
         self.record(EventKind::DaemonStopped, None, "Moat ended; what runs goes on", json!({}));
