@@ -166,6 +166,8 @@ fn events_tell_what_happened() {
     let file = file.to_str().unwrap();
     host.moat(&["up", "-d", file]).ok();
     let following = host.spawn(&["events", "-f", "--service", "probe", "--output", "json"]);
+    // They are written beside the loop.
+    wait_for("the last event of the deploys", || ["probe", "other"].iter().all(|slug| has(&events(&host, &[]), "deploy-succeeded", slug)));
     let first = events(&host, &[]);
     for kind in ["daemon-started", "accepted"] {
         assert!(has(&first, kind, ""), "{kind}: {first:?}");

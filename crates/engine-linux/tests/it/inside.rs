@@ -11,7 +11,7 @@ fn a_program_runs_unprivileged_in_namespaces_of_its_own() {
         let lines = bed
             .shell("id -u; id -g; id -un; hostname; grep -E '^(Cap(Inh|Prm|Eff|Bnd|Amb)|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t '; for n in mnt pid ipc uts net user cgroup; do readlink /proc/self/ns/$n; done; ls /proc | grep -c '^[0-9]'")
             .await;
-        assert_eq!(lines[..4], ["1000", "1000", "render", "app"]);
+        assert_eq!(lines[..4], ["1000", "1000", "render", "srv-app-00001"]);
         let none = "0".repeat(16);
         let caps: Vec<String> = ["Inh", "Prm", "Eff", "Bnd", "Amb"].iter().map(|set| format!("Cap{set}:{none}")).collect();
         assert_eq!(lines[4..9], caps);
