@@ -26,6 +26,7 @@ mod settings;
 mod state;
 mod views;
 
+pub use moat_dataplane::chain;
 pub use paths::Paths;
 pub use server::{DaemonError, Mode, run};
 
@@ -42,16 +43,4 @@ pub fn seal(paths: &Paths, place: &str, text: &[u8]) -> Result<Vec<u8>, moat_sto
 /// What [`seal`] sealed for this place; `None` where it was not.
 pub fn unseal(paths: &Paths, place: &str, sealed: &[u8]) -> Result<Option<Vec<u8>>, moat_store::StoreError> {
     Ok(moat_store::Key::of(&paths.state)?.open(place, sealed))
-}
-
-/// An error and its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -31,3 +31,15 @@ use std::path::{Path, PathBuf};
 fn folder(run: &Path) -> PathBuf {
     run.join("dataplane")
 }
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

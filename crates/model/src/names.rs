@@ -88,6 +88,13 @@ checked_text!(
     InstanceId, "instance id", is_label
 );
 
+impl InstanceId {
+    /// The id of its service; none where nothing stands before the last `-`.
+    pub fn service(&self) -> Option<ServiceId> {
+        ServiceId::new(self.as_str().rsplit_once('-')?.0).ok()
+    }
+}
+
 impl Slug {
     /// Makes a label of free text: lower case, runs of other characters become one `-`, cut to 48 characters so that
     /// a suffix of `-` and four characters still fits. `None` when nothing is left.

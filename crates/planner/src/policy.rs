@@ -7,7 +7,7 @@ use crate::reach::{End, judge, visible};
 use crate::zones::build_zone;
 use moat_model::net::RESERVED_PORTS;
 use moat_model::policy::{NetPolicy, SourceEntry};
-use moat_model::{AddressPair, DesiredState, Egress, InstanceId, LinkName, Peer, Purpose, Service, ServiceId, ServiceKind, Slug, ZoneId};
+use moat_model::{AddressPair, DesiredState, Egress, InstanceId, LinkName, Peer, Purpose, Service, ServiceKind, Slug, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An instance that lives or is about to.
@@ -116,7 +116,7 @@ fn source_entry(service: Option<&Service>, instance: &LiveInstance) -> Option<So
     };
     let id = match service {
         Some(service) => service.id.clone(),
-        None => ServiceId::new(instance.id.as_str().rsplit_once('-')?.0).ok()?,
+        None => instance.id.service()?,
     };
     Some(SourceEntry { link: LinkName::of(instance.address.v4), address: instance.address, zone, egress, service: id })
 }

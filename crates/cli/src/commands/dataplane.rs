@@ -10,14 +10,7 @@ pub fn main() -> ExitCode {
     match moat_dataplane::process::main(&Paths::from_env().run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = format!("the data plane: {error}");
-            let mut next = std::error::Error::source(&error);
-            while let Some(cause) = next {
-                text.push_str(": ");
-                text.push_str(&cause.to_string());
-                next = cause.source();
-            }
-            eprintln!("{text}");
+            eprintln!("the data plane: {}", moat_dataplane::chain(&error));
             ExitCode::from(3)
         }
     }

@@ -7,7 +7,7 @@ use crate::protocol::ServicePhase;
 use moat_engine::Engine as _;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
-use moat_model::{AddressPair, DesiredState, InstanceId, LinkName, Purpose, ServiceId, Slug};
+use moat_model::{AddressPair, DesiredState, InstanceId, LinkName, Purpose, Slug};
 use moat_planner::diff::Situation;
 use moat_planner::policy::LiveInstance;
 use moat_planner::{Plan, Step};
@@ -64,7 +64,7 @@ impl Core {
                     .get(&live.slug)
                     .map(|s| s.id.clone())
                     .or_else(|| self.deployed(&live.slug).map(|d| d.service.id.clone()))
-                    .or_else(|| ServiceId::new(id.as_str().rsplit_once('-')?.0).ok())?;
+                    .or_else(|| id.service())?;
                 let found = ObservedInstance {
                     id: id.clone(),
                     service,

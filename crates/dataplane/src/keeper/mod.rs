@@ -9,6 +9,7 @@ mod start;
 
 pub use start::{KeepError, Place};
 
+use crate::chain;
 use crate::{Config, Sockets, Stamp, folder};
 use link::{Known, Link};
 use start::Met;
@@ -389,16 +390,4 @@ async fn at(when: Option<Instant>) {
         Some(when) => sleep_until(when).await,
         None => pending().await,
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
