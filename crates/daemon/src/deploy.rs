@@ -4,7 +4,8 @@ use crate::history::DeployCause;
 use moat_engine_linux::MissingTool;
 use moat_model::{InstanceId, Service};
 use serde::{Deserialize, Serialize};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// What a service runs: its definition and the release of its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ mod dataplane;
 mod deploy;
 mod history;
 pub mod logs;
+mod machine;
 pub mod masked;
 pub mod paths;
 pub mod protocol;

@@ -102,10 +102,27 @@ pub enum StateError {
     },
 }
 
+/// Where documents are written; [`Store`] is the real one.
+pub trait Disk: std::fmt::Debug + Send {
+    /// Writes changes, all or none.
+    fn write(&mut self, generation: Generation, changes: &Changes) -> Result<(), StoreError>;
+    /// Makes the last good copy anew where something changed since it was made.
+    fn keep_copy(&mut self) -> Result<(), StoreError>;
+}
+
+impl Disk for Store {
+    fn write(&mut self, generation: Generation, changes: &Changes) -> Result<(), StoreError> {
+        self.write(generation, changes)
+    }
+    fn keep_copy(&mut self) -> Result<(), StoreError> {
+        if self.copy_is_due() { self.keep_copy() } else { Ok(()) }
+    }
+}
+
 /// The durable state on disk.
 #[derive(Debug)]
 pub struct State {
-    store: Store,
+    disk: Box<dyn Disk>,
     /// What was written last.
     written: Durable,
 }
@@ -133,12 +150,12 @@ impl State {
             );
             (EventKind::StateRestored, text)
         });
-        let written = Durable::read(opened.store.generation(), opened.documents)?;
-        let mut state = Self { store: opened.store, written };
+        let (generation, is_new) = (opened.store.generation(), opened.store.is_new());
+        let mut state = Self::of(Box::new(opened.store), generation, opened.documents)?;
         let before = folder.join("state.json");
         if before.exists() {
             let aside = folder.join("state.json.before-sqlite");
-            if state.store.is_new() {
+            if is_new {
                 let durable = earlier(&before)?;
                 state.save(&durable)?;
                 let text =
@@ -148,20 +165,30 @@ impl State {
             let moved = fs::set_permissions(&before, Permissions::from_mode(0o600)).and_then(|()| fs::rename(&before, &aside));
             moved.map_err(|source| StateError::Before { path: before, source })?;
         }
-        let durable = state.written.clone();
+        let durable = state.written().clone();
         Ok(Found { state, durable, said })
+    }
+
+    /// A state that a disk holds as these documents.
+    pub fn of(disk: Box<dyn Disk>, generation: Generation, documents: Documents) -> Result<Self, StoreError> {
+        Ok(Self { disk, written: Durable::read(generation, documents)? })
+    }
+
+    /// What was written last.
+    pub fn written(&self) -> &Durable {
+        &self.written
     }
 
     /// Writes what changed since the last time, all or nothing.
     pub fn save(&mut self, durable: &Durable) -> Result<(), StoreError> {
-        self.store.write(durable.generation, &durable.changes(&self.written)?)?;
+        self.disk.write(durable.generation, &durable.changes(&self.written)?)?;
         self.written.follow(durable);
         Ok(())
     }
 
     /// Makes the last good copy anew where something changed since it was made.
     pub fn keep_copy(&mut self) -> Result<(), StoreError> {
-        if self.store.copy_is_due() { self.store.keep_copy() } else { Ok(()) }
+        self.disk.keep_copy()
     }
 }
 

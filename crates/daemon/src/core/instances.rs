@@ -4,16 +4,18 @@ use super::deploys::engine_words;
 use super::record::purpose_word;
 use super::{Core, Live, Msg};
 use crate::deploy::DeployPhase;
+use crate::machine::Machine;
 use crate::protocol::ServicePhase;
 use crate::ready::{self, Readiness};
-use moat_engine::{Engine as _, EngineError};
+use moat_engine::EngineError;
 use moat_model::state::InstancePhase;
 use moat_model::{InstanceId, Purpose, Secret, Service, Slug};
 use moat_planner::Step;
 use moat_planner::plan::InstanceSpec;
 use moat_store::EventKind;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The longest pause between two starts of a service that keeps ending.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
@@ -179,7 +181,7 @@ impl Core {
         let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
         tokio::spawn(async move {
             tokio::select! {
-                () = drained(&engine, &id) => {}
+                () = drained(&*engine, &id) => {}
                 // An error means the same: dropped, since it is to stop now.
                 _ = asked => {}
             }
@@ -385,7 +387,7 @@ impl Core {
 }
 
 /// Waits until an instance's connections are over, or for as long as they may take.
-async fn drained(engine: &moat_engine_linux::LinuxEngine, id: &InstanceId) {
+async fn drained(engine: &dyn Machine, id: &InstanceId) {
     let ends = Instant::now() + DRAIN_LIMIT;
     while Instant::now() < ends {
         tokio::time::sleep(DRAIN_LOOK).await;

@@ -33,10 +33,15 @@ pub(crate) mod upgrade;
 mod upkeep;
 mod variables;
 
+#[cfg(test)]
+mod sim;
+
 use crate::Paths;
 use crate::autoscale::Scaler;
 use crate::dataplane::DataPlane;
 use crate::deploy::{Ask, Deploy, Deployed};
+use crate::machine::plane::Served;
+use crate::machine::{Machine, Plane};
 use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
 use crate::state::{Durable, Found, State};
@@ -50,7 +55,8 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
 /// A daemon that has nothing to run ends after this long.
@@ -189,7 +195,7 @@ impl Drop for ProbingGuard {
 /// The loop's state.
 pub struct Core {
     pub(crate) paths: Paths,
-    pub(crate) engine: LinuxEngine,
+    pub(crate) engine: Arc<dyn Machine>,
     pub(crate) durable: Durable,
     pub(crate) state: State,
     pub(crate) writing: record::Writing,
@@ -218,7 +224,7 @@ pub struct Core {
     /// When disks are measured next; none while they are.
     pub(crate) disks_due: Option<Instant>,
     pub(crate) sites: sites::Sites,
-    pub(crate) dataplane: DataPlane,
+    pub(crate) dataplane: Box<dyn Plane>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
     pub(crate) tx: mpsc::UnboundedSender<Msg>,
@@ -248,6 +254,17 @@ pub struct Core {
     open_due: Option<Instant>,
     /// Why it could not be.
     not_open: Option<String>,
+}
+
+/// What a loop works with.
+pub(crate) struct Parts {
+    pub(crate) paths: Paths,
+    pub(crate) engine: Arc<dyn Machine>,
+    pub(crate) dataplane: Box<dyn Plane>,
+    pub(crate) durable: Durable,
+    pub(crate) state: State,
+    pub(crate) writing: record::Writing,
+    pub(crate) serves: bool,
 }
 
 /// A request that is answered when something has come about.
@@ -299,11 +316,19 @@ impl Core {
             Err(error) => (EventLog::none(), Some(format!("no events are recorded: {}", crate::chain(&error)))),
         };
         let begun = begun.map(|text| (EventKind::Problem, text));
-        let (events, _) = broadcast::channel(8192);
         let folder = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
-        let dataplane = DataPlane::new(paths.run.clone(), folder.join("releases"), tx.clone());
+        let plane = DataPlane::new(paths.run.clone(), folder.join("releases"), tx.clone());
+        let dataplane = Box::new(Served::new(plane, engine.network().clone()));
+        let parts = Parts { paths, engine: Arc::new(engine), dataplane, durable, state, writing: record::Writing::new(log, newest), serves };
+        Ok(Self::of(parts, tx, [said, begun].into_iter().flatten()).await)
+    }
+
+    /// A loop of these parts, that has adopted what runs; people are told what was found.
+    async fn of(parts: Parts, tx: mpsc::UnboundedSender<Msg>, found: impl Iterator<Item = (EventKind, String)>) -> Self {
+        let Parts { paths, engine, dataplane, durable, state, writing, serves } = parts;
+        let (events, _) = broadcast::channel(8192);
         let mut core = Self {
-            policy: engine.network().policy(),
+            policy: engine.policy(),
             paths,
             engine,
             desired: DesiredState::default(),
@@ -333,7 +358,7 @@ impl Core {
             names: BTreeMap::new(),
             durable,
             state,
-            writing: record::Writing::new(log, newest),
+            writing,
             serves,
             jobs: Vec::new(),
             closing: BTreeSet::new(),
@@ -354,11 +379,11 @@ impl Core {
             format!("Moat {} began to work", env!("CARGO_PKG_VERSION")),
             json!({ "pid": std::process::id() }),
         );
-        for (kind, text) in [said, begun].into_iter().flatten() {
+        for (kind, text) in found {
             core.tell(kind, None, text);
         }
         core.adopt().await;
-        Ok(core)
+        core
     }
 
     /// Handles messages until everything is down or the process is told to leave.

@@ -4,7 +4,6 @@ use super::Core;
 use super::deploys::engine_words;
 use crate::deploy::{Deploy, DeployPhase};
 use crate::protocol::ServicePhase;
-use moat_engine::Engine as _;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
 use moat_model::{AddressPair, DesiredState, InstanceId, LinkName, Purpose, Slug};
@@ -13,7 +12,7 @@ use moat_planner::policy::LiveInstance;
 use moat_planner::{Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 impl Core {
     /// What should run now: definitions of what is deployed, policy of what is wanted.

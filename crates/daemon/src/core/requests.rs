@@ -10,7 +10,6 @@ use crate::protocol::{
     Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, Status, UpRequest,
 };
 use crate::state::Durable;
-use moat_engine::Engine as _;
 use moat_model::state::InstancePhase;
 use moat_model::{DesiredState, Purpose, Slug};
 use moat_planner::Step;
@@ -136,7 +135,7 @@ impl Core {
             end(&reply, Some(Failure::engine(&error)));
             return;
         }
-        if let Err(error) = self.dataplane.ensure(self.engine.network()).await {
+        if let Err(error) = self.dataplane.ensure().await {
             let hint = Some(format!("`{}` may say more", self.paths.daemon_log().display()));
             end(&reply, Some(Failure { message: crate::chain(&error), hint, exit_code: 3 }));
             return;

@@ -15,9 +15,10 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 impl Core {
     /// Starts the task that looks after the network.
     pub(crate) fn start_upkeep(&self) -> tokio::task::JoinHandle<()> {
-        let (network, tx, probing) = (self.engine.network().clone(), self.tx.clone(), self.probing.clone());
-        let removed = self.removed.clone();
+        let network = self.engine.linux().map(|engine| engine.network().clone());
+        let (tx, probing, removed) = (self.tx.clone(), self.probing.clone(), self.removed.clone());
         tokio::spawn(async move {
+            let Some(network) = network else { return };
             let mut probed = false;
             let mut looks = 0u32;
             let mut tick = tokio::time::interval(UPKEEP_EVERY);
@@ -133,7 +134,7 @@ impl Core {
                 self.notice(Some(&service.slug), why);
             }
         }
-        let now = jiff::Timestamp::now();
+        let now = self.engine.now();
         let schedules: Vec<(Slug, String)> = self
             .durable
             .deployed

@@ -3,6 +3,7 @@
 use super::super::{Core, Msg};
 use super::{engine_words, first_line};
 use crate::deploy::{Deploy, DeployPhase};
+use crate::machine::Tell;
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
 use moat_engine_linux::{MissingTool, Prepared, Provided};
@@ -17,10 +18,10 @@ const PRE_DEPLOY_LIMIT: Duration = Duration::from_mins(30);
 
 impl Core {
     /// Hands on how far a pull is.
-    pub(super) fn pull_teller(&self, slug: &Slug) -> impl Fn(String) + Send + 'static {
+    pub(super) fn pull_teller(&self, slug: &Slug) -> Tell {
         let (tx, slug) = (self.tx.clone(), slug.clone());
         // Nobody listens any more only when the daemon ends.
-        move |text| drop(tx.send(Msg::Pulling(slug.clone(), text)))
+        Box::new(move |text| drop(tx.send(Msg::Pulling(slug.clone(), text))))
     }
 
     /// How far the pull of a deploy's image is.

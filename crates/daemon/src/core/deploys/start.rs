@@ -8,7 +8,7 @@ use crate::protocol::ServicePhase;
 use moat_model::{InstanceId, Purpose, ServiceKind, Slug};
 use moat_store::EventKind;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use tokio::time::Instant;
 
 impl Core {
     /// Makes the deploy's definition and release what runs; instances follow by reconciling.
@@ -64,7 +64,6 @@ impl Core {
                 self.fail_deploy(&slug, &format!("not ready after {seconds} s: {seen}"), id.as_ref());
             } else {
                 self.set_phase(&slug, ServicePhase::Starting, waits.and_then(|(_, seen)| seen));
-                self.wake_in(Duration::from_secs(1));
             }
         }
     }
@@ -81,7 +80,7 @@ impl Core {
                 hook = command.map(|command| (deployed.service.clone(), deployed.release.clone(), command));
             }
             if deploy.changes {
-                self.durable.history.live(slug, &deploy.id, deployed, jiff::Timestamp::now());
+                self.durable.history.live(slug, &deploy.id, deployed, self.engine.now());
             } else {
                 self.durable.history.strike(slug, &deploy.id);
             }
@@ -119,7 +118,7 @@ impl Core {
     pub(super) fn end_deploy(&mut self, slug: &Slug, state: DeployState, why: &str, instance: Option<&InstanceId>) {
         let Some(deploy) = self.deploys.remove(slug) else { return };
         self.forget_deploying(slug);
-        self.durable.history.end(slug, &deploy.id, state, Some(why), jiff::Timestamp::now());
+        self.durable.history.end(slug, &deploy.id, state, Some(why), self.engine.now());
         if let Some(id) = deploy.sandbox().cloned() {
             self.stop_instance(&id, 1);
         }
