@@ -15,6 +15,7 @@ use moat_planner::plan::InstanceSpec;
 use moat_store::EventKind;
 use serde_json::json;
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 /// The longest pause between two starts of a service that keeps ending.
@@ -23,6 +24,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 const DRAIN_LIMIT: Duration = Duration::from_mins(1);
 /// Between two looks whether they are over. The first is after requests that were under way to it have arrived.
 const DRAIN_LOOK: Duration = Duration::from_millis(500);
+/// Between two tries to stop what could not be stopped: after the first, and at most.
+const STOP_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// Running this long resets the back-off.
 const STEADY: Duration = Duration::from_mins(2);
 
@@ -58,9 +61,15 @@ impl Core {
                     seen: None,
                     checks: None,
                     draining: None,
+                    stop_failed: None,
                     usage: None,
                 },
             );
+            if purpose == Purpose::Job
+                && let Some(slug) = self.live.get(&id).map(|live| live.slug.clone())
+            {
+                self.hook_runs(&slug);
+            }
             match purpose {
                 Purpose::Serve | Purpose::Cron | Purpose::Job if runs => {
                     tracing::info!(%id, "adopted");
@@ -134,6 +143,7 @@ impl Core {
                 seen: None,
                 checks: None,
                 draining: None,
+                stop_failed: None,
                 usage: None,
             },
         );
@@ -159,11 +169,7 @@ impl Core {
         }
         live.retire();
         let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
-        tokio::spawn(async move {
-            let step = Step::StopInstance { id: id.clone(), grace_seconds };
-            let result = engine.apply(&step).await.map(|_| ());
-            let _ = tx.send(Msg::Stopped(id, result));
-        });
+        tokio::spawn(async move { stop(&*engine, id, grace_seconds, &tx).await });
     }
 
     /// Stops it once the connections that it has are over, or after a while. What receives nothing, or shares a disk with the
@@ -185,9 +191,7 @@ impl Core {
                 // An error means the same: dropped, since it is to stop now.
                 _ = asked => {}
             }
-            let step = Step::StopInstance { id: id.clone(), grace_seconds };
-            let result = engine.apply(&step).await.map(|_| ());
-            let _ = tx.send(Msg::Stopped(id, result));
+            stop(&*engine, id, grace_seconds, &tx).await;
         });
     }
 
@@ -195,6 +199,9 @@ impl Core {
         let Some(live) = self.live.get_mut(id) else { return };
         live.started = true;
         live.since = Instant::now();
+        let slug = live.slug.clone();
+        self.hook_started(id, &slug, result.is_ok());
+        let Some(live) = self.live.get(id) else { return };
         match result {
             Ok(()) => {
                 let (slug, purpose) = (live.slug.clone(), live.purpose);
@@ -363,8 +370,15 @@ impl Core {
 
     pub(super) fn stopped(&mut self, id: &InstanceId, result: Result<(), EngineError>) {
         if let Err(error) = result {
-            let slug = self.live.get(id).map(|l| l.slug.clone());
-            self.notice(slug.as_ref(), engine_words(&error));
+            // Until it is gone it keeps its address, its disk and its place in the policy.
+            let words = engine_words(&error);
+            if let Some(live) = self.live.get_mut(id)
+                && live.stop_failed.replace(words.clone()).as_ref() != Some(&words)
+            {
+                let slug = live.slug.clone();
+                self.notice(Some(&slug), format!("{words}; tried again until it is gone"));
+            }
+            return;
         }
         self.tails.remove(id);
         // Where it was stopped before it began, nothing else says that it ended.
@@ -375,14 +389,24 @@ impl Core {
         }
     }
 
-    /// Queues a one-off command of a service in an instance of its own.
-    pub(super) fn queue_job(&mut self, service: Service, release: Option<String>, command: String) {
-        self.jobs.push((service, release, command));
-    }
-
     /// The host name that health checks and the ingress use for a service.
     pub(crate) fn host_name(service: &Service) -> String {
         if service.kind.is_public() { format!("{}.{}", service.slug, crate::blueprints::DOMAIN) } else { service.slug.to_string() }
+    }
+}
+
+/// Stops an instance, again and again while that fails.
+async fn stop(engine: &dyn Machine, id: InstanceId, grace_seconds: u32, tx: &UnboundedSender<Msg>) {
+    let step = Step::StopInstance { id: id.clone(), grace_seconds };
+    let (mut pause, longest) = STOP_AGAIN;
+    loop {
+        let result = engine.apply(&step).await.map(|_| ());
+        let is_over = result.is_ok();
+        if tx.send(Msg::Stopped(id.clone(), result)).is_err() || is_over {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
     }
 }
 

@@ -8,7 +8,7 @@
 //! * [`instances`] – what became of started instances.
 //! * [`settings`], [`scaling`] – how many instances run, and whether the service is open.
 //! * [`variables`] – the values of its variables.
-//! * [`runs`] – one-off commands and cron runs.
+//! * [`runs`] – one-off commands and cron runs; [`hooks`] – commands of first deploys.
 //! * [`upgrade`] – another program takes over.
 //! * [`record`] – what is written down.
 //! * [`sites`] – the releases of static sites that are served.
@@ -18,6 +18,7 @@
 mod denials;
 mod deploys;
 mod disks;
+mod hooks;
 mod instances;
 mod pushes;
 mod reconcile;
@@ -86,7 +87,7 @@ pub enum Msg {
     Started(InstanceId, Result<(), EngineError>),
     /// A program ended.
     Ended(InstanceId, InstancePhase),
-    /// `StopInstance` came back.
+    /// `StopInstance` came back; after an error it is tried again.
     Stopped(InstanceId, Result<(), EngineError>),
     /// What a readiness check saw.
     Checked(InstanceId, Readiness),
@@ -141,6 +142,8 @@ pub struct Live {
     pub checks: Option<tokio::task::AbortHandle>,
     /// It takes no new connections, and stops once those that it has are over, or when this is dropped.
     pub draining: Option<tokio::sync::oneshot::Sender<()>>,
+    /// Why it could not be stopped yet.
+    pub stop_failed: Option<String>,
     /// What it had used when that was looked at last.
     pub usage: Option<(Instant, Usage)>,
 }
@@ -236,7 +239,9 @@ pub struct Core {
     pub(crate) removed: Arc<Mutex<bool>>,
     pub(crate) names: BTreeMap<std::net::IpAddr, String>,
     pub(crate) policy: Arc<NetPolicy>,
-    pub(crate) jobs: Vec<(moat_model::Service, Option<String>, String)>,
+    /// Services whose hook of the first deploy is due, and jobs of such hooks that are being started.
+    pub(crate) hooks_due: BTreeSet<Slug>,
+    pub(crate) hooks: BTreeSet<InstanceId>,
     pub(crate) closing: BTreeSet<Slug>,
     pub(crate) sweep: bool,
     pub(crate) sweep_fetched: bool,
@@ -360,7 +365,8 @@ impl Core {
             state,
             writing,
             serves,
-            jobs: Vec::new(),
+            hooks_due: BTreeSet::new(),
+            hooks: BTreeSet::new(),
             closing: BTreeSet::new(),
             sweep: false,
             sweep_fetched: false,

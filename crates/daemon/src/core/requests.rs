@@ -258,7 +258,7 @@ impl Core {
             self.scalers.remove(slug);
             self.durable.settings.remove(slug);
         }
-        self.jobs.retain(|(service, ..)| !services.contains(&service.slug));
+        self.hooks_due.retain(|slug| !services.contains(slug));
     }
 
     /// Stops what was closed: datastores after the services that use them, so that these can end in order. A service
@@ -327,14 +327,16 @@ impl Core {
                     }
                 }
                 Until::Gone { services, everything } => {
-                    let left = self.live.values().any(|l| services.contains(&l.slug) || *everything);
+                    // What was brought up again meanwhile is nobody's to wait for.
+                    let all = *everything && self.durable.blueprints.is_empty();
+                    let left = self.live.values().any(|l| all || (services.contains(&l.slug) && self.closing.contains(&l.slug)));
                     if left {
                         still.push(waiting);
-                    } else if *everything && self.durable.blueprints.is_empty() {
+                    } else if all {
                         remove_all = true;
                         still.push(waiting);
                     } else {
-                        for slug in services {
+                        for slug in services.iter().filter(|slug| !self.desired.services.contains_key(*slug)) {
                             self.phases.remove(slug);
                         }
                         end(&waiting.reply, None);

@@ -70,6 +70,7 @@ impl Core {
         }
         self.open_network().await;
         self.adopt_scale();
+        self.resume_hooks();
         // Before anything is published: what is served goes on.
         self.open_sites().await;
         for service in self.desired.services.values().cloned().collect::<Vec<_>>() {
@@ -78,7 +79,8 @@ impl Core {
                 self.set_phase(&service.slug, ServicePhase::Suspended, None);
                 continue;
             }
-            if (!good || self.durable.deploying.contains(&service.slug)) && !self.durable.kept.contains_key(&service.slug) {
+            // One that its blueprint no longer names ends the deploy that it is in, and gets no other.
+            if self.durable.deploying.contains(&service.slug) || (!good && !self.durable.kept.contains_key(&service.slug)) {
                 let timeout = all.get(&service.blueprint).map_or(900, |up| up.start_timeout_seconds);
                 self.resume_deploy(&service.slug, Duration::from_secs(timeout));
             }

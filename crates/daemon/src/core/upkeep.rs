@@ -126,14 +126,10 @@ impl Core {
         self.desired.services.values().find(|s| s.vip.is_some_and(|vip| vip.contains(address))).map(|s| Peer::Service(s.slug.clone()))
     }
 
-    /// Starts the cron runs and one-off jobs that are due.
+    /// Starts the cron runs and hooks that are due.
     pub(super) async fn run_due_cron(&mut self) {
         self.go_on_with_cron().await;
-        for (service, release, command) in std::mem::take(&mut self.jobs) {
-            if let Err(why) = self.start_sandbox(&service, Purpose::Job, release, Some(command)).await {
-                self.notice(Some(&service.slug), why);
-            }
-        }
+        self.start_hooks().await;
         let now = self.engine.now();
         let schedules: Vec<(Slug, String)> = self
             .durable

@@ -88,8 +88,10 @@ fn run(number: u64) -> Result<(), String> {
     if people.stage != Stage::Over {
         world.wrong("it goes on for ever");
     }
-    world.judge_end();
-    if world.inner().wrong.is_empty() { Ok(()) } else { Err(world.story()) }
+    if !world.is_wrong() {
+        world.judge_end();
+    }
+    if world.is_wrong() { Err(world.story()) } else { Ok(()) }
 }
 
 fn number(key: &str) -> Option<u64> {

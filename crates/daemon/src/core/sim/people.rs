@@ -105,7 +105,7 @@ impl People {
                 Stage::Clean => {
                     self.tries += 1;
                     let text = self.clean.clone();
-                    self.ask(world, tx, "the clean blueprint", up(&text), Some(Some(text.yaml.clone())));
+                    self.up(world, tx, "the clean blueprint", &text);
                     if self.answered(world).await {
                         self.quiet(world).await;
                         world.judge_quiet();
@@ -116,14 +116,14 @@ impl People {
                 Stage::Down => {
                     self.tries += 1;
                     self.ask(world, tx, "down", Request::Down { file: None }, Some(None));
-                    if self.answered(world).await {
-                        self.stage = Stage::Over;
-                    }
+                    self.answered(world).await;
                 }
                 Stage::Over => return,
             }
             if self.tries > 3 {
                 world.wrong("nobody answers");
+            }
+            if world.is_wrong() {
                 self.stage = Stage::Over;
             }
         }
@@ -149,14 +149,7 @@ impl People {
         match self.rng.below(if gentle { 12 } else { 30 }) {
             0..5 => {
                 let text = blueprint(&mut self.rng, false);
-                for (name, count) in &text.instances {
-                    let mut inner = world.inner();
-                    if let Some(least) = Slug::new(*name).ok().and_then(|slug| inner.steady.get_mut(&slug)) {
-                        *least = (*least).min(usize::try_from(*count).unwrap());
-                    }
-                }
-                let yaml = text.yaml.clone();
-                self.ask(world, tx, "up", up(&text), Some(Some(yaml)));
+                self.up(world, tx, "up", &text);
             }
             5 | 6 => self.ask(world, tx, &format!("restart {slug}"), service(ServiceVerb::Restart), None),
             7 => {
@@ -204,6 +197,16 @@ impl People {
                 world.inner().off += jump;
             }
         }
+    }
+
+    fn up(&mut self, world: &World, tx: &mpsc::UnboundedSender<Msg>, what: &str, text: &Text) {
+        for (name, count) in &text.instances {
+            let mut inner = world.inner();
+            if let Some(least) = Slug::new(*name).ok().and_then(|slug| inner.steady.get_mut(&slug)) {
+                *least = (*least).min(usize::try_from(*count).unwrap());
+            }
+        }
+        self.ask(world, tx, what, up(text), Some(Some(text.yaml.clone())));
     }
 
     fn running(&mut self, world: &World) -> Option<InstanceId> {
@@ -258,6 +261,10 @@ impl People {
                         // Refused by a disk or an engine that failed: nothing was changed.
                         let refused = error.as_ref().is_some_and(|failure| failure.exit_code != 1);
                         answered.push((open.asked, refused));
+                        // It may be gone before anybody looks again.
+                        if self.stage == Stage::Down && error.is_none() {
+                            self.stage = Stage::Over;
+                        }
                         return false;
                     }
                     Event::Refused { diagnostics } => {

@@ -44,6 +44,8 @@ impl Program {
                 let does = native.start_command.rsplit(' ').next().unwrap_or_default();
                 match does {
                     "crashes" => program.ends = Some((after(rng, 900), 1)),
+                    // It need not listen: that it runs is all.
+                    _ if spec.slug.as_str() == "mill" => program.listens = Some(time),
                     "mute" => {}
                     "sick" => {
                         program.listens = Some(after(rng, 2000));

@@ -110,6 +110,11 @@ impl World {
         self.inner().wrong(what);
     }
 
+    /// Whether something was.
+    pub(super) fn is_wrong(&self) -> bool {
+        !self.inner().wrong.is_empty()
+    }
+
     /// A daemon begins to live.
     pub(super) fn begin(&self) {
         let mut inner = self.inner();
