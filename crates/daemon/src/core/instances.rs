@@ -115,7 +115,10 @@ impl Core {
         }
         self.save();
         self.register(&spec);
-        self.apply_policy_now().await;
+        if !self.apply_policy_now().await {
+            self.unregister(&id);
+            return Err("the packet filter could not be changed".to_owned());
+        }
         if matches!(purpose, Purpose::Build | Purpose::PreDeploy) {
             let tail = crate::logs::Tail::new(&self.paths.state.join("logs"), &service.slug, &id);
             self.tails.insert(id.clone(), (service.blueprint.clone(), tail));
@@ -147,6 +150,13 @@ impl Core {
                 usage: None,
             },
         );
+    }
+
+    /// Takes that back: it does not start.
+    pub(super) fn unregister(&mut self, id: &InstanceId) {
+        if let Some(live) = self.live.remove(id) {
+            moat_planner::alloc::release(&mut self.durable.memory, live.address);
+        }
     }
 
     /// Starts it, as a task.
