@@ -70,6 +70,8 @@ impl Core {
                 end(&reply, None);
                 self.leaving = true;
             }
+            Request::GroupVariables { group, show } => self.group_variables(&group, show, &reply),
+            Request::SetGroupVariables { group, values } => self.set_group_variables(&group, &values, reply),
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);
@@ -469,6 +471,7 @@ impl Core {
     fn plan(&mut self, up: &UpRequest, reply: &Reply) {
         let memory = self.durable.memory.clone();
         if let Some(Outcome { mut state, .. }) = self.resolve_with(up, reply) {
+            let _ = reply.send(Event::Drift { differences: self.drift(&state, &up.file) });
             self.count_as_set(&mut state);
             let mut scratch = self.durable.memory.clone();
             let plan = crate::blueprints::preview(
