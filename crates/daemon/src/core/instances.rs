@@ -25,7 +25,7 @@ const DRAIN_LOOK: Duration = Duration::from_millis(500);
 const STEADY: Duration = Duration::from_mins(2);
 
 impl Core {
-    /// Finds what an earlier daemon left running: it goes on, but for the sandboxes of its deploys.
+    /// Finds what an earlier daemon left running: it goes on, but for the builds of its deploys.
     pub(super) async fn adopt(&mut self) {
         let observed = match self.engine.observe().await {
             Ok(observed) => observed,
@@ -69,6 +69,8 @@ impl Core {
                         self.watch_ready(&id);
                     }
                 }
+                // How it ended counts, meanwhile too.
+                Purpose::PreDeploy if self.durable.pre_deploys.values().any(|run| run.instance == id) => self.watch_end(&id),
                 Purpose::Serve | Purpose::Cron | Purpose::Job | Purpose::Build | Purpose::PreDeploy => self.stop_instance(&id, 1),
             }
         }
