@@ -510,17 +510,22 @@ impl Core {
                 return;
             }
         };
-        tokio::task::spawn_blocking(move || {
-            let verified = scene.run();
+        let looking = self.removed.clone();
+        tokio::spawn(async move {
+            // A look at the network that began before would take the pretended neighbour's addresses for the host's.
+            drop(looking.lock().await);
+            let verified = tokio::task::spawn_blocking(move || scene.run()).await;
             drop(probing);
             match verified {
-                Ok(verified) => {
+                Ok(Ok(verified)) => {
                     let _ = reply.send(Event::Verified(Box::new(verified)));
                     end(&reply, None);
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     end(&reply, Some(Failure { message: format!("the report can't be written: {error}"), hint: None, exit_code: 70 }));
                 }
+                // It panicked, which the daemon's log tells.
+                Err(_) => end(&reply, Some(Failure { message: "verifying ended early".to_owned(), hint: None, exit_code: 70 })),
             }
         });
     }
