@@ -42,6 +42,19 @@ impl Deployed {
     }
 }
 
+/// The pre-deploy command of a deploy: run once, whatever becomes of the daemon meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreDeploy {
+    /// The instance that it runs in.
+    pub instance: InstanceId,
+    /// The definition's fingerprint.
+    pub fingerprint: String,
+    /// The release.
+    pub release: Option<String>,
+    /// It ended well.
+    pub done: bool,
+}
+
 /// A deploy that somebody asks for.
 #[derive(Debug)]
 pub struct Ask {

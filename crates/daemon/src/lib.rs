@@ -14,6 +14,7 @@ mod core;
 mod cron;
 mod dataplane;
 mod deploy;
+pub mod drift;
 mod history;
 pub mod logs;
 mod machine;

@@ -3,7 +3,7 @@
 //! Invariant: [`Durable`] is what the loop works with; what [`State`] wrote last is on disk, and a change reaches the disk whole or
 //! not at all.
 
-use crate::deploy::Deployed;
+use crate::deploy::{Deployed, PreDeploy};
 use crate::history::History;
 use crate::protocol::UpRequest;
 use crate::settings::Settings;
@@ -39,6 +39,8 @@ pub struct Durable {
     pub history: History,
     /// What people have set about services beside their blueprints.
     pub settings: BTreeMap<Slug, Settings>,
+    /// The pre-deploy commands of deploys that are not over.
+    pub pre_deploys: BTreeMap<Slug, PreDeploy>,
 }
 
 /// How each field is stored: a `map` or a `set` by its keys, a structure by its `fields`. The name is the stored one, too.
@@ -75,6 +77,7 @@ aggregates! {
     map deployed,
     fields history,
     map settings,
+    map pre_deploys,
 }
 
 /// Why the state can't be read.

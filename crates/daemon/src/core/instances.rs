@@ -30,7 +30,7 @@ const STOP_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 const STEADY: Duration = Duration::from_mins(2);
 
 impl Core {
-    /// Finds what an earlier daemon left running: it goes on, but for the sandboxes of its deploys.
+    /// Finds what an earlier daemon left running: it goes on, but for the builds of its deploys.
     pub(super) async fn adopt(&mut self) {
         let observed = match self.engine.observe().await {
             Ok(observed) => observed,
@@ -80,6 +80,8 @@ impl Core {
                         self.watch_ready(&id);
                     }
                 }
+                // How it ended counts, meanwhile too.
+                Purpose::PreDeploy if self.durable.pre_deploys.values().any(|run| run.instance == id) => self.watch_end(&id),
                 Purpose::Serve | Purpose::Cron | Purpose::Job | Purpose::Build | Purpose::PreDeploy => self.stop_instance(&id, 1),
             }
         }

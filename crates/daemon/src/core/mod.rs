@@ -11,6 +11,7 @@
 //! * [`runs`] – one-off commands and cron runs; [`hooks`] – commands of first deploys.
 //! * [`upgrade`] – another program takes over.
 //! * [`record`] – what is written down.
+//! * [`drift`] – where a blueprint and what runs differ.
 //! * [`sites`] – the releases of static sites that are served.
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
@@ -18,6 +19,7 @@
 mod denials;
 mod deploys;
 mod disks;
+mod drift;
 mod hooks;
 mod instances;
 mod pushes;
@@ -308,9 +310,9 @@ impl Core {
         serves: bool,
     ) -> Result<Self, crate::state::StateError> {
         let Found { state, durable, said } = State::open(&paths.state)?;
-        let (written, newest) = watch::channel(0);
-        let opened = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |id| {
-            written.send_replace(id);
+        let (tell, written) = watch::channel(0);
+        let opened = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |count| {
+            tell.send_replace(count);
         });
         // No event is worth a daemon that does not start.
         let (log, begun) = match opened {
@@ -324,7 +326,7 @@ impl Core {
         let folder = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
         let plane = DataPlane::new(paths.run.clone(), folder.join("releases"), tx.clone());
         let dataplane = Box::new(Served::new(plane, engine.network().clone()));
-        let parts = Parts { paths, engine: Arc::new(engine), dataplane, durable, state, writing: record::Writing::new(log, newest), serves };
+        let parts = Parts { paths, engine: Arc::new(engine), dataplane, durable, state, writing: record::Writing::new(log, written), serves };
         Ok(Self::of(parts, tx, [said, begun].into_iter().flatten()).await)
     }
 

@@ -69,6 +69,8 @@ impl Core {
                 end(&reply, None);
                 self.leaving = true;
             }
+            Request::GroupVariables { group, show } => self.group_variables(&group, show, &reply),
+            Request::SetGroupVariables { group, values } => self.set_group_variables(&group, &values, reply),
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);
@@ -470,6 +472,7 @@ impl Core {
     fn plan(&mut self, up: &UpRequest, reply: &Reply) {
         let memory = self.durable.memory.clone();
         if let Some(Outcome { mut state, .. }) = self.resolve_with(up, reply) {
+            let _ = reply.send(Event::Drift { differences: self.drift(&state, &up.file) });
             self.count_as_set(&mut state);
             let mut scratch = self.durable.memory.clone();
             let plan = crate::blueprints::preview(
@@ -508,17 +511,22 @@ impl Core {
                 return;
             }
         };
-        tokio::task::spawn_blocking(move || {
-            let verified = scene.run();
+        let looking = self.removed.clone();
+        tokio::spawn(async move {
+            // A look at the network that began before would take the pretended neighbour's addresses for the host's.
+            drop(looking.lock().await);
+            let verified = tokio::task::spawn_blocking(move || scene.run()).await;
             drop(probing);
             match verified {
-                Ok(verified) => {
+                Ok(Ok(verified)) => {
                     let _ = reply.send(Event::Verified(Box::new(verified)));
                     end(&reply, None);
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     end(&reply, Some(Failure { message: format!("the report can't be written: {error}"), hint: None, exit_code: 70 }));
                 }
+                // It panicked, which the daemon's log tells.
+                Err(_) => end(&reply, Some(Failure { message: "verifying ended early".to_owned(), hint: None, exit_code: 70 })),
             }
         });
     }

@@ -171,6 +171,7 @@ impl Core {
     /// Forgets the deploys of a service, and stops the sandbox that runs for it.
     pub(super) fn cancel_deploys(&mut self, slug: &Slug, why: &str) {
         self.durable.deploying.remove(slug);
+        self.forget_pre_deploy(slug);
         let now = self.engine.now();
         if let Some(waiting) = self.next.remove(slug) {
             self.durable.history.end(slug, &waiting.id, DeployState::Canceled, Some(why), now);

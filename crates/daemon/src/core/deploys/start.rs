@@ -99,6 +99,7 @@ impl Core {
 
     /// No deploy of a service is under way any more. One that waits stays known to a daemon that comes after this one.
     fn forget_deploying(&mut self, slug: &Slug) {
+        self.forget_pre_deploy(slug);
         if !self.next.contains_key(slug) {
             self.durable.deploying.remove(slug);
         }

@@ -39,14 +39,14 @@ async fn live(world: &Arc<World>, people: &mut People, serves: bool) {
     world.begin();
     let (tx, rx) = mpsc::unbounded_channel();
     let state = world.state();
-    let (_, newest) = watch::channel(0);
+    let (_, written) = watch::channel(0);
     let parts = Parts {
         paths: Paths { state: PathBuf::from("/nowhere/state"), run: PathBuf::from("/nowhere/run") },
         engine: Arc::<World>::clone(world),
         dataplane: Box::new(Desk { world: Arc::clone(world), serving: false }),
         durable: state.written().clone(),
         state,
-        writing: Writing::new(EventLog::none(), newest),
+        writing: Writing::new(EventLog::none(), written),
         serves,
     };
     let daemon = async {
