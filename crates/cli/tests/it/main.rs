@@ -9,6 +9,7 @@ mod guides;
 mod host;
 mod images;
 mod languages;
+mod machine;
 mod offline;
 mod plane;
 mod postgres;
