@@ -180,7 +180,9 @@ fn shortcut() -> Result<String, String> {
 fn egress(run: &Path) -> Finding {
     let obstacles = match moat_net_linux::egress_obstacles(run) {
         Ok(obstacles) => obstacles,
-        Err(error) => return finding("egress", false, Err(format!("the host's firewall can't be read: {error}")), "run moat as root (sudo)"),
+        Err(error) => {
+            return finding("egress", false, Err(format!("the host's firewall can't be read: {error}")), "run moat as root (sudo)");
+        }
     };
     let join = |words: Vec<&str>| words.join("; ");
     let hint = join(obstacles.iter().map(|obstacle| obstacle.hint.as_str()).collect());

@@ -57,7 +57,10 @@ fn found(listing: &[Value], link: &str) -> Vec<Obstacle> {
         }
         let has = |other: &str| all("chain").any(|chain| chain["table"] == table && chain["family"] == family && chain["name"] == other);
         let (who, hint) = if table == "firewalld" {
-            ("firewalld".to_owned(), format!("`firewall-cmd --permanent --zone=trusted --change-interface={link}` and `firewall-cmd --reload`"))
+            (
+                "firewalld".to_owned(),
+                format!("`firewall-cmd --permanent --zone=trusted --change-interface={link}` and `firewall-cmd --reload`"),
+            )
         } else if has("ufw-user-forward") || has("ufw6-user-forward") {
             ("ufw".to_owned(), format!("`ufw route allow in on {link}`"))
         } else {
@@ -79,9 +82,15 @@ fn found(listing: &[Value], link: &str) -> Vec<Obstacle> {
 
 /// Whether a rule drops or rejects every packet that comes to it.
 fn closes_all(rule: &Value) -> bool {
-    let words: Vec<&str> =
-        rule["expr"].as_array().into_iter().flatten().filter_map(Value::as_object).flat_map(|word| word.keys().map(String::as_str)).collect();
-    words.iter().any(|word| matches!(*word, "drop" | "reject")) && words.iter().all(|word| matches!(*word, "drop" | "reject" | "counter" | "log"))
+    let words: Vec<&str> = rule["expr"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object)
+        .flat_map(|word| word.keys().map(String::as_str))
+        .collect();
+    words.iter().any(|word| matches!(*word, "drop" | "reject"))
+        && words.iter().all(|word| matches!(*word, "drop" | "reject" | "counter" | "log"))
 }
 
 #[cfg(test)]
@@ -106,7 +115,12 @@ mod tests {
     fn each_firewall_is_told_in_its_own_words() {
         let from = |link: &str| json!({ "match": { "op": "==", "left": { "meta": { "key": "iifname" } }, "right": link } });
         let reject = json!({ "reject": { "type": "icmpx", "expr": "admin-prohibited" } });
-        let firewalld = || vec![chain("inet", "firewalld", "filter_FORWARD", Some("accept")), rule("inet", "firewalld", "filter_FORWARD", &json!([reject]))];
+        let firewalld = || {
+            vec![
+                chain("inet", "firewalld", "filter_FORWARD", Some("accept")),
+                rule("inet", "firewalld", "filter_FORWARD", &json!([reject])),
+            ]
+        };
         let ufw = || vec![chain("ip", "filter", "FORWARD", Some("drop")), chain("ip", "filter", "ufw-user-forward", None)];
         let docker = || vec![chain("ip", "filter", "FORWARD", Some("drop")), chain("ip", "filter", "DOCKER-USER", None)];
         let with = |mut rules: Vec<Value>, more: Value| {
@@ -118,11 +132,19 @@ mod tests {
             ("an open one", vec![chain("ip", "filter", "FORWARD", Some("accept"))], None),
             ("Moat's own", vec![chain("inet", "moat_ab12cd", "forward", Some("drop"))], None),
             ("a bridge's", vec![chain("bridge", "filter", "FORWARD", Some("drop"))], None),
-            ("a plain one", vec![chain("ip", "filter", "FORWARD", Some("drop"))], Some("nft insert rule ip filter FORWARD iifname mu-1 accept")),
+            (
+                "a plain one",
+                vec![chain("ip", "filter", "FORWARD", Some("drop"))],
+                Some("nft insert rule ip filter FORWARD iifname mu-1 accept"),
+            ),
             ("Docker's", docker(), Some("nft insert rule ip filter DOCKER-USER iifname mu-1 accept")),
             ("ufw", ufw(), Some("`ufw route allow in on mu-1`")),
             ("ufw that was told", with(ufw(), rule("ip", "filter", "ufw-user-forward", &json!([from("mu-1"), { "accept": null }]))), None),
-            ("ufw that was told of another", with(ufw(), rule("ip", "filter", "ufw-user-forward", &json!([from("mu-12"), { "accept": null }]))), Some("ufw route")),
+            (
+                "ufw that was told of another",
+                with(ufw(), rule("ip", "filter", "ufw-user-forward", &json!([from("mu-12"), { "accept": null }]))),
+                Some("ufw route"),
+            ),
             ("firewalld", firewalld(), Some("--zone=trusted --change-interface=mu-1")),
             ("firewalld that was told", with(firewalld(), rule("inet", "firewalld", "filter_FORWARD", &json!([from("mu-1")]))), None),
             (
@@ -133,9 +155,19 @@ mod tests {
         ] {
             let obstacles = found(&listing, "mu-1");
             assert_eq!(obstacles.len(), usize::from(hint.is_some()), "{name}: {obstacles:?}");
-            assert!(obstacles.iter().all(|o| o.hint.contains(hint.unwrap_or_default()) && o.to_string().contains("hint:")), "{name}: {obstacles:?}");
+            assert!(
+                obstacles.iter().all(|o| o.hint.contains(hint.unwrap_or_default()) && o.to_string().contains("hint:")),
+                "{name}: {obstacles:?}"
+            );
         }
         // Both families of one firewall are one obstacle.
-        assert_eq!(found(&[ufw(), vec![chain("ip6", "filter", "FORWARD", Some("drop")), chain("ip6", "filter", "ufw6-user-forward", None)]].concat(), "mu-1").len(), 1);
+        assert_eq!(
+            found(
+                &[ufw(), vec![chain("ip6", "filter", "FORWARD", Some("drop")), chain("ip6", "filter", "ufw6-user-forward", None)]].concat(),
+                "mu-1"
+            )
+            .len(),
+            1
+        );
     }
 }

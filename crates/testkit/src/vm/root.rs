@@ -169,7 +169,8 @@ fn configure(root: &Path) -> io::Result<()> {
 }
 
 fn kernel(root: &Path) -> io::Result<PathBuf> {
-    let mut found: Vec<PathBuf> = fs::read_dir(root.join("boot"))?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(root.join("boot"))?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     found.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")));
     found.pop().ok_or_else(|| io::Error::other("no kernel came with `linux-image-cloud-amd64`"))
 }

@@ -2,19 +2,25 @@
 # From the first moment of a boot on: who answers a process of this machine, and a neighbour that sends everything to it.
 # A line for each answer: seconds since the kernel began, who asked, who answered.
 log=/var/log/early-$(cut -c1-8 /proc/sys/kernel/random/boot_id)
+now() { cut -d' ' -f1 /proc/uptime; }
+# What a server's page says.
+get() { printf 'GET / HTTP/1.0\r\nHost: %s\r\n\r\n' "${3:-$1}" | busybox nc -w 2 "$1" "$2" 2>/dev/null | tail -n1; }
 knock() {
     while :; do
         for address in $(cat /etc/knock-at); do
-            busybox wget -q -T 2 -O - "http://$address:7000/" 2>/dev/null | sed "s/^/$(cut -d' ' -f1 /proc/uptime) $1 heard /" >>"$log" &
+            get "$address" 7000 | sed "s/^/$(now) $1 heard /" >>"$log" &
         done
-        busybox wget -q -T 2 -O - --header 'Host: page.localhost' "http://192.0.2.77:8080/" 2>/dev/null |
-            sed "s/^/$(cut -d' ' -f1 /proc/uptime) $1 heard public /" >>"$log" &
+        get 192.0.2.77 8080 page.localhost | sed "s/^/$(now) $1 heard public /" >>"$log" &
         wait
-        echo "$(cut -d' ' -f1 /proc/uptime) $1 round" >>"$log"
-        sleep 1
+        echo "$(now) $1 round" >>"$log"
+        sleep 2
     done
 }
-if [ "${1:-}" ]; then knock "$1"; fi
+case ${1:-} in
+'') ;;
+get) get "$2" "$3" "${4:-}"; exit ;;
+*) knock "$1" ;;
+esac
 # The neighbour, and the internet behind it.
 modprobe veth
 ip netns add outside
