@@ -76,7 +76,7 @@ impl Channel {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the machine does not answer"));
             }
             self.stream.set_read_timeout(Some(left))?;
-            let mut buffer = [0; 64 * 1024];
+            let mut buffer = [0; 8 * 1024];
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the machine went off")),
                 Ok(length) => self.rest.extend_from_slice(&buffer[..length]),
