@@ -146,6 +146,7 @@ fn bed() -> Option<Bed> {
 }
 
 #[test]
+#[ignore = "takes some ten minutes of two processors; `cargo xtask test --run-ignored only machine::` runs it"]
 fn a_machine_with_systemd_is_installed_on_limited_and_comes_back_from_a_reboot_and_a_power_cut() {
     let Some(mut bed) = bed() else { return };
     install(&mut bed);
