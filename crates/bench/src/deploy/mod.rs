@@ -59,7 +59,9 @@ fn deploys(moat: &Moat, rounds: usize) -> Outcome {
         Ok(None) => skipped.push(Docker::MISSING.to_owned()),
         Err(error) => skipped.push(format!("docker: {error}")),
     }
-    skipped.push("`docker compose` (its plug-in is no package of Debian 12; what it does to a changed service is the row of docker)".to_owned());
+    skipped.push(
+        "`docker compose` (its plug-in is no package of Debian 12; what it does to a changed service is the row of docker)".to_owned(),
+    );
 
     let ours = ours::Ours::begin(moat, folder.path(), &source)?;
     // Once before it counts: the build, images and toolchains are there then.

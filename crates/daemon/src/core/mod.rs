@@ -59,8 +59,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
+use tokio::time::Instant;
 
 /// The loop looks at everything at least this often.
 const RESTS: Duration = Duration::from_secs(1);

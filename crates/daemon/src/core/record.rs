@@ -11,8 +11,8 @@ use moat_model::{InstanceId, Purpose, Slug};
 use moat_store::{EventFilter, EventKind, EventLog, NewEvent, Recorded, StoreError};
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::time::Instant;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Between two tries to write the durable state.
 const AGAIN: Duration = Duration::from_secs(1);

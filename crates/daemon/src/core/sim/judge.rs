@@ -30,9 +30,10 @@ impl World {
             self.wrong(format!("{} is started twice", spec.id));
         }
         let has_data = spec.workload.disk().is_some() || spec.workload.is_datastore();
-        let other = observed.instances.values().find(|other| {
-            other.slug == spec.slug && other.id != spec.id && other.purpose == Purpose::Serve && is_alive(&other.phase)
-        });
+        let other = observed
+            .instances
+            .values()
+            .find(|other| other.slug == spec.slug && other.id != spec.id && other.purpose == Purpose::Serve && is_alive(&other.phase));
         if let (Purpose::Serve, true, Some(other)) = (spec.purpose, has_data, other) {
             self.wrong(format!("{} starts on the disk of {}, which runs", spec.id, other.id));
         }
@@ -55,7 +56,11 @@ impl World {
         let mut wrong = Vec::new();
         self.engine.look(|observed| {
             let (policy, instances) = (&observed.policy, || observed.instances.values());
-            wrong.extend(instances().filter(|i| receives_nothing(i.purpose, &i.slug) && takes(policy, i.address)).map(|i| format!("{} receives", i.id)));
+            wrong.extend(
+                instances()
+                    .filter(|i| receives_nothing(i.purpose, &i.slug) && takes(policy, i.address))
+                    .map(|i| format!("{} receives", i.id)),
+            );
             let serve = || instances().filter(|i| i.purpose == Purpose::Serve && state.services.contains_key(&i.slug));
             for one in serve() {
                 let Some(source) = policy.sources.get(&one.id) else { continue };

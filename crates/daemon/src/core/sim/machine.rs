@@ -64,7 +64,11 @@ impl World {
         }
         self.engine.script([fault]);
         let result = now(self.engine.apply(step));
-        self.tell(format!("{name}{}{}", fault.map(|f| format!(", fault {f:?}")).unwrap_or_default(), if result.is_ok() { "" } else { ": failed" }));
+        self.tell(format!(
+            "{name}{}{}",
+            fault.map(|f| format!(", fault {f:?}")).unwrap_or_default(),
+            if result.is_ok() { "" } else { ": failed" }
+        ));
         match step {
             Step::StartInstance { instance } if fault != Some(Fault::Half) && self.engine.spec(&instance.id).is_some() => {
                 let mut inner = self.inner();

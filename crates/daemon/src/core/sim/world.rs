@@ -189,9 +189,8 @@ impl World {
         let due: Vec<(InstanceId, i32)> = {
             let inner = self.inner();
             let time = inner.time();
-            let ends = |(id, program): (&InstanceId, &Program)| {
-                program.ends.filter(|(at, _)| *at <= time).map(|(_, code)| (id.clone(), code))
-            };
+            let ends =
+                |(id, program): (&InstanceId, &Program)| program.ends.filter(|(at, _)| *at <= time).map(|(_, code)| (id.clone(), code));
             inner.programs.iter().filter_map(ends).collect()
         };
         for (id, code) in due {
