@@ -135,10 +135,9 @@ impl Core {
         self.desired.services.values().find(|s| s.vip.is_some_and(|vip| vip.contains(address))).map(|s| Peer::Service(s.slug.clone()))
     }
 
-    /// Starts the cron runs and hooks that are due.
+    /// Starts the cron runs that are due.
     pub(super) async fn run_due_cron(&mut self) {
         self.go_on_with_cron().await;
-        self.start_hooks().await;
         let now = self.engine.now();
         let schedules: Vec<(Slug, String)> = self
             .durable
