@@ -12,6 +12,9 @@ use std::path::Path;
 /// Where every firewall hooks in whose word is final.
 const HOOK: &str = "forward";
 
+/// What firewalld has for the moment of a reload.
+const PASSING: &str = "firewalld_policy_drop";
+
 /// Something that drops what services send to the internet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
@@ -46,7 +49,7 @@ fn found(listing: &[Value], link: &str) -> Vec<Obstacle> {
     for chain in all("chain") {
         let word = |key: &str| chain[key].as_str().unwrap_or_default();
         let (family, table, name) = (word("family"), word("table"), word("name"));
-        if word("hook") != HOOK || !matches!(family, "ip" | "ip6" | "inet") || table.starts_with("moat_") {
+        if word("hook") != HOOK || !matches!(family, "ip" | "ip6" | "inet") || table.starts_with("moat_") || table == PASSING {
             continue;
         }
         let of_table = |rule: &&Value| rule["table"] == table && rule["family"] == family;
@@ -131,6 +134,7 @@ mod tests {
             ("nothing", vec![], None),
             ("an open one", vec![chain("ip", "filter", "FORWARD", Some("accept"))], None),
             ("Moat's own", vec![chain("inet", "moat_ab12cd", "forward", Some("drop"))], None),
+            ("firewalld's of a moment", vec![chain("inet", PASSING, "filter_forward", Some("drop"))], None),
             ("a bridge's", vec![chain("bridge", "filter", "FORWARD", Some("drop"))], None),
             (
                 "a plain one",

@@ -36,8 +36,6 @@ pub struct Machine {
 struct Running {
     qemu: Child,
     channel: Channel,
-    /// The kernel's name for this boot.
-    boot: String,
 }
 
 impl Machine {
@@ -62,11 +60,27 @@ impl Machine {
         let began = Instant::now();
         let path = |name: &str| self.folder.path().join(name);
         let socket = path("agent");
+        // That of the boot before would be taken for this one's.
+        if socket.exists() {
+            fs::remove_file(&socket)?;
+        }
         let drive = |name: &str| format!("if=none,id={name},format=raw,cache=unsafe,file={}", path(&format!("{name}.ext4")).display());
         // The parent's death signal ends it whatever becomes of the test.
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"])
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "--",
+                "qemu-system-x86_64",
+                "-nodefaults",
+                "-no-user-config",
+                "-no-reboot",
+                "-display",
+                "none",
+                "-nic",
+                "none",
+            ])
             .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", "2048", "-append", KERNEL_LINE])
             .arg("-kernel")
             .arg(&self.kernel)
@@ -91,9 +105,9 @@ impl Machine {
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         };
-        let boot = channel.hello(None, BOOT).map_err(|error| self.with_console(&error))?;
+        channel.hello(BOOT).map_err(|error| self.with_console(&error))?;
         if let Some(qemu) = qemu.0.take() {
-            self.running = Some(Running { qemu, channel, boot });
+            self.running = Some(Running { qemu, channel });
         }
         Ok(began.elapsed())
     }
@@ -110,14 +124,19 @@ impl Machine {
     /// Has its own system restart it, and waits until it runs commands again; how long that took.
     ///
     /// # Errors
-    /// As [`Machine::start`].
+    /// As [`Machine::start`]; it does not go down within minutes.
     pub fn reboot(&mut self) -> io::Result<Duration> {
         let began = Instant::now();
         self.sh("systemctl reboot")?;
-        let running = self.running()?;
-        let before = running.boot.clone();
-        let boot = running.channel.hello(Some(&before), BOOT).map_err(|error| self.with_console(&error))?;
-        self.running()?.boot = boot;
+        // QEMU ends at a restart: its own reset does not always come back under emulation.
+        while self.running()?.qemu.try_wait()?.is_none() {
+            if began.elapsed() > BOOT {
+                return Err(self.with_console(&io::Error::new(io::ErrorKind::TimedOut, "the machine does not go down")));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.running = None;
+        self.start()?;
         Ok(began.elapsed())
     }
 
