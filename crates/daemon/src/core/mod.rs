@@ -8,6 +8,7 @@
 //! * [`instances`] – what became of started instances.
 //! * [`settings`], [`scaling`] – how many instances run, and whether the service is open.
 //! * [`variables`] – the values of its variables.
+//! * [`copies`] – backups, restores and snapshots.
 //! * [`runs`] – one-off commands and cron runs.
 //! * [`upgrade`] – another program takes over.
 //! * [`record`] – what is written down.
@@ -16,6 +17,7 @@
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
 
+mod copies;
 mod denials;
 mod deploys;
 mod disks;
@@ -70,6 +72,10 @@ pub enum Msg {
     Said(Slug, String),
     /// The pushed commit of a blueprint was compared with the commits that run: the files that differ from each.
     Compared(PathBuf, String, Result<BTreeMap<String, Vec<String>>, EngineError>),
+    /// A backup, a restore or a snapshot has something to report.
+    Copied(u64, Result<copies::Copied, crate::protocol::Failure>),
+    /// These disks are to have a snapshot.
+    SnapshotsDue(Vec<Slug>),
     /// Disks were measured.
     Disks(Vec<(Slug, DiskUse)>),
     /// A deploy's release was prepared (or could not be).
@@ -219,6 +225,7 @@ pub struct Core {
     pub(crate) disks: BTreeMap<Slug, DiskUse>,
     /// When disks are measured next; none while they are.
     pub(crate) disks_due: Option<Instant>,
+    pub(crate) copies: copies::Copies,
     pub(crate) sites: sites::Sites,
     pub(crate) dataplane: DataPlane,
     pub(crate) events: broadcast::Sender<Event>,
@@ -322,6 +329,7 @@ impl Core {
             cron_next: BTreeMap::new(),
             disks: BTreeMap::new(),
             disks_due: Some(Instant::now()),
+            copies: copies::Copies::default(),
             sites: sites::Sites::default(),
             dataplane,
             events,
@@ -358,6 +366,9 @@ impl Core {
         );
         for (kind, text) in [said, begun].into_iter().flatten() {
             core.tell(kind, None, text);
+        }
+        if let Err(error) = core.engine.settle_snapshots().await {
+            core.problem(None, format!("what an earlier restore or snapshot left can't be put in order: {error}"));
         }
         core.adopt().await;
         Ok(core)
@@ -410,7 +421,11 @@ impl Core {
 
     /// Whether there is nothing to run and nobody to answer: a blueprint was refused, or a second daemon was started in a race.
     fn is_idle(&self) -> bool {
-        self.durable.blueprints.is_empty() && self.live.is_empty() && self.waiting.is_empty() && self.durable.queued.is_empty()
+        self.durable.blueprints.is_empty()
+            && self.live.is_empty()
+            && self.waiting.is_empty()
+            && self.durable.queued.is_empty()
+            && self.copies.is_empty()
     }
 
     async fn handle(&mut self, msg: Msg) {
@@ -421,6 +436,8 @@ impl Core {
             Msg::Said(slug, text) => self.notice(Some(&slug), text),
             Msg::Compared(file, commit, changed) => self.compared(&file, &commit, changed).await,
             Msg::Disks(found) => self.disks_measured(found),
+            Msg::Copied(id, result) => self.copied(id, result),
+            Msg::SnapshotsDue(due) => self.snapshots_due(due),
             Msg::Prepared(slug, id, result) => self.prepared(&slug, &id, result),
             Msg::Provided(slug, fingerprint, result) => self.provided(&slug, &fingerprint, result),
             Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
@@ -445,6 +462,7 @@ impl Core {
         self.begin_waiting();
         self.step_deploys().await;
         self.run_due_cron().await;
+        self.go_on_copying().await;
         self.measure_disks();
         self.measure_use();
         self.reconcile().await;

@@ -32,6 +32,10 @@ impl Core {
             let hint = Some("say it again once that deploy is over (`moat deploys`)".to_owned());
             return end(&reply, Some(Failure::refused(format!("the pre-deploy command of `{slug}` runs"), hint)));
         }
+        if !self.copies.is_empty() {
+            let hint = Some("say it again once that is over".to_owned());
+            return end(&reply, Some(Failure::refused("a backup, a restore or a snapshot is under way", hint)));
+        }
         let tx = self.tx.clone();
         tokio::spawn(async move {
             let looked = match open(&program) {
