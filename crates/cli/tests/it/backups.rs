@@ -81,7 +81,7 @@ fn refused(said: &Said, word: &str) {
 
 /// Files that a restore, a backup or a snapshot makes for a while.
 fn half_made(host: &Host) -> String {
-    host.sh("find state/snapshots -name '*.part' -o -name '*.ready'; find files -name '.*'").out
+    host.sh(&format!("cd {}; find state/snapshots -name '*.part' -o -name '*.ready'; find files -name '.*'", host.path("").display())).out
 }
 
 #[test]
@@ -94,17 +94,18 @@ fn what_services_keep_comes_back_here_and_on_another_machine() {
     write(&host, "first");
     let secret = host.moat(&["exec", "clerk", "--", "sh", "-c", "echo $MADE"]).ok().out;
     fs::create_dir(host.path("files")).unwrap();
+    let at = |name: &str| host.path("files").join(name).to_str().unwrap().to_owned();
 
     // Everything, and one service.
     let running = service(&host.ps(), "writer")["instances"][0]["pid"].clone();
-    let whole = host.moat(&["backup", "files", "--output", "json"]).ok().json();
+    let whole = host.moat(&["backup", &at(""), "--output", "json"]).ok().json();
     let whole = PathBuf::from(whole["file"].as_str().unwrap());
     let orders = host.path("files/orders.moat");
     let orders = orders.to_str().unwrap();
     host.moat(&["backup", orders, "--service", "orders"]).ok();
     assert_eq!(service(&host.ps(), "writer")["instances"][0]["pid"], running, "nothing was stopped");
     refused(&host.moat(&["backup", orders, "--service", "orders"]), "already exists");
-    refused(&host.moat(&["backup", "files/x", "--service", "clerk"]), "keeps nothing");
+    refused(&host.moat(&["backup", &at("x"), "--service", "clerk"]), "keeps nothing");
     let bytes = fs::read(&whole).unwrap();
     for text in [secret.trim(), "first", "writer.sh"] {
         assert!(!bytes.windows(text.len()).any(|window| window == text.as_bytes()), "`{text}` is in clear");
@@ -133,18 +134,18 @@ fn what_services_keep_comes_back_here_and_on_another_machine() {
     let middle = spoilt.len() / 2;
     spoilt[middle] ^= 1;
     fs::write(host.path("files/spoilt.moat"), spoilt).unwrap();
-    refused(&host.moat(&["restore", "files/spoilt.moat", "--yes"]), "it is damaged");
+    refused(&host.moat(&["restore", &at("spoilt.moat"), "--yes"]), "it is damaged");
     assert_eq!(half_made(&host), "");
 
     // Snapshots: of one moment, while it writes; and back.
     let taken = host.moat(&["disk", "snapshot", "writer", "--output", "json"]).ok().json();
     let name = taken[0]["name"].as_str().unwrap();
-    let at = one_moment(&only(&host.path("state/snapshots/disks")).join("numbers").join(name));
-    wait_for("more numbers", || numbers(&disk(&host))[1] > at + 10);
+    let then = one_moment(&only(&host.path("state/snapshots/disks")).join("numbers").join(name));
+    wait_for("more numbers", || numbers(&disk(&host))[1] > then + 10);
     host.sh(&format!("mkdir {0}/sub && echo x > {0}/sub/later", disk(&host).display())).ok();
     host.moat(&["disk", "restore", "writer", name, "--yes"]).ok();
     assert!(!disk(&host).join("sub").exists());
-    wait_for("the service on it", || numbers(&disk(&host))[1] > at);
+    wait_for("the service on it", || numbers(&disk(&host))[1] > then);
     let listed = host.moat(&["disk", "snapshots", "writer"]).ok().out;
     assert!(listed.contains("asked") && listed.matches("before-restore").count() >= 4, "{listed}");
     refused(&host.moat(&["disk", "restore", "writer", "20200101T000000Z-daily", "--yes"]), "has no snapshot");
@@ -155,7 +156,7 @@ fn what_services_keep_comes_back_here_and_on_another_machine() {
     }
 
     // Killed in the middle, it leaves all of the old or all of the new, and nothing else once the next one looked.
-    for args in [&["backup", "files/killed.moat"][..], &["restore", whole.to_str().unwrap(), "--yes"]] {
+    for args in [&["backup", &at("killed.moat")][..], &["restore", whole.to_str().unwrap(), "--yes"]] {
         write(&host, "third");
         let mut child = host.spawn(args);
         let mut said = String::new();
