@@ -203,6 +203,9 @@ fn another_tar_becomes_a_part() {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(if name.ends_with('/') { tar::EntryType::Directory } else { tar::EntryType::Regular });
         header.set_mode(0o700);
+        header.set_uid(1000);
+        header.set_gid(1000);
+        header.set_mtime(0);
         header.set_size(text.len() as u64);
         inner.append_data(&mut header, name, text.as_bytes()).unwrap();
     }
