@@ -17,6 +17,7 @@ mod deploy;
 pub mod drift;
 mod history;
 pub mod logs;
+mod machine;
 pub mod masked;
 pub mod paths;
 pub mod protocol;

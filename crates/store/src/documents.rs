@@ -59,23 +59,12 @@ impl Changes {
 }
 
 /// What is stored: JSON by aggregate and key.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Documents {
     pub(crate) rows: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
 }
 
 impl Documents {
-    /// What changes from nothing come to.
-    pub fn of(changes: Changes) -> Self {
-        let mut documents = Self::default();
-        for (aggregate, key, body) in changes.rows {
-            if let Some(body) = body {
-                documents.rows.entry(aggregate.to_owned()).or_default().insert(key, body);
-            }
-        }
-        documents
-    }
-
     /// All of them as one JSON object, by aggregate and key.
     pub fn to_json(&self) -> Result<Value, StoreError> {
         let mut all = Map::new();
@@ -93,6 +82,17 @@ impl Documents {
     pub fn from_json(all: BTreeMap<String, BTreeMap<String, Value>>) -> Self {
         let row = |(key, body): (String, Value)| (key, body.to_string().into_bytes());
         Self { rows: all.into_iter().map(|(aggregate, rows)| (aggregate, rows.into_iter().map(row).collect())).collect() }
+    }
+
+    /// Changes them, as a store does.
+    pub fn apply(&mut self, changes: &Changes) {
+        for (aggregate, key, body) in &changes.rows {
+            let rows = self.rows.entry((*aggregate).to_owned()).or_default();
+            match body {
+                Some(body) => drop(rows.insert(key.clone(), body.clone())),
+                None => drop(rows.remove(key)),
+            }
+        }
     }
 
     /// Takes a map.
@@ -151,16 +151,9 @@ mod tests {
         b: Option<String>,
     }
 
-    fn apply(documents: &mut Documents, changes: Changes) -> usize {
-        let count = changes.rows.len();
-        for (aggregate, key, body) in changes.rows {
-            let rows = documents.rows.entry(aggregate.to_owned()).or_default();
-            match body {
-                Some(body) => drop(rows.insert(key, body)),
-                None => drop(rows.remove(&key)),
-            }
-        }
-        count
+    fn apply(documents: &mut Documents, changes: &Changes) -> usize {
+        documents.apply(changes);
+        changes.rows.len()
     }
 
     #[test]
@@ -172,7 +165,7 @@ mod tests {
         changes.map("m", &none, &map).unwrap();
         changes.set("s", &BTreeSet::new(), &BTreeSet::from(["x".to_owned(), "y".to_owned()])).unwrap();
         changes.fields("f", &Thing::default(), &Thing { a: 2, b: Some("z".to_owned()) }).unwrap();
-        assert_eq!(apply(&mut documents, changes), 6);
+        assert_eq!(apply(&mut documents, &changes), 6);
 
         let before = map.clone();
         map.get_mut(&PathBuf::from("/c")).unwrap().a = 5;
@@ -181,7 +174,7 @@ mod tests {
         changes.map("m", &before, &map).unwrap();
         changes.set("s", &BTreeSet::from(["x".to_owned(), "y".to_owned()]), &BTreeSet::from(["y".to_owned()])).unwrap();
         changes.fields("f", &Thing { a: 2, b: Some("z".to_owned()) }, &Thing { a: 3, b: Some("z".to_owned()) }).unwrap();
-        assert_eq!(apply(&mut documents, changes), 4);
+        assert_eq!(apply(&mut documents, &changes), 4);
 
         assert_eq!(documents.map::<PathBuf, Thing>("m").unwrap(), map);
         assert_eq!(documents.set::<String>("s").unwrap(), BTreeSet::from(["y".to_owned()]));

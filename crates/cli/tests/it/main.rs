@@ -3,6 +3,7 @@
 
 mod backups;
 mod builds;
+mod cycles;
 mod deploys;
 mod docker;
 mod faults;
@@ -10,6 +11,7 @@ mod guides;
 mod host;
 mod images;
 mod languages;
+mod load;
 mod offline;
 mod plane;
 mod postgres;

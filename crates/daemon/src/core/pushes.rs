@@ -19,7 +19,8 @@ use moat_store::EventKind;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio::sync::mpsc;
 
 /// Between two looks at the logs of builds.

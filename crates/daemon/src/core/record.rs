@@ -10,7 +10,8 @@ use moat_model::state::InstancePhase;
 use moat_model::{InstanceId, Purpose, Slug};
 use moat_store::{EventFilter, EventKind, EventLog, NewEvent, Recorded, StoreError};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio::sync::watch;
 
 /// Between two tries to write the durable state.
@@ -105,7 +106,7 @@ impl Core {
         details: Value,
     ) {
         self.writing.log.record(NewEvent {
-            time: jiff::Timestamp::now().as_millisecond(),
+            time: self.engine.now().as_millisecond(),
             kind,
             service: service.map(ToString::to_string),
             instance: instance.map(ToString::to_string),

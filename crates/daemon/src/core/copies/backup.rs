@@ -5,7 +5,6 @@ use super::{Copied, Job, failure};
 use crate::core::Core;
 use crate::core::requests::{Reply, end};
 use crate::protocol::{Event, Failure, SnapshotKind};
-use jiff::Timestamp;
 use moat_archive::{ArchiveError, Head, Writer};
 use moat_engine_linux::{Kept, LinuxEngine};
 use moat_model::state::Workload;
@@ -86,7 +85,7 @@ impl Core {
         // Into a folder, under a name that says what it is.
         let file = if file.is_dir() {
             let what = if let [one] = services { one.as_str() } else { "backup" };
-            file.join(format!("moat-{what}-{}", SnapshotKind::Asked.name(Timestamp::now()).replace("-asked", ".moat")))
+            file.join(format!("moat-{what}-{}", SnapshotKind::Asked.name(self.engine.now()).replace("-asked", ".moat")))
         } else {
             file
         };
@@ -97,12 +96,12 @@ impl Core {
     }
 
     /// Looks at what runs now, and decides how everything is copied.
-    pub(super) fn plan_backup(&self, wanted: Wanted) -> Result<Plan, Failure> {
+    pub(super) fn plan_backup(&self, engine: &LinuxEngine, wanted: Wanted) -> Result<Plan, Failure> {
         let mut kept = Vec::new();
         let mut contents = Contents { whole: wanted.whole, kept: Vec::new() };
         for service in wanted.services.iter().filter_map(|slug| self.desired.services.get(slug)) {
             let Some(what) = Kept::of(service) else { continue };
-            if !self.engine.kept_folder(&what).exists() {
+            if !engine.kept_folder(&what).exists() {
                 if wanted.whole {
                     // It has never run.
                     continue;
@@ -123,7 +122,7 @@ impl Core {
         let key_error = |error: moat_store::StoreError| Failure { message: crate::chain(&error), hint: None, exit_code: 3 };
         let mut head = Head {
             id: moat_planner::alloc::letters(crate::blueprints::random(), 20),
-            created: Timestamp::now().to_string(),
+            created: self.engine.now().to_string(),
             moat: env!("CARGO_PKG_VERSION").to_owned(),
             machine: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
             whole: wanted.whole,

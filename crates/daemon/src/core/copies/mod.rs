@@ -23,13 +23,13 @@ use super::requests::{Reply, end};
 use super::{Core, Msg};
 use crate::protocol::{Event, Failure, ServicePhase};
 use moat_engine::EngineError;
-use moat_engine_linux::Kept;
+use moat_engine_linux::{Kept, LinuxEngine};
 use moat_model::{AddressPair, Purpose, Slug};
 use moat_store::EventKind;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// What is under way.
 #[derive(Default)]
@@ -147,9 +147,9 @@ impl Core {
             let phase = std::mem::replace(&mut copying.phase, Phase::Running);
             let next = match phase {
                 Phase::Waiting(job) if copying.services.iter().any(|slug| self.deploys.contains_key(slug)) => Some(Phase::Waiting(job)),
-                Phase::Waiting(job) => self.start_job(&mut copying, job),
+                Phase::Waiting(job) => self.start_job(&copying, job),
                 Phase::Running => Some(Phase::Running),
-                Phase::Stopping(staged) => self.bring_back(&mut copying, staged).await,
+                Phase::Stopping(staged) => self.bring_back(&copying, staged).await,
                 Phase::Starting { services, aside, since } => self.has_started(&copying, services, aside, since),
             };
             if let Some(phase) = next {
@@ -159,11 +159,12 @@ impl Core {
         }
     }
 
-    fn start_job(&mut self, copying: &mut Copying, job: Job) -> Option<Phase> {
-        let (id, tx, engine) = (copying.id, self.tx.clone(), self.engine.clone());
+    fn start_job(&mut self, copying: &Copying, job: Job) -> Option<Phase> {
+        let (id, tx) = (copying.id, self.tx.clone());
+        let engine = self.files(&copying.reply)?;
         match job {
             Job::Backup(wanted) => {
-                let plan = match self.plan_backup(wanted) {
+                let plan = match self.plan_backup(&engine, wanted) {
                     Ok(plan) => plan,
                     Err(failure) => {
                         end(&copying.reply, Some(failure));
@@ -198,6 +199,15 @@ impl Core {
             }
         }
         Some(Phase::Running)
+    }
+
+    /// The engine whose files can be copied.
+    fn files(&self, reply: &Reply) -> Option<LinuxEngine> {
+        let engine = self.engine.linux().cloned();
+        if engine.is_none() {
+            end(reply, Some(Failure::refused("this machine keeps no files", None)));
+        }
+        engine
     }
 
     /// Whether an instance of this service serves, or is about to, or not gone yet.

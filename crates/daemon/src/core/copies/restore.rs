@@ -7,7 +7,6 @@ use crate::core::Core;
 use crate::core::requests::{Reply, end};
 use crate::protocol::{Event, Failure, ServicePhase, SnapshotKind};
 use crate::state::Durable;
-use jiff::Timestamp;
 use moat_archive::{Destination, Visitor};
 use moat_engine_linux::{Kept, LinuxEngine, Origin, Replacement};
 use moat_model::{Service, Slug};
@@ -15,7 +14,7 @@ use moat_store::{EventKind, Key};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// So many starts anew, and a service does not come up with what was brought back.
 const TRIES: u32 = 3;
@@ -132,11 +131,12 @@ impl Core {
     }
 
     /// Uses what was staged, once nothing runs any more that it is for.
-    pub(super) async fn bring_back(&mut self, copying: &mut Copying, mut staged: Staged) -> Option<Phase> {
+    pub(super) async fn bring_back(&mut self, copying: &Copying, mut staged: Staged) -> Option<Phase> {
+        let engine = self.files(&copying.reply)?;
         let services = staged.services();
         if staged.machine.is_none() {
             if let Some(gone) = services.iter().find(|slug| !self.desired.services.contains_key(*slug) || self.closing.contains(*slug)) {
-                self.engine.unstage(staged.all_kept()).await;
+                engine.unstage(staged.all_kept()).await;
                 end(&copying.reply, Some(Failure::refused(format!("`{gone}` was stopped by `moat down`"), None)));
                 return None;
             }
@@ -151,15 +151,15 @@ impl Core {
             Some(_) | None => None,
         };
         if let Some(why) = refused {
-            self.engine.unstage(staged.all_kept()).await;
-            self.engine.unstage_machine().await;
+            engine.unstage(staged.all_kept()).await;
+            engine.unstage_machine().await;
             let hint = format!("move `{}` away to begin anew", self.paths.state.display());
             end(&copying.reply, Some(Failure::refused(why, Some(hint))));
             return None;
         }
-        let aside = SnapshotKind::BeforeRestore.name(Timestamp::now());
+        let aside = SnapshotKind::BeforeRestore.name(self.engine.now());
         let all = staged.kept.iter().map(|(_, kept)| Replacement { kept: kept.clone(), aside: aside.clone() }).collect();
-        if let Err(error) = self.engine.replace_kept(all).await {
+        if let Err(error) = engine.replace_kept(all).await {
             self.problem(None, format!("a restore came to nothing: {error}"));
             end(&copying.reply, Some(failure(&error)));
             return None;
@@ -170,7 +170,7 @@ impl Core {
             self.record(EventKind::Restored, Some(slug), text, json!({ "from": staged.from, "aside": aside }));
         }
         if let Some(durable) = machine {
-            if let Err(failure) = self.become_machine(*durable, &staged.from).await {
+            if let Err(failure) = self.become_machine(&engine, *durable, &staged.from).await {
                 end(&copying.reply, Some(failure));
                 return None;
             }
@@ -181,9 +181,9 @@ impl Core {
     }
 
     /// Goes on as the machine that was backed up.
-    async fn become_machine(&mut self, mut durable: Durable, from: &str) -> Result<(), Failure> {
-        self.engine.install_trees().await.map_err(|error| failure(&error))?;
-        self.engine.unstage_machine().await;
+    async fn become_machine(&mut self, engine: &LinuxEngine, mut durable: Durable, from: &str) -> Result<(), Failure> {
+        engine.install_trees().await.map_err(|error| failure(&error))?;
+        engine.unstage_machine().await;
         // Nobody has an address yet.
         moat_planner::alloc::retain(&mut durable.memory, Vec::new());
         durable.generation.0 = durable.generation.0.max(self.durable.generation.0) + 1;

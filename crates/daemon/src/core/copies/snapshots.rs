@@ -8,8 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 use moat_engine_linux::{Kept, LinuxEngine, Snapshot};
 use moat_model::{Service, Slug};
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Between two snapshots of a disk.
 const EVERY: SignedDuration = SignedDuration::from_hours(24);
@@ -42,13 +43,13 @@ impl Core {
         if self.copies.looking || self.copies.due.is_some_and(|due| due > Instant::now()) {
             return;
         }
+        let Some(engine) = self.engine.linux().cloned() else { return };
         self.copies.looking = true;
         let deployed = self.durable.deployed.values().filter(|deployed| deployed.service.workload.disk().is_some());
         let disks: Vec<(Slug, Kept)> =
             deployed.filter_map(|deployed| Some((deployed.service.slug.clone(), Kept::of(&deployed.service)?))).collect();
-        let (engine, tx) = (self.engine.clone(), self.tx.clone());
+        let (tx, now) = (self.tx.clone(), self.engine.now());
         tokio::spawn(async move {
-            let now = Timestamp::now();
             if let Err(error) = engine.remove_snapshots(move |name| is_over(now, name)).await {
                 tracing::warn!(%error, "old snapshots stay");
             }
@@ -78,7 +79,7 @@ impl Core {
     /// Takes a snapshot of a service's disk.
     pub(in crate::core) fn take_snapshot(&mut self, slug: &Slug, kind: SnapshotKind, reply: Reply) {
         let Some(kept) = self.disk_of(slug, &reply) else { return };
-        let job = Job::Snapshot { slug: slug.clone(), kept, name: kind.name(Timestamp::now()) };
+        let job = Job::Snapshot { slug: slug.clone(), kept, name: kind.name(self.engine.now()) };
         self.begin_copy("a snapshot", BTreeSet::from([slug.clone()]), job, reply);
     }
 
@@ -89,7 +90,7 @@ impl Core {
         };
         let service = self.desired.services.get(slug)?;
         match Kept::of(service) {
-            Some(kept @ Kept::Disk { .. }) if self.engine.kept_folder(&kept).exists() => Some(kept),
+            Some(kept @ Kept::Disk { .. }) if self.engine.linux().is_some_and(|engine| engine.kept_folder(&kept).exists()) => Some(kept),
             Some(Kept::Disk { .. }) => refuse(format!("the disk of `{slug}` has never been used"), None),
             Some(Kept::Data { .. }) => refuse(
                 format!("`{slug}` is a {}", service.kind.phrase()),
@@ -102,7 +103,7 @@ impl Core {
     /// Lists the snapshots of what a service keeps.
     pub(in crate::core) fn snapshots(&self, slug: &Slug, reply: Reply) {
         let Some(kept) = self.kept_of(slug, &reply) else { return };
-        let engine = self.engine.clone();
+        let Some(engine) = self.files(&reply) else { return };
         tokio::spawn(async move {
             match engine.snapshots(&kept).await {
                 Ok(found) => {
@@ -125,7 +126,8 @@ impl Core {
     /// Brings a snapshot back.
     pub(in crate::core) async fn restore_snapshot(&mut self, slug: &Slug, snapshot: String, reply: Reply) {
         let Some(kept) = self.kept_of(slug, &reply) else { return };
-        let known = match self.engine.snapshots(&kept).await {
+        let Some(engine) = self.files(&reply) else { return };
+        let known = match engine.snapshots(&kept).await {
             Ok(known) => known,
             Err(error) => return end(&reply, Some(super::failure(&error))),
         };
