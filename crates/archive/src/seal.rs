@@ -76,13 +76,12 @@ impl<R: Read> Opener<R> {
     fn chunk(&mut self) -> io::Result<()> {
         let sealed = read_framed(&mut self.inner, LONGEST)?;
         let open = |last| self.key.open(&place(&self.id, self.number, last), &sealed);
-        self.buffer = match open(false) {
-            Some(plain) => plain,
-            None => {
-                self.over = true;
-                let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("chunk {} is not what was written", self.number));
-                open(true).ok_or_else(wrong)?
-            }
+        self.buffer = if let Some(plain) = open(false) {
+            plain
+        } else {
+            self.over = true;
+            let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("chunk {} is not what was written", self.number));
+            open(true).ok_or_else(wrong)?
         };
         self.at = 0;
         self.number += 1;

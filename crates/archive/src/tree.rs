@@ -75,6 +75,7 @@ impl Place {
     }
 
     /// Makes an entry. `name` is below the folder; empty is the folder itself.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the format has more kinds than are ever written")]
     pub(crate) fn make(&mut self, name: &Path, item: &Item, content: &mut impl Read) -> Result<(), ArchiveError> {
         let path = self.free(name)?;
         let fail = ArchiveError::io(&path);

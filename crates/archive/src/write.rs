@@ -141,10 +141,9 @@ impl Writer {
             let mut header = of(tar::EntryType::Regular);
             header.set_size(about.len());
             let mut content = File::open(from).map_err(fail())?.take(about.len());
-            return self.append(&mut header, name, None, &mut content).map_err(|error| match error {
-                ArchiveError::Changed(_) => ArchiveError::Changed(from.to_owned()),
-                other => other,
-            });
+            return self
+                .append(&mut header, name, None, &mut content)
+                .map_err(|error| if matches!(error, ArchiveError::Changed(_)) { ArchiveError::Changed(from.to_owned()) } else { error });
         }
         if kind.is_dir() {
             self.attributes(from)?;

@@ -33,7 +33,7 @@ pub async fn run(args: BackupArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         return Ok(ExitCode::SUCCESS);
     }
     ui.line(&file.display().to_string());
-    let names: Vec<&str> = services.iter().map(|slug| slug.as_str()).collect();
+    let names: Vec<&str> = services.iter().map(moat_model::Slug::as_str).collect();
     let names = if names.is_empty() { "no service".to_owned() } else { names.join(", ") };
     ui.say(&format!("{} kB; data of {names}", bytes.div_ceil(1000)));
     if with_key {

@@ -72,7 +72,7 @@ impl Core {
             }
             Request::GroupVariables { group, show } => self.group_variables(&group, show, &reply),
             Request::SetGroupVariables { group, values } => self.set_group_variables(&group, &values, reply),
-            Request::Backup { file, services, with_key } => self.backup(file, &services, with_key, reply).await,
+            Request::Backup { file, services, with_key } => self.backup(file, &services, with_key, reply),
             Request::Restore { file, key, services } => self.restore(file, key.as_deref(), &services, reply),
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });

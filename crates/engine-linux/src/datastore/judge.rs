@@ -7,6 +7,7 @@ use moat_engine::EngineError;
 use moat_model::Service;
 use moat_model::state::Workload;
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, lchown};
 use std::path::{Path, PathBuf};
 
 impl LinuxEngine {
@@ -50,6 +51,5 @@ fn lay_out(staged: &Path) -> std::io::Result<()> {
     }
     fs::copy(&snapshot, &journal)?;
     let about = fs::metadata(&snapshot)?;
-    use std::os::unix::fs::MetadataExt as _;
-    std::os::unix::fs::lchown(&journal, Some(about.uid()), Some(about.gid()))
+    lchown(&journal, Some(about.uid()), Some(about.gid()))
 }

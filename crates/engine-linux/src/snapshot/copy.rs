@@ -31,7 +31,7 @@ struct Stamp {
 
 impl Stamp {
     fn of(about: &Stat) -> Self {
-        #[expect(clippy::useless_conversion, clippy::unnecessary_fallible_conversions, reason = "these types differ between machines")]
+        #[expect(clippy::useless_conversion, reason = "these types differ between machines")]
         let changed = (about.st_ctime.into(), i64::try_from(about.st_ctime_nsec).unwrap_or_default());
         Self { inode: about.st_ino, size: about.st_size, changed }
     }

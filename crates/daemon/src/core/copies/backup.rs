@@ -65,7 +65,7 @@ impl Plan {
 
 impl Core {
     /// Begins a backup.
-    pub(in crate::core) async fn backup(&mut self, file: PathBuf, services: &[String], with_key: bool, reply: Reply) {
+    pub(in crate::core) fn backup(&mut self, file: PathBuf, services: &[String], with_key: bool, reply: Reply) {
         let whole = services.is_empty();
         let mut wanted = BTreeSet::new();
         for name in services {

@@ -193,7 +193,7 @@ impl Core {
             Job::BringBack { slug, kept, name } => {
                 tokio::spawn(async move {
                     let done = engine.stage_snapshot(&kept, &name).await;
-                    let staged = || Copied::Staged(restore::Staged::of_snapshot(slug, kept, name));
+                    let staged = || Copied::Staged(restore::Staged::of_snapshot(slug, kept, &name));
                     let _ = tx.send(Msg::Copied(id, done.map(|()| staged()).map_err(|error| failure(&error))));
                 });
             }

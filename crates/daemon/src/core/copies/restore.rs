@@ -42,7 +42,7 @@ pub struct Staged {
 
 impl Staged {
     /// A snapshot that was staged.
-    pub(super) fn of_snapshot(slug: Slug, kept: Kept, name: String) -> Self {
+    pub(super) fn of_snapshot(slug: Slug, kept: Kept, name: &str) -> Self {
         Self { kept: vec![(Some(slug), kept)], machine: None, from: format!("snapshot {name}") }
     }
 
@@ -217,13 +217,13 @@ pub(super) async fn run(engine: &LinuxEngine, wanted: Wanted) -> Result<Staged, 
     let Wanted { file, key, here, services, machine } = wanted;
     let from = format!("`{}`", file.display());
     let (inside, services_here) = (engine.clone(), here.clone());
-    let mut taken = Taken { engine: inside, here: services_here, services, machine, stage: None, contents: None, taken: Vec::new() };
+    let mut taken = Taken { engine: inside, here: services_here, services, machine, stage: None, contents: None, parts: Vec::new() };
     let (read, taken) = blocking(move || {
         let read = moat_archive::read(&file, &key, &mut taken);
         Ok((read, taken))
     })
     .await?;
-    let staged: Vec<Kept> = taken.taken.iter().map(|(_, kept)| kept.clone()).collect();
+    let staged: Vec<Kept> = taken.parts.iter().map(|(_, kept)| kept.clone()).collect();
     let judged = match read {
         Err(error) => {
             let failure = refused(&error);
@@ -232,7 +232,7 @@ pub(super) async fn run(engine: &LinuxEngine, wanted: Wanted) -> Result<Staged, 
         Ok(_) => judge(engine, &here, &taken).await,
     };
     match judged {
-        Ok(machine) => Ok(Staged { kept: taken.taken, machine, from }),
+        Ok(machine) => Ok(Staged { kept: taken.parts, machine, from }),
         Err(failure) => {
             engine.unstage(staged).await;
             engine.unstage_machine().await;
@@ -248,7 +248,7 @@ async fn judge(
     taken: &Taken,
 ) -> Result<Option<Box<Durable>>, Failure> {
     let Some(stage) = &taken.stage else {
-        for (slug, kept) in &taken.taken {
+        for (slug, kept) in &taken.parts {
             let Some((service, origin)) = slug.as_ref().and_then(|slug| here.get(slug)) else { continue };
             let staged = engine.staged(kept);
             engine.judge_data(service, staged, origin.clone()).await.map_err(|error| failure(&error))?;
@@ -259,7 +259,7 @@ async fn judge(
     let text = text.map_err(|error| Failure::refused(format!("the backup says nothing of what its machine ran: {error}"), None))?;
     let durable = Durable::from_text(&text).map_err(|error| Failure::refused(crate::chain(&error), None))?;
     // A snapshot of a Key Value is laid out as its server looks for it; who provides servers is found out when they start.
-    for (slug, kept) in &taken.taken {
+    for (slug, kept) in &taken.parts {
         if let Some(deployed) = slug.as_ref().and_then(|slug| durable.deployed.get(slug)) {
             let staged = engine.staged(kept);
             engine.judge_data(&deployed.service, staged, None).await.map_err(|error| failure(&error))?;
@@ -277,7 +277,7 @@ struct Taken {
     /// Where what a machine has besides its services' data is made.
     stage: Option<PathBuf>,
     contents: Option<Contents>,
-    taken: Vec<(Option<Slug>, Kept)>,
+    parts: Vec<(Option<Slug>, Kept)>,
 }
 
 impl Visitor for Taken {
@@ -314,7 +314,7 @@ impl Visitor for Taken {
         let words = |error: moat_engine::EngineError| error.to_string();
         let folder = self.engine.stage(&kept).map_err(words)?;
         let first_id = self.engine.first_id(kept.service()).map_err(words)?;
-        self.taken.push((entry.slug, kept));
+        self.parts.push((entry.slug, kept));
         Ok(Some(Destination { folder, first_id }))
     }
 }
