@@ -12,6 +12,7 @@ mod host;
 mod images;
 mod languages;
 mod load;
+mod machine;
 mod offline;
 mod plane;
 mod postgres;

@@ -64,6 +64,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
+/// The loop looks at everything at least this often.
+const RESTS: Duration = Duration::from_secs(1);
 /// A daemon that has nothing to run ends after this long.
 const IDLE_FOR: Duration = Duration::from_secs(5);
 
@@ -212,6 +214,8 @@ pub struct Core {
     pub(crate) writing: record::Writing,
     /// Goes on when there is nothing to run.
     pub(crate) serves: bool,
+    /// The longest that it rests.
+    rests: Duration,
     pub(crate) desired: DesiredState,
     pub(crate) deploys: BTreeMap<Slug, Deploy>,
     /// The deploy of each service that waits for its turn.
@@ -249,7 +253,7 @@ pub struct Core {
     pub(crate) names: BTreeMap<std::net::IpAddr, String>,
     pub(crate) policy: Arc<NetPolicy>,
     /// Services whose hook of the first deploy is due, and jobs of such hooks that are being started.
-    pub(crate) hooks_due: BTreeSet<Slug>,
+    pub(crate) hooks_due: BTreeMap<Slug, Instant>,
     pub(crate) hooks: BTreeSet<InstanceId>,
     pub(crate) closing: BTreeSet<Slug>,
     pub(crate) sweep: bool,
@@ -279,6 +283,7 @@ pub(crate) struct Parts {
     pub(crate) state: State,
     pub(crate) writing: record::Writing,
     pub(crate) serves: bool,
+    pub(crate) rests: Duration,
 }
 
 /// A request that is answered when something has come about.
@@ -333,13 +338,14 @@ impl Core {
         let folder = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
         let plane = DataPlane::new(paths.run.clone(), folder.join("releases"), tx.clone());
         let dataplane = Box::new(Served::new(plane, engine.network().clone()));
-        let parts = Parts { paths, engine: Arc::new(engine), dataplane, durable, state, writing: record::Writing::new(log, written), serves };
+        let (engine, writing) = (Arc::new(engine), record::Writing::new(log, written));
+        let parts = Parts { paths, engine, dataplane, durable, state, writing, serves, rests: RESTS };
         Ok(Self::of(parts, tx, [said, begun].into_iter().flatten()).await)
     }
 
     /// A loop of these parts, that has adopted what runs; people are told what was found.
     async fn of(parts: Parts, tx: mpsc::UnboundedSender<Msg>, found: impl Iterator<Item = (EventKind, String)>) -> Self {
-        let Parts { paths, engine, dataplane, durable, state, writing, serves } = parts;
+        let Parts { paths, engine, dataplane, durable, state, writing, serves, rests } = parts;
         let (events, _) = broadcast::channel(8192);
         let mut core = Self {
             policy: engine.policy(),
@@ -375,7 +381,8 @@ impl Core {
             state,
             writing,
             serves,
-            hooks_due: BTreeSet::new(),
+            rests,
+            hooks_due: BTreeMap::new(),
             hooks: BTreeSet::new(),
             closing: BTreeSet::new(),
             sweep: false,
@@ -415,7 +422,7 @@ impl Core {
         let upkeep = self.start_upkeep();
         let mut idle_since = Instant::now();
         loop {
-            match tokio::time::timeout(Duration::from_secs(1), rx.recv()).await {
+            match tokio::time::timeout(self.rests, rx.recv()).await {
                 Ok(Some(msg)) => {
                     if matches!(msg, Msg::Request(..)) {
                         idle_since = Instant::now();
@@ -502,6 +509,7 @@ impl Core {
         self.measure_use();
         self.reconcile().await;
         self.settle_deploys();
+        self.start_hooks().await;
         self.open_sites().await;
         // Before the sweep, so that no request is answered from what it removes.
         self.publish_views().await;

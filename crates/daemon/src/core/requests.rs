@@ -266,7 +266,7 @@ impl Core {
             self.scalers.remove(slug);
             self.durable.settings.remove(slug);
         }
-        self.hooks_due.retain(|slug| !services.contains(slug));
+        self.hooks_due.retain(|slug, _| !services.contains(slug));
     }
 
     /// Stops what was closed: datastores after the services that use them, so that these can end in order. A service
