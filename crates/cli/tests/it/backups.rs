@@ -6,26 +6,26 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
 /// Writes one number to two files, one after the other: a copy of one moment has the same in both, or the first one ahead.
-const WRITER: &str = r#"
+const WRITER: &str = r"
 n=$(cat /data/first 2>/dev/null || echo 0)
 while :; do
   n=$((n + 1))
   echo $n > /data/first.new && mv /data/first.new /data/first
   echo $n > /data/second.new && mv /data/second.new /data/second
 done
-"#;
+";
 
 const BLUEPRINT: &str = r#"
 services:
   - type: worker
     name: writer
-    runtime: python
+    runtime: node
     buildCommand: "true"
     startCommand: sh writer.sh
     disk: {name: numbers, mountPath: /data, sizeGB: 1}
   - type: worker
     name: clerk
-    runtime: python
+    runtime: node
     buildCommand: echo built > built.txt
     startCommand: sleep 100000
     envVars:
