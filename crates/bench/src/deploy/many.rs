@@ -19,7 +19,7 @@ const GOAL_CPU: f64 = 1.0;
 /// Instances of one service.
 const EACH: usize = 20;
 /// How long a new daemon may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How long CPU time is counted.
 const WATCHED: Duration = Duration::from_secs(20);
 
