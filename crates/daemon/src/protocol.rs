@@ -3,6 +3,7 @@
 //! One connection carries the daemon's [`GREETING`], one [`Request`] and then [`Event`]s until [`Event::End`], each a line, all but
 //! the first of JSON.
 
+mod copies;
 mod service;
 
 use crate::drift::Drift;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use copies::{SnapshotKind, SnapshotRow};
 pub use service::{DeployRow, ServiceVerb, Variable};
 
 /// What a daemon says first. The kernel takes connections for a socket whose process is just being killed: only who is greeted
@@ -115,6 +117,24 @@ pub enum Request {
         group: String,
         /// New values by key; none takes the variable away.
         values: BTreeMap<String, Option<Secret>>,
+    },
+    /// Copies what services keep to an archive: answers one [`Event::BackedUp`].
+    Backup {
+        /// The archive, absolute; nothing may be there.
+        file: PathBuf,
+        /// Of these services, by name or slug; none is all, and everything that another machine needs to run them.
+        services: Vec<String>,
+        /// Puts the key into the archive.
+        with_key: bool,
+    },
+    /// Brings back what an archive holds: answers one [`Event::Restored`].
+    Restore {
+        /// The archive, absolute.
+        file: PathBuf,
+        /// The file of the key that it is sealed with, absolute; none is this machine's own, or the one in the archive.
+        key: Option<PathBuf>,
+        /// Of these services; none is all that it holds.
+        services: Vec<String>,
     },
 }
 
@@ -279,6 +299,27 @@ pub enum Event {
     Drift {
         /// Each difference.
         differences: Vec<Drift>,
+    },
+    /// A backup was made.
+    BackedUp {
+        /// The archive.
+        file: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The services whose data is in it.
+        services: Vec<Slug>,
+    },
+    /// What services keep was brought back.
+    Restored {
+        /// Of these services.
+        services: Vec<Slug>,
+        /// The snapshot that the content before became.
+        aside: String,
+    },
+    /// Snapshots of a service, oldest first.
+    Snapshots {
+        /// Each.
+        snapshots: Vec<SnapshotRow>,
     },
 }
 

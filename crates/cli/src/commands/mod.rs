@@ -1,12 +1,14 @@
 //! One module for each verb.
 #![expect(clippy::wildcard_enum_match_arm, reason = "a command picks the events that it is about")]
 
+pub mod backup;
 pub mod check;
 pub mod completions;
 pub mod daemon;
 pub mod dataplane;
 pub mod denied;
 pub mod deploys;
+pub mod disk;
 pub mod doctor;
 pub mod down;
 pub mod env;
@@ -20,6 +22,7 @@ pub mod logs;
 pub mod plan;
 pub mod ps;
 pub mod reach;
+pub mod restore;
 pub mod run;
 pub mod schema;
 pub mod service;
@@ -28,10 +31,12 @@ pub mod upgrade;
 pub mod verify;
 
 use crate::command_error::CommandError;
+use crate::ui::{Tone, Ui};
 use moat_daemon::Paths;
 use moat_daemon::client::{self, ClientError};
 use moat_daemon::protocol::{Event, Request};
 use moat_model::DesiredState;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 /// This program, for the processes it starts of itself.
@@ -70,6 +75,41 @@ pub async fn ask_one<T>(request: Request, pick: impl Fn(Event) -> Option<T>) -> 
         }
     }
     found.ok_or_else(|| ClientError::Broken(std::io::ErrorKind::UnexpectedEof.into()).into())
+}
+
+/// Asks, says what happens meanwhile, and waits for the first event that `pick` takes; a failure at the end is the error.
+pub async fn ask_following<T>(request: Request, ui: &Ui, pick: impl Fn(Event) -> Option<T>) -> Result<T, CommandError> {
+    let mut talk = client::ask(&Paths::from_env(), &request).await?;
+    let mut found = None;
+    while let Some(event) = talk.next().await? {
+        match event {
+            Event::End { error: Some(failure) } => return Err(failure.into()),
+            Event::End { error: None } => break,
+            Event::Notice { service, text } => {
+                let who = service.map(|slug| format!("{slug}: ")).unwrap_or_default();
+                ui.say(&ui.paint_err(Tone::Dim, &format!("{who}{text}")));
+            }
+            event => found = pick(event).or(found),
+        }
+    }
+    found.ok_or_else(|| ClientError::Broken(std::io::ErrorKind::UnexpectedEof.into()).into())
+}
+
+/// Asks for a yes at the terminal, unless it was given; without a terminal that is a refusal.
+pub fn confirm(question: &str, yes: bool, ui: &Ui) -> Result<(), CommandError> {
+    if yes {
+        return Ok(());
+    }
+    if !ui.terminal() || !std::io::stdin().is_terminal() {
+        return Err(CommandError::refused("this replaces data, and nobody is here to be asked").hint("say `--yes`"));
+    }
+    ui.say(&format!("{question} [y/N]"));
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    match (read, answer.trim()) {
+        (Ok(_), "y" | "Y" | "yes") => Ok(()),
+        _ => Err(CommandError::refused("nothing was changed")),
+    }
 }
 
 /// The state of what runs, or of a blueprint that need not run.

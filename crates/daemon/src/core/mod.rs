@@ -8,6 +8,7 @@
 //! * [`instances`] – what became of started instances.
 //! * [`settings`], [`scaling`] – how many instances run, and whether the service is open.
 //! * [`variables`] – the values of its variables.
+//! * [`copies`] – backups, restores and snapshots.
 //! * [`runs`] – one-off commands and cron runs; [`hooks`] – commands of first deploys.
 //! * [`upgrade`] – another program takes over.
 //! * [`record`] – what is written down.
@@ -16,6 +17,7 @@
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
 
+mod copies;
 mod denials;
 mod deploys;
 mod disks;
@@ -79,6 +81,10 @@ pub enum Msg {
     Said(Slug, String),
     /// The pushed commit of a blueprint was compared with the commits that run: the files that differ from each.
     Compared(PathBuf, String, Result<BTreeMap<String, Vec<String>>, EngineError>),
+    /// A backup, a restore or a snapshot has something to report.
+    Copied(u64, Result<copies::Copied, crate::protocol::Failure>),
+    /// These disks are to have a snapshot.
+    SnapshotsDue(Vec<Slug>),
     /// Disks were measured.
     Disks(Vec<(Slug, DiskUse)>),
     /// A deploy's release was prepared (or could not be).
@@ -232,6 +238,7 @@ pub struct Core {
     pub(crate) disks: BTreeMap<Slug, DiskUse>,
     /// When disks are measured next; none while they are.
     pub(crate) disks_due: Option<Instant>,
+    pub(crate) copies: copies::Copies,
     pub(crate) sites: sites::Sites,
     pub(crate) dataplane: Box<dyn Plane>,
     pub(crate) events: broadcast::Sender<Event>,
@@ -358,6 +365,7 @@ impl Core {
             cron_next: BTreeMap::new(),
             disks: BTreeMap::new(),
             disks_due: Some(Instant::now()),
+            copies: copies::Copies::default(),
             sites: sites::Sites::default(),
             dataplane,
             events,
@@ -396,6 +404,13 @@ impl Core {
         );
         for (kind, text) in found {
             core.tell(kind, None, text);
+        }
+        let settled = match core.engine.linux() {
+            Some(engine) => engine.settle_snapshots().await,
+            None => Ok(()),
+        };
+        if let Err(error) = settled {
+            core.problem(None, format!("what an earlier restore or snapshot left can't be put in order: {error}"));
         }
         core.adopt().await;
         core
@@ -448,7 +463,11 @@ impl Core {
 
     /// Whether there is nothing to run and nobody to answer: a blueprint was refused, or a second daemon was started in a race.
     fn is_idle(&self) -> bool {
-        self.durable.blueprints.is_empty() && self.live.is_empty() && self.waiting.is_empty() && self.durable.queued.is_empty()
+        self.durable.blueprints.is_empty()
+            && self.live.is_empty()
+            && self.waiting.is_empty()
+            && self.durable.queued.is_empty()
+            && self.copies.is_empty()
     }
 
     async fn handle(&mut self, msg: Msg) {
@@ -459,6 +478,8 @@ impl Core {
             Msg::Said(slug, text) => self.notice(Some(&slug), text),
             Msg::Compared(file, commit, changed) => self.compared(&file, &commit, changed).await,
             Msg::Disks(found) => self.disks_measured(found),
+            Msg::Copied(id, result) => self.copied(id, result),
+            Msg::SnapshotsDue(due) => self.snapshots_due(due),
             Msg::Prepared(slug, id, result) => self.prepared(&slug, &id, result),
             Msg::Provided(slug, fingerprint, result) => self.provided(&slug, &fingerprint, result),
             Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
@@ -483,6 +504,7 @@ impl Core {
         self.begin_waiting();
         self.step_deploys().await;
         self.run_due_cron().await;
+        self.go_on_copying().await;
         self.measure_disks();
         self.measure_use();
         self.reconcile().await;

@@ -7,7 +7,8 @@ use crate::history::DeployCause;
 use crate::logs::Wanted;
 use crate::masked;
 use crate::protocol::{
-    Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, Status, UpRequest,
+    Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, SnapshotKind, Status,
+    UpRequest,
 };
 use crate::state::Durable;
 use moat_model::state::InstancePhase;
@@ -71,6 +72,8 @@ impl Core {
             }
             Request::GroupVariables { group, show } => self.group_variables(&group, show, &reply),
             Request::SetGroupVariables { group, values } => self.set_group_variables(&group, &values, reply),
+            Request::Backup { file, services, with_key } => self.backup(file, &services, with_key, reply),
+            Request::Restore { file, key, services } => self.restore(file, key.as_deref(), &services, reply),
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);
@@ -90,6 +93,9 @@ impl Core {
             ServiceVerb::Variables { show } => self.variables(&slug, show, &reply),
             ServiceVerb::SetVariables { values } => self.set_variables(&slug, &values, reply),
             ServiceVerb::Run { command, detach } => self.run_now(slug, command, detach, reply).await,
+            ServiceVerb::Snapshots => self.snapshots(&slug, reply),
+            ServiceVerb::TakeSnapshot => self.take_snapshot(&slug, SnapshotKind::Asked, reply),
+            ServiceVerb::RestoreSnapshot { snapshot } => self.restore_snapshot(&slug, snapshot, reply).await,
         }
     }
 
