@@ -74,7 +74,9 @@ impl World {
                 }
             }
         });
-        wrong.into_iter().for_each(|what| self.wrong(what));
+        for what in wrong {
+            self.wrong(what);
+        }
     }
 
     /// Clients of what is only replaced are served all the time.

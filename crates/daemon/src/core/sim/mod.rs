@@ -74,8 +74,8 @@ fn run(number: u64) -> Result<(), String> {
     while people.stage != Stage::Over && lives < MOST_LIVES {
         lives += 1;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let lived = catch_unwind(AssertUnwindSafe(|| runtime.block_on(live(&world, &mut people, serves))));
-        if let Err(cause) = lived
+        let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(live(&world, &mut people, serves))));
+        if let Err(cause) = ran
             && !cause.is::<Killed>()
         {
             std::eprintln!("seed {number}:\n{}", world.story());

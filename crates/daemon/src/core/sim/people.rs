@@ -30,6 +30,9 @@ pub(super) enum Stage {
     Over,
 }
 
+/// The blueprint that is the accepted one when a request was; none is none.
+struct Accepted(Option<String>);
+
 /// An answer that is waited for.
 struct Open {
     events: mpsc::UnboundedReceiver<Event>,
@@ -115,7 +118,7 @@ impl People {
                 }
                 Stage::Down => {
                     self.tries += 1;
-                    self.ask(world, tx, "down", Request::Down { file: None }, Some(None));
+                    self.ask(world, tx, "down", Request::Down { file: None }, Some(Accepted(None)));
                     self.answered(world).await;
                 }
                 Stage::Over => return,
@@ -183,8 +186,8 @@ impl People {
             }
             22..25 => self.end_one(world),
             25 => self.make_one_sick(world),
-            26 => self.ask(world, tx, "down", Request::Down { file: Some(file()) }, Some(None)),
-            27 => self.ask(world, tx, "down with everything", Request::Down { file: None }, Some(None)),
+            26 => self.ask(world, tx, "down", Request::Down { file: Some(file()) }, Some(Accepted(None))),
+            27 => self.ask(world, tx, "down with everything", Request::Down { file: None }, Some(Accepted(None))),
             28 => {
                 world.tell("the machine starts anew");
                 world.engine.reboot();
@@ -206,7 +209,7 @@ impl People {
                 *least = (*least).min(usize::try_from(*count).unwrap());
             }
         }
-        self.ask(world, tx, what, up(text), Some(Some(text.yaml.clone())));
+        self.ask(world, tx, what, up(text), Some(Accepted(Some(text.yaml.clone()))));
     }
 
     fn running(&mut self, world: &World) -> Option<InstanceId> {
@@ -237,10 +240,10 @@ impl People {
     }
 
     /// Asks; what an accepted request makes of the blueprint is noted.
-    fn ask(&mut self, world: &World, tx: &mpsc::UnboundedSender<Msg>, what: &str, request: Request, makes: Option<Option<String>>) {
+    fn ask(&mut self, world: &World, tx: &mpsc::UnboundedSender<Msg>, what: &str, request: Request, makes: Option<Accepted>) {
         world.tell(format!("asked: {what}"));
         let (reply, events) = mpsc::unbounded_channel();
-        let asked = makes.map(|blueprint| {
+        let asked = makes.map(|Accepted(blueprint)| {
             self.asked.push(blueprint);
             self.asked.len() - 1
         });
@@ -254,24 +257,21 @@ impl People {
         let mut answered = Vec::new();
         self.open.retain_mut(|open| {
             while let Ok(event) = open.events.try_recv() {
-                match event {
-                    Event::End { error } => {
-                        let why = error.as_ref().map_or("done", |failure| failure.message.as_str());
-                        world.tell(format!("answered: {}: {why}", open.what));
-                        // Refused by a disk or an engine that failed: nothing was changed.
-                        let refused = error.as_ref().is_some_and(|failure| failure.exit_code != 1);
-                        answered.push((open.asked, refused));
-                        // It may be gone before anybody looks again.
-                        if self.stage == Stage::Down && error.is_none() {
-                            self.stage = Stage::Over;
-                        }
-                        return false;
-                    }
-                    Event::Refused { diagnostics } => {
-                        world.wrong(format!("refused: {}", diagnostics.iter().map(|d| d.rendered.clone()).collect::<String>()));
-                    }
-                    _ => {}
+                if let Event::Refused { diagnostics } = &event {
+                    world.wrong(format!("refused: {}", diagnostics.iter().map(|d| d.rendered.clone()).collect::<String>()));
                 }
+                // What else is said on the way is for people.
+                let Event::End { error } = event else { continue };
+                let why = error.as_ref().map_or("done", |failure| failure.message.as_str());
+                world.tell(format!("answered: {}: {why}", open.what));
+                // Refused by a disk or an engine that failed: nothing was changed.
+                let refused = error.as_ref().is_some_and(|failure| failure.exit_code != 1);
+                answered.push((open.asked, refused));
+                // It may be gone before anybody looks again.
+                if self.stage == Stage::Down && error.is_none() {
+                    self.stage = Stage::Over;
+                }
+                return false;
             }
             true
         });
