@@ -228,7 +228,7 @@ mod tests {
         fs::write(from.join("sub/deep"), "a file now").unwrap();
         fs::create_dir(from.join("new")).unwrap();
         fs::write(from.join("new/file"), "new").unwrap();
-        copy.settle(&from, &to, Duration::from_secs(60)).unwrap();
+        copy.settle(&from, &to, Duration::from_mins(1)).unwrap();
 
         let all = |top: &Path| -> BTreeMap<PathBuf, String> {
             let mut found = BTreeMap::new();
