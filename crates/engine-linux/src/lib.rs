@@ -18,6 +18,7 @@ pub mod datastore;
 mod dockerfile;
 pub mod doctor;
 mod engine;
+pub mod heap;
 mod images;
 mod lock;
 pub mod log;

@@ -34,6 +34,8 @@ pub fn run(rounds: usize) -> Outcome {
     // Programs that are started inherit it.
     crate::sys::run_first().doing("come before other work of the machine (this needs root)")?;
     let text = text::blueprint(SERVICES);
+    // As `moat check` and `moat plan` do.
+    moat_engine_linux::heap::expect_text(text.len());
     let mut stages: [Samples; 5] = Default::default();
     let [mut checks, mut plans] = <[Samples; 2]>::default();
     let moat = Moat::find()?;

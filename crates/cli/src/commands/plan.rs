@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 /// Shows what `up` would do: to what runs, or from nothing.
 pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
+    check::make_room(&args.file);
     let mut checked = check::read(&args.file)?;
     let request = up::request(&args, &checked);
     let paths = Paths::from_env();
