@@ -395,7 +395,7 @@ impl Core {
         let observed = self.engine.observe().await.unwrap_or_default();
         let services = self.desired.services.values().map(|service| {
             let slug = &service.slug;
-            let instances = self
+            let mut instances: Vec<InstanceStatus> = self
                 .live
                 .iter()
                 .filter(|(_, l)| l.slug == *slug)
@@ -411,6 +411,8 @@ impl Core {
                     restarts: if l.purpose == Purpose::Serve { self.backoff.get(slug).map_or(0, |b| b.restarts) } else { 0 },
                 })
                 .collect();
+            // Those that serve first, and of them those that go on.
+            instances.sort_by_key(|instance| (instance.purpose, instance.draining));
             ServiceStatus {
                 state: self.phases.get(slug).cloned().unwrap_or(ServiceState {
                     service: slug.clone(),
