@@ -103,12 +103,7 @@ fn a_change_that_does_not_fit_is_refused_whole_and_fits_later() {
     let file = host.write("b/render.yaml", &blueprint("worker", "sleep 100000"));
     let file = file.to_str().unwrap();
     host.moat(&["up", "-d", file]).ok();
-    let pid = |host: &Host| {
-        // The build's may be there for a moment more.
-        let ps = host.ps();
-        let serving = service(&ps, "probe")["instances"].as_array().unwrap().iter().find(|instance| instance["purpose"] == "serve");
-        serving.and_then(|instance| instance["pid"].as_u64()).unwrap()
-    };
+    let pid = |host: &Host| service(&host.ps(), "probe")["instances"][0]["pid"].as_u64().unwrap();
     let before = pid(&host);
     host.sh(&format!("head -c 400m /dev/zero > {state}/filler"));
     // Larger than what the files have room for.

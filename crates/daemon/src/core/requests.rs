@@ -395,10 +395,11 @@ impl Core {
         let observed = self.engine.observe().await.unwrap_or_default();
         let services = self.desired.services.values().map(|service| {
             let slug = &service.slug;
-            let mut instances: Vec<InstanceStatus> = self
-                .live
-                .iter()
-                .filter(|(_, l)| l.slug == *slug)
+            let mut mine: Vec<_> = self.live.iter().filter(|(_, l)| l.slug == *slug).collect();
+            // Those that serve first, and of them those that go on.
+            mine.sort_by_key(|(_, l)| (l.purpose, l.stopping));
+            let instances = mine
+                .into_iter()
                 .map(|(id, l)| InstanceStatus {
                     id: id.to_string(),
                     purpose: l.purpose,
@@ -411,8 +412,6 @@ impl Core {
                     restarts: if l.purpose == Purpose::Serve { self.backoff.get(slug).map_or(0, |b| b.restarts) } else { 0 },
                 })
                 .collect();
-            // Those that serve first, and of them those that go on.
-            instances.sort_by_key(|instance| (instance.purpose, instance.draining));
             ServiceStatus {
                 state: self.phases.get(slug).cloned().unwrap_or(ServiceState {
                     service: slug.clone(),
