@@ -98,7 +98,8 @@ impl Checked {
         self.diagnostics.sort_by_key(|d| (d.span.start, d.severity));
     }
 
-    fn surroundings(&self) -> Vec<Diagnostic> {
+    /// What this machine has to do with it.
+    pub fn surroundings(&self) -> Vec<Diagnostic> {
         let mut known: BTreeMap<(NativeRuntime, Option<String>), Option<String>> = BTreeMap::new();
         let source = self.path.parent().unwrap_or(Path::new("/"));
         moat_planner::languages::notices(&self.blueprint, &mut |Asked { runtime, version: variable, root_dir }| {
