@@ -179,6 +179,25 @@ pub struct UpRequest {
     pub pushed: Option<Pushed>,
 }
 
+impl UpRequest {
+    /// What `moat up` asks for a blueprint of a folder where nothing else is said: no values, no repository, no remotes.
+    pub fn new(file: impl Into<PathBuf>, text: impl Into<String>) -> Self {
+        Self {
+            file: file.into(),
+            text: text.into(),
+            given: BTreeMap::new(),
+            files: BTreeMap::new(),
+            listen: "127.0.0.1:8080".to_owned(),
+            start_timeout_seconds: 900,
+            pass_env: Vec::new(),
+            git: Default::default(),
+            remotes: Vec::new(),
+            prune: false,
+            pushed: None,
+        }
+    }
+}
+
 /// A commit that was pushed to a repository of this machine. Which one it is, [`UpRequest::git`] says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pushed {

@@ -239,17 +239,8 @@ mod tests {
 
     fn up(secret: &str) -> UpRequest {
         UpRequest {
-            file: PathBuf::from("/app/render.yaml"),
-            text: "services: []".to_owned(),
             given: BTreeMap::from([("TOKEN".to_owned(), Secret::new(secret))]),
-            files: BTreeMap::new(),
-            listen: "127.0.0.1:8080".to_owned(),
-            start_timeout_seconds: 9,
-            pass_env: Vec::new(),
-            git: Default::default(),
-            remotes: Vec::new(),
-            prune: false,
-            pushed: None,
+            ..UpRequest::new("/app/render.yaml", "services: []")
         }
     }
 

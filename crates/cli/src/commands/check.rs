@@ -209,19 +209,7 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
             CommandError::usage(format!("`{}` has errors", checked.shown)).hint(format!("see them with `moat check {}`", checked.shown))
         );
     }
-    let up = UpRequest {
-        file: checked.path,
-        text: checked.text,
-        given: BTreeMap::new(),
-        files: BTreeMap::new(),
-        listen: "127.0.0.1:8080".to_owned(),
-        start_timeout_seconds: 900,
-        pass_env: Vec::new(),
-        git: Default::default(),
-        remotes: checked.remotes,
-        prune: false,
-        pushed: None,
-    };
+    let up = UpRequest { remotes: checked.remotes, ..UpRequest::new(checked.path, checked.text) };
     let mut memory = moat_planner::memory::Memory::default();
     Ok(moat_daemon::blueprints::resolve(&[(&up, &checked.blueprint)], &mut memory, &up.listen).state)
 }

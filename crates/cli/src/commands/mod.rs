@@ -77,22 +77,17 @@ pub async fn ask_one<T>(request: Request, pick: impl Fn(Event) -> Option<T>) -> 
     found.ok_or_else(|| ClientError::Broken(std::io::ErrorKind::UnexpectedEof.into()).into())
 }
 
-/// Asks, says what happens meanwhile, and waits for the first event that `pick` takes; a failure at the end is the error.
+/// The same, saying what happens meanwhile.
 pub async fn ask_following<T>(request: Request, ui: &Ui, pick: impl Fn(Event) -> Option<T>) -> Result<T, CommandError> {
-    let mut talk = client::ask(&Paths::from_env(), &request).await?;
-    let mut found = None;
-    while let Some(event) = talk.next().await? {
-        match event {
-            Event::End { error: Some(failure) } => return Err(failure.into()),
-            Event::End { error: None } => break,
-            Event::Notice { service, text } => {
-                let who = service.map(|slug| format!("{slug}: ")).unwrap_or_default();
-                ui.say(&ui.paint_err(Tone::Dim, &format!("{who}{text}")));
-            }
-            event => found = pick(event).or(found),
+    ask_one(request, |event| match event {
+        Event::Notice { service, text } => {
+            let who = service.map(|slug| format!("{slug}: ")).unwrap_or_default();
+            ui.say(&ui.paint_err(Tone::Dim, &format!("{who}{text}")));
+            None
         }
-    }
-    found.ok_or_else(|| ClientError::Broken(std::io::ErrorKind::UnexpectedEof.into()).into())
+        event => pick(event),
+    })
+    .await
 }
 
 /// Asks for a yes at the terminal, unless it was given; without a terminal that is a refusal.

@@ -60,19 +60,7 @@ fn file() -> PathBuf {
 }
 
 fn up(text: &Text) -> Request {
-    Request::Up(UpRequest {
-        file: file(),
-        text: text.yaml.clone(),
-        given: BTreeMap::new(),
-        files: BTreeMap::new(),
-        listen: "127.0.0.1:8080".to_owned(),
-        start_timeout_seconds: 20,
-        pass_env: Vec::new(),
-        git: Default::default(),
-        remotes: Vec::new(),
-        prune: false,
-        pushed: None,
-    })
+    Request::Up(UpRequest { start_timeout_seconds: 20, ..UpRequest::new(file(), text.yaml.clone()) })
 }
 
 impl People {
