@@ -29,7 +29,7 @@ const BUSY: Recipe = Recipe {
 };
 
 const EARLY: &str = "[Unit]\nDescription=asks who answers\nDefaultDependencies=no\nAfter=systemd-remount-fs.service\nBefore=network-pre.target network.target\n\
-    [Service]\nExecStart=/usr/local/bin/early\n[Install]\nWantedBy=sysinit.target\n";
+    [Service]\nExecStart=/usr/bin/python3 /usr/local/lib/early.py\n[Install]\nWantedBy=sysinit.target\n";
 const SERVICES: [&str; 5] = ["page", "echo", "knocker", "store", "vault"];
 
 struct Bed {
@@ -133,7 +133,7 @@ fn bed() -> Option<Bed> {
     assert!(stripped.success());
     docker_archive(&layout(&BUSY).unwrap(), "library/busy:1", &put("busy.tar")).unwrap();
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/machine");
-    for name in ["render.yaml", "early.sh"] {
+    for name in ["render.yaml", "early.py"] {
         fs::copy(own.join(name), put(name)).unwrap();
     }
     fs::write(put("early.service"), EARLY).unwrap();
@@ -166,7 +166,7 @@ fn a_machine_with_systemd_is_installed_on_limited_and_comes_back_from_a_reboot_a
 }
 
 fn install(bed: &mut Bed) {
-    bed.ok("cp /payload/moat /usr/local/bin/moat && cp /payload/early.sh /usr/local/bin/early && chmod 755 /usr/local/bin/early");
+    bed.ok("cp /payload/moat /usr/local/bin/moat && cp /payload/early.py /usr/local/lib");
     bed.ok("mkdir /root/app && cp /payload/render.yaml /root/app && touch /etc/knock-at");
     bed.ok("cp /payload/early.service /etc/systemd/system && systemctl enable -q --now early");
     let findings = bed.json("moat doctor --output json");
@@ -315,7 +315,7 @@ fn comes_back(bed: &mut Bed, before: &BTreeMap<String, String>, how: &str, off: 
     assert_eq!(&bed.shape(), before, "{how}");
     assert_eq!(bed.ok("moat exec store -- redis-cli get before").trim(), "there");
     assert!(bed.ok("moat events | wc -l").trim().parse::<u64>().unwrap() > events);
-    bed.wait("the public page", "early get 127.0.0.1 8080 page.localhost | grep page");
+    bed.wait("the public page", "python3 /usr/local/lib/early.py 127.0.0.1 8080 page.localhost | grep page");
     assert!(bed.egress());
     bed.verify(&format!("after {how}"));
     // The neighbour and the host have asked since before Moat was there.
