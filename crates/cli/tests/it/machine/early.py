@@ -1,4 +1,4 @@
-"""From the first moment of a boot on: who answers a process of this machine, and a neighbour that sends everything to it.
+"""From before the network is up: who answers a process of this machine, and a neighbour that sends everything to it.
 
 A line for each answer: seconds since the kernel began, who asked, who answered. With an address, a port and a host name: asks there, once.
 """
@@ -50,8 +50,8 @@ def ask(wanted, within=2.0):
     return said
 
 
-def knock(who):
-    """Rounds without end."""
+def knock(who, ready):
+    """Rounds without end; `ready` is called after the first one."""
     public = (PUBLIC, 8080, "page.localhost")
     with open(LOG, "a", buffering=1) as log:
         while True:
@@ -60,6 +60,8 @@ def knock(who):
             for target, answer in ask([public, *private]).items():
                 log.write(f"{began:.2f} {who} heard {'public ' if target is public else ''}{answer}\n")
             log.write(f"{began:.2f} {who} round\n")
+            ready()
+            ready = lambda: None
             time.sleep(0.5)
 
 
@@ -78,15 +80,22 @@ def neighbour():
     with open("/run/internet/index.html", "w") as page:
         page.write("internet\n")
     run("ip netns exec outside busybox httpd -p 203.0.113.9:80 -h /run/internet")
-    subprocess.Popen(["ip", "netns", "exec", "outside", sys.executable, __file__, "neighbour"])
+    asking = subprocess.Popen(["ip", "netns", "exec", "outside", sys.executable, __file__, "neighbour"], stdout=subprocess.PIPE)
+    asking.stdout.readline()
+
+
+def tell_systemd():
+    """What is ordered after this may start (sd_notify(3))."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+        link.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1))
 
 
 match sys.argv[1:]:
     case []:
         neighbour()
-        knock("host")
+        knock("host", tell_systemd)
     case [who]:
-        knock(who)
+        knock(who, lambda: print("ready", flush=True))
     case [address, port, host]:
         for answer in ask([(address, int(port), host)]).values():
             print(answer)
