@@ -4,6 +4,7 @@
 
 use crate::cgroup::{self, Layout};
 use crate::datastore;
+use crate::rootless;
 use crate::toolchain::{self, version};
 use moat_model::NativeRuntime;
 use moat_net_linux::{link, ns};
@@ -88,6 +89,10 @@ pub fn facts(run: &Path) -> Vec<Finding> {
 }
 
 fn root() -> Result<String, String> {
+    if rootless::inside() {
+        let ids = rootless::IDS;
+        return Ok(format!("not needed: a user namespace of your own, with {ids} ids that services share"));
+    }
     let user = nix::unistd::geteuid();
     if user.is_root() { Ok("yes".to_owned()) } else { Err(format!("user {user}")) }
 }
@@ -178,6 +183,10 @@ fn shortcut() -> Result<String, String> {
 
 /// Whether another firewall of this machine closes the way to the internet.
 fn egress(run: &Path) -> Finding {
+    if rootless::inside() {
+        let found = rootless::egress_program().map(|program| format!("by `{}`, without root", program.display()));
+        return finding("egress", false, found.ok_or_else(|| "no way to the internet without root".to_owned()), rootless::EGRESS_HINT);
+    }
     let obstacles = match moat_net_linux::egress_obstacles(run) {
         Ok(obstacles) => obstacles,
         Err(error) => {
@@ -211,6 +220,10 @@ fn cgroups() -> Finding {
         layout @ (Layout::V1 | Layout::Hybrid) => {
             let words = if layout == Layout::V1 { "version 1" } else { "hybrid: version 1 limits beside a version 2 tree" };
             (words, lacks(&|controller| Path::new(cgroup::ROOT).join(controller).is_dir()))
+        }
+        Layout::Missing if rootless::inside() => {
+            let found = Err("without root: memory and CPU of services are not limited, processes are".to_owned());
+            return finding("cgroups", false, found, "run Moat with sudo where services must not take each other's memory");
         }
         Layout::Missing => ("none is mounted", wanted.join(", ")),
     };

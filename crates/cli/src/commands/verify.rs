@@ -4,6 +4,7 @@ use super::ask_one;
 use crate::args::VerifyArgs;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
+use moat_daemon::Paths;
 use moat_daemon::protocol::{Event, Request, Verified, VerifiedPair};
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ pub async fn run(args: VerifyArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         _ => None,
     })
     .await?;
+    super::rootless::say_lacks(&Paths::from_env(), ui);
     if ui.json() {
         ui.print_json(&verified.report)?;
     } else {
