@@ -184,8 +184,11 @@ fn shortcut() -> Result<String, String> {
 /// Whether another firewall of this machine closes the way to the internet.
 fn egress(run: &Path) -> Finding {
     if rootless::inside() {
-        let found = rootless::egress_program().map(|program| format!("by `{}`, without root", program.display()));
-        return finding("egress", false, found.ok_or_else(|| "no way to the internet without root".to_owned()), rootless::EGRESS_HINT);
+        let (found, hint) = match rootless::egress_program() {
+            Ok(program) => (Ok(format!("by `{}`", program.display())), String::new()),
+            Err(rootless::NoEgress { why, hint }) => (Err(format!("without root: {why}")), hint),
+        };
+        return finding("egress", false, found, &hint);
     }
     let obstacles = match moat_net_linux::egress_obstacles(run) {
         Ok(obstacles) => obstacles,
@@ -240,7 +243,8 @@ fn version_in(text: &str) -> Option<&str> {
 
 /// What a program says of itself.
 fn first_line(program: &Path, args: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+    // Without root, a runtime makes a folder of its own there whatever it is asked.
+    let output = Command::new(program).args(args).env_remove("XDG_RUNTIME_DIR").stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }

@@ -31,6 +31,8 @@ fn user(host: &Host) -> Option<User<'_>> {
         host.sh(&format!("mount --bind {} /etc/{name}", own.display())).ok();
     }
     let folder = host.path("");
+    // As udev has it on a machine of its own.
+    host.sh(&format!("cd {} && mknod -m 666 tun c 10 200 && mount --bind tun /dev/net/tun", folder.display())).ok();
     host.sh(&format!(
         "cd {0} && chmod a+rx . && mkdir -p home xdg && chown {USER}:{USER} home xdg && chmod 700 home xdg && cp {1} moat-copy && chmod a+rx moat-copy",
         folder.display(),

@@ -70,6 +70,8 @@ impl LinuxEngine {
             .arg(&file)
             .arg(id.as_str())
             .current_dir("/")
+            // Where a runtime without root would keep things of its own.
+            .env_remove("XDG_RUNTIME_DIR")
             .stdin(input)
             .stdout(output)
             .stderr(errors)

@@ -16,12 +16,27 @@ use std::process::{Child, Command, Stdio};
 const PROGRAM: &str = "slirp4netns";
 /// The resolver that it answers as, inside.
 pub const RESOLVER: &str = "10.0.2.3";
-/// What to do where it is missing.
-pub const HINT: &str = "`apt-get install slirp4netns`, then `moat down` and `moat up`";
+/// What it makes devices with.
+const TUN: &str = "/dev/net/tun";
 
-/// The program, where it is installed.
-pub fn found() -> Option<PathBuf> {
-    toolchain::program(PROGRAM)
+/// Why services don't reach the internet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoEgress {
+    /// In words.
+    pub why: String,
+    /// What to run.
+    pub hint: String,
+}
+
+/// The program, where it is installed and can make its device.
+pub fn found() -> Result<PathBuf, NoEgress> {
+    let again = "then `moat down` and `moat up`";
+    let program = toolchain::program(PROGRAM)
+        .ok_or_else(|| NoEgress { why: format!("`{PROGRAM}` is not installed"), hint: format!("`apt-get install {PROGRAM}`, {again}") })?;
+    match File::options().read(true).write(true).open(TUN) {
+        Ok(_) => Ok(program),
+        Err(error) => Err(NoEgress { why: format!("`{TUN}`: {error}"), hint: format!("`sudo modprobe tun` and `sudo chmod 666 {TUN}`, {again}") }),
+    }
 }
 
 /// One that runs. Dropping it ends it.

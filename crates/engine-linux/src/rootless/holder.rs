@@ -113,7 +113,7 @@ fn hold(run: Option<&Path>) -> Result<(), String> {
     // What the machine mounts and unmounts later is seen here, and not the other way round.
     mount(NONE, "/", NONE, MsFlags::MS_SLAVE | MsFlags::MS_REC, NONE).map_err(errno("keeping mounts to itself"))?;
     loopback().map_err(|error| format!("setting loopback up: {error}"))?;
-    if let (Some(run), Some(_)) = (run, egress::found()) {
+    if let (Some(run), Ok(_)) = (run, egress::found()) {
         resolvers(run).map_err(|error| format!("naming the resolver: {error}"))?;
     }
     say(READY);

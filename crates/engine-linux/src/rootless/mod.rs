@@ -16,7 +16,7 @@ mod holder;
 mod ids;
 mod outside;
 
-pub use egress::{HINT as EGRESS_HINT, found as egress_program};
+pub use egress::{NoEgress, found as egress_program};
 pub use enter::{SCRATCH, main as enter};
 pub use holder::main as holder;
 pub use ids::IDS;
@@ -76,15 +76,14 @@ pub fn inside() -> bool {
 }
 
 /// What services have to do without where Moat runs without root.
-pub fn lacks(egress: Option<&str>) -> Vec<String> {
+pub fn lacks(egress: Option<&NoEgress>) -> Vec<String> {
     let mut lacks = vec![
         "memory and CPU of services are not limited, and nothing is scaled by them: control groups belong to root".to_owned(),
         "services share one range of user ids (each still sees its own processes and files only)".to_owned(),
+        "disks of services that run are not copied: `moat suspend` a service before its backup or snapshot".to_owned(),
         "packets between services take the filter's whole path: the shortcut needs root".to_owned(),
     ];
-    if egress.is_none() {
-        lacks.push(format!("services don't reach the internet: {}", egress::HINT));
-    }
+    lacks.extend(egress.map(|NoEgress { why, hint }| format!("services don't reach the internet: {why}; {hint}")));
     lacks
 }
 

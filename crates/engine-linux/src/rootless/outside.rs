@@ -2,7 +2,7 @@
 //!
 //! Invariant: it ends when it is told to, or when nobody can find it any more, and the holder with it.
 
-use super::egress::{self, Egress};
+use super::egress::{self, Egress, NoEgress};
 use super::{HELD, READY, lacks, say};
 use crate::sys;
 use moat_net_linux::outside::{About, Asked, Door};
@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Between two looks at the way out and at the socket, in milliseconds.
@@ -40,11 +40,10 @@ fn stay(run: &Path, holder: i32) -> io::Result<()> {
     let open = |kind: &str| File::open(format!("/proc/{holder}/ns/{kind}")).map(OwnedFd::from);
     let door = Door::open(run, [open("user")?, open("mnt")?, open("net")?])?;
     let program = egress::found();
-    let mut egress = program.as_deref().and_then(|program| Egress::start(program, holder).ok());
-    let about = |egress: &Option<Egress>| {
-        let name = program.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-        let name = name.filter(|_| egress.is_some());
-        About { lacks: lacks(name.as_deref()), egress: name }
+    let mut egress = start(program.as_ref(), holder);
+    let about = |egress: &Result<Egress, NoEgress>| About {
+        lacks: lacks(egress.as_ref().err()),
+        egress: program.as_ref().ok().filter(|_| egress.is_ok()).map(|program| program.display().to_string()),
     };
     say(READY);
     let null = File::options().write(true).open("/dev/null")?;
@@ -60,8 +59,8 @@ fn stay(run: &Path, holder: i32) -> io::Result<()> {
         if !door.is_there() {
             break;
         }
-        if egress.as_mut().is_none_or(|egress| !egress.runs()) {
-            egress = program.as_deref().and_then(|program| Egress::start(program, holder).ok());
+        if program.is_ok() && egress.as_mut().map_or(true, |egress| !egress.runs()) {
+            egress = start(program.as_ref(), holder);
         }
     }
     drop(egress);
@@ -69,4 +68,12 @@ fn stay(run: &Path, holder: i32) -> io::Result<()> {
     let _ = sys::pidfd_kill(held.as_fd(), Signal::SIGKILL);
     let _ = fs::remove_file(run.join(HELD));
     Ok(())
+}
+
+fn start(program: Result<&PathBuf, &NoEgress>, holder: i32) -> Result<Egress, NoEgress> {
+    let program = program.map_err(NoEgress::clone)?;
+    Egress::start(program, holder).map_err(|error| NoEgress {
+        why: format!("`{}`: {error}", program.display()),
+        hint: "it is tried again each second".to_owned(),
+    })
 }
