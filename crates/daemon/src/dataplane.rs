@@ -100,7 +100,10 @@ impl DataPlane {
         let failed = |error: io::Error| {
             let other = wanted.port().saturating_add(1);
             let hint = if error.kind() == io::ErrorKind::PermissionDenied && Outside::of_process().is_some() {
-                format!("ports below 1024 are root's: `sudo sysctl -w net.ipv4.ip_unprivileged_port_start={}`, or choose another with `--listen`", wanted.port())
+                format!(
+                    "ports below 1024 are root's: `sudo sysctl -w net.ipv4.ip_unprivileged_port_start={}`, or choose another with `--listen`",
+                    wanted.port()
+                )
             } else if error.kind() == io::ErrorKind::AddrInUse {
                 format!("another program listens on {wanted}: stop it, or choose another port with `--listen 127.0.0.1:{other}`")
             } else {

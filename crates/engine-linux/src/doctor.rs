@@ -244,7 +244,8 @@ fn version_in(text: &str) -> Option<&str> {
 /// What a program says of itself.
 fn first_line(program: &Path, args: &[&str]) -> Result<String, String> {
     // Without root, a runtime makes a folder of its own there whatever it is asked.
-    let output = Command::new(program).args(args).env_remove("XDG_RUNTIME_DIR").stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+    let output =
+        Command::new(program).args(args).env_remove("XDG_RUNTIME_DIR").stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }

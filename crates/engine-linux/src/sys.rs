@@ -42,14 +42,7 @@ fn set_mount(path: &Path, attr_set: u64, flags: libc::c_int) -> io::Result<()> {
     let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: `path` is NUL-terminated, `attributes` lives across the call and its true size is passed.
     let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
+        libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, path.as_ptr(), flags, &raw const attributes, size_of::<libc::mount_attr>())
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

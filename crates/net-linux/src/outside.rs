@@ -227,12 +227,13 @@ impl Door {
     fn answer(&self, question: Question, about: &About) -> io::Result<(Answer, Vec<OwnedFd>)> {
         Ok(match question {
             Question::Socket { v6 } => (Answer::Done, vec![ns::tcp_socket(if v6 { Family::V6 } else { Family::V4 })?]),
-            Question::Namespaces => {
-                (Answer::Done, self.namespaces.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?)
-            }
+            Question::Namespaces => (Answer::Done, self.namespaces.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?),
             Question::Addresses => {
                 let all = Links::open()?.addresses()?;
-                (Answer::Addresses(all.into_iter().map(|(_, net)| net.addr()).filter(|address| !address.is_loopback()).collect()), Vec::new())
+                (
+                    Answer::Addresses(all.into_iter().map(|(_, net)| net.addr()).filter(|address| !address.is_loopback()).collect()),
+                    Vec::new(),
+                )
             }
             Question::About => (Answer::About(about.clone()), Vec::new()),
             Question::End => (Answer::Done, Vec::new()),

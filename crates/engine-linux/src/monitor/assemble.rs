@@ -27,7 +27,8 @@ const NONE: Option<&str> = None;
 pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp], rootless: bool) -> Result<(), String> {
     let fail = |what: &str, path: &Path, error: &dyn std::fmt::Display| format!("{what} `{}`: {error}", path.display());
     let (layered, ops) = if let Some((MountOp::Layers { layers, scratch, first_id }, rest)) = ops.split_first() {
-        layers::mount_root(layers, scratch, *first_id, rootfs, rootless).map_err(|error| format!("mounting the image's layers: {error}"))?;
+        layers::mount_root(layers, scratch, *first_id, rootfs, rootless)
+            .map_err(|error| format!("mounting the image's layers: {error}"))?;
         (true, rest)
     } else {
         mount(Some("moat"), rootfs, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(ROOT_SIZE))

@@ -35,7 +35,9 @@ pub fn found() -> Result<PathBuf, NoEgress> {
         .ok_or_else(|| NoEgress { why: format!("`{PROGRAM}` is not installed"), hint: format!("`apt-get install {PROGRAM}`, {again}") })?;
     match File::options().read(true).write(true).open(TUN) {
         Ok(_) => Ok(program),
-        Err(error) => Err(NoEgress { why: format!("`{TUN}`: {error}"), hint: format!("`sudo modprobe tun` and `sudo chmod 666 {TUN}`, {again}") }),
+        Err(error) => {
+            Err(NoEgress { why: format!("`{TUN}`: {error}"), hint: format!("`sudo modprobe tun` and `sudo chmod 666 {TUN}`, {again}") })
+        }
     }
 }
 

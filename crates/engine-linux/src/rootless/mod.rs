@@ -94,11 +94,15 @@ pub fn lacked(run: &Path) -> Vec<String> {
 
 /// Sees to it that the namespaces of a runtime folder, and the process outside of them, are there.
 pub fn ensure(run: &Path, own_exe: &Path) -> Result<(), RootlessError> {
+    let outside = Outside::at(run);
+    if !outside.socket().exists() {
+        // Before anything is made.
+        ids::Maps::find()?;
+    }
     own_folder(run)?;
     let doing = || RootlessError::io(format!("lock `{}`", run.display()));
     let lock = File::create(run.join("rootless.lock")).map_err(doing())?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| doing()(error.into()))?;
-    let outside = Outside::at(run);
     if outside.about().is_ok() {
         return Ok(());
     }

@@ -72,8 +72,6 @@ fn stay(run: &Path, holder: i32) -> io::Result<()> {
 
 fn start(program: Result<&PathBuf, &NoEgress>, holder: i32) -> Result<Egress, NoEgress> {
     let program = program.map_err(NoEgress::clone)?;
-    Egress::start(program, holder).map_err(|error| NoEgress {
-        why: format!("`{}`: {error}", program.display()),
-        hint: "it is tried again each second".to_owned(),
-    })
+    Egress::start(program, holder)
+        .map_err(|error| NoEgress { why: format!("`{}`: {error}", program.display()), hint: "it is tried again each second".to_owned() })
 }

@@ -305,7 +305,8 @@ impl<'a> Tree<'a> {
             let next = beneath(folder.as_fd(), part, OFlags::RDONLY | OFlags::DIRECTORY).map_err(fail)?;
             if !matches!(was, There::Folder) {
                 // The process' file mode mask and a parent's setgid bit have no say in a layer.
-                rustix::fs::fchown(&next, Some(Uid::from_raw(self.owners.first())), Some(Gid::from_raw(self.owners.first()))).map_err(fail)?;
+                rustix::fs::fchown(&next, Some(Uid::from_raw(self.owners.first())), Some(Gid::from_raw(self.owners.first())))
+                    .map_err(fail)?;
                 rustix::fs::fchmod(&next, Mode::from_raw_mode(0o755)).map_err(fail)?;
                 self.implicit.insert(path.clone());
             }

@@ -26,7 +26,16 @@ fn every_attack_fails_without_root() {
         return;
     }
     // Each test makes its machine on a thread of its own.
-    let output = as_user().arg(&program).args(["attack::", "neither_host_nor_neighbour_gets_in_by_a_route", "egress_reaches_the_internet_and_never_the_host", "--test-threads=2"]).output().unwrap();
+    let output = as_user()
+        .arg(&program)
+        .args([
+            "attack::",
+            "neither_host_nor_neighbour_gets_in_by_a_route",
+            "egress_reaches_the_internet_and_never_the_host",
+            "--test-threads=2",
+        ])
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     let passed = said.lines().filter(|line| line.starts_with("test ") && line.ends_with(" ok")).count();
