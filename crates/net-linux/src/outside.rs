@@ -18,7 +18,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -163,7 +163,19 @@ pub fn public_listener(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Door {
     listener: UnixListener,
     path: PathBuf,
+    inode: u64,
     namespaces: [OwnedFd; 3],
+}
+
+/// Who is found at a door's place in the runtime folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// This door.
+    Own,
+    /// Another one, which took its place.
+    Other,
+    /// Nobody: the folder was removed.
+    Nobody,
 }
 
 /// What became of a question.
@@ -183,8 +195,9 @@ impl Door {
         let _ = fs::remove_file(&aside);
         let listener = UnixListener::bind(&aside)?;
         fs::set_permissions(&aside, fs::Permissions::from_mode(0o600))?;
+        let inode = fs::metadata(&aside)?.ino();
         fs::rename(&aside, &path)?;
-        Ok(Self { listener, path, namespaces })
+        Ok(Self { listener, path, inode, namespaces })
     }
 
     /// Where questions arrive.
@@ -192,9 +205,13 @@ impl Door {
         self.listener.as_fd()
     }
 
-    /// Whether it can still be found.
-    pub fn is_there(&self) -> bool {
-        self.path.exists()
+    /// Who is found by those who look for it.
+    pub fn found(&self) -> Found {
+        match fs::metadata(&self.path) {
+            Ok(about) if about.ino() == self.inode => Found::Own,
+            Ok(_) => Found::Other,
+            Err(_) => Found::Nobody,
+        }
     }
 
     /// Closes it for those who come later.
@@ -274,7 +291,6 @@ fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt as _;
 
     #[test]
     fn sockets_addresses_and_namespaces_come_through_the_door_until_it_is_closed() {
@@ -287,7 +303,7 @@ mod tests {
         let told = about.clone();
         let server = std::thread::spawn(move || {
             while door.serve(&told).unwrap() != Asked::End {}
-            door.is_there()
+            door.found()
         });
         assert_eq!(outside.about().unwrap(), about);
         assert!(outside.addresses().unwrap().iter().all(|address| !address.is_loopback()));
@@ -300,7 +316,7 @@ mod tests {
             assert!(TcpListener::from(outside.tcp_socket(family).unwrap()).local_addr().is_ok_and(|address| address.port() == 0));
         }
         outside.end().unwrap();
-        assert!(!server.join().unwrap());
+        assert_eq!(server.join().unwrap(), Found::Nobody);
         assert!(outside.end().is_err());
     }
 }

@@ -5,7 +5,7 @@
 use super::egress::{self, Egress, NoEgress};
 use super::{HELD, READY, lacks, say};
 use crate::sys;
-use moat_net_linux::outside::{About, Asked, Door};
+use moat_net_linux::outside::{About, Asked, Door, Found};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, dup2_stdout, setsid};
@@ -56,8 +56,10 @@ fn stay(run: &Path, holder: i32) -> io::Result<()> {
         if matches!(ready, Ok(1)) && matches!(door.serve(&about(&egress)), Ok(Asked::End)) {
             break;
         }
-        if !door.is_there() {
-            break;
+        match door.found() {
+            Found::Own => {}
+            Found::Other => return Ok(()),
+            Found::Nobody => break,
         }
         if program.is_ok() && egress.as_mut().map_or(true, |egress| !egress.runs()) {
             egress = start(program.as_ref(), holder);
