@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
-/// Runs the tests of this program whose names hold one of the words, as a user without any privilege, in namespaces of its own.
+/// Runs this program's tests of attack rows as a user without any privilege, in namespaces of its own.
 #[test]
 fn every_row_holds_without_root() {
     if !nix::unistd::geteuid().is_root() {
@@ -25,8 +25,10 @@ fn every_row_holds_without_root() {
         println!("skipped: this kernel has no user namespaces for users: {}", String::from_utf8_lossy(&may.stderr).trim());
         return;
     }
-    // Each test makes its machine on a thread of its own.
-    let output = as_user().arg(&program).args(["::row", "an_element_that_opens_a_worker", "--test-threads=2"]).output().unwrap();
+    // Each test makes its machine on a thread of its own, and mostly waits. Row 29 takes a minute for every port there is: once is enough.
+    let mut tests = as_user();
+    tests.arg(&program).args(["::row", "an_element_that_opens_a_worker", "--skip", "row_29", "--test-threads=4"]);
+    let output = tests.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     let passed = said.lines().filter(|line| line.starts_with("test ") && line.ends_with(" ok")).count();
