@@ -76,7 +76,8 @@ fn what_somebody_changed_is_mended_and_told() {
     let greeter = service(&host.ps(), "greeter")["instances"][0]["address"]["v4"].as_str().unwrap().to_owned();
     let told = |what: &str| {
         wait_for(what, || host.moat(&["events"]).ok().out.lines().any(|line| line.contains("repaired") && line.contains(what)));
-        host.moat(&["verify"]).ok();
+        let verified = host.moat(&["verify"]).ok().out;
+        assert!(verified.lines().any(|line| line.contains("mended since") && line.contains(what)), "{what}:\n{verified}");
     };
     // An element of the filter, a rule of it, a table beside it, a rule of the host's table, the way to an instance.
     let list = host.router("nft list set inet moat receivers4").ok().out;

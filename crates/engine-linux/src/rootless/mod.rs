@@ -107,15 +107,15 @@ pub fn ensure(run: &Path, own_exe: &Path) -> Result<(), RootlessError> {
         return Ok(());
     }
     let held = run.join(HELD);
-    let holder = match files::read_json::<ProcessId>(&held).ok().flatten().filter(|holder| holder.alive()) {
-        // Whoever was outside is gone; the namespaces and what runs in them are not.
-        Some(holder) => holder,
-        None => {
-            let holder = Holder::make(Some(run), own_exe)?.keep();
-            let holder = ProcessId::of(holder).ok_or_else(|| RootlessError::new("the process that holds the namespaces ended at once"))?;
-            files::write_json(&held, &holder).map_err(RootlessError::io(format!("write `{}`", held.display())))?;
-            holder
-        }
+    // Where whoever was outside is gone, the namespaces and what runs in them are not.
+    let lives = files::read_json::<ProcessId>(&held).ok().flatten().filter(|holder| holder.alive());
+    let holder = if let Some(holder) = lives {
+        holder
+    } else {
+        let holder = Holder::make(Some(run), own_exe)?.keep();
+        let holder = ProcessId::of(holder).ok_or_else(|| RootlessError::new("the process that holds the namespaces ended at once"))?;
+        files::write_json(&held, &holder).map_err(RootlessError::io(format!("write `{}`", held.display())))?;
+        holder
     };
     let mut child = Command::new(own_exe)
         .arg(OUTSIDE)
