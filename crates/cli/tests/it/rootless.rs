@@ -26,8 +26,8 @@ fn user(host: &Host) -> Option<User<'_>> {
         ("subgid", "lena:700000:65536\n".to_owned()),
     ] {
         let real = fs::read_to_string(format!("/etc/{name}")).unwrap_or_default();
-        let others: String = real.lines().filter(|line| !line.starts_with("lena:")).map(|line| format!("{line}\n")).collect();
-        let own = host.write(&format!("etc/{name}"), &(others + &line));
+        let others: Vec<&str> = real.lines().filter(|line| !line.starts_with("lena:")).collect();
+        let own = host.write(&format!("etc/{name}"), &format!("{}\n{line}", others.join("\n")));
         host.sh(&format!("mount --bind {} /etc/{name}", own.display())).ok();
     }
     let folder = host.path("");
