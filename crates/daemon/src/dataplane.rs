@@ -7,6 +7,7 @@ use crate::protocol::Failure;
 use moat_dataplane::{Config, Host, KeepError, Keeper, Place, Sockets, Stamp};
 use moat_dns::Zones;
 use moat_model::state::Generation;
+use moat_net_linux::outside::{self, Outside};
 use moat_net_linux::{Network, ns};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,7 +15,6 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 /// How long the loop waits for a configuration to hold. One that takes longer holds later.
@@ -99,16 +99,21 @@ impl DataPlane {
         }
         let failed = |error: io::Error| {
             let other = wanted.port().saturating_add(1);
-            let hint = if error.kind() == io::ErrorKind::AddrInUse {
+            let hint = if error.kind() == io::ErrorKind::PermissionDenied && Outside::of_process().is_some() {
+                format!(
+                    "ports below 1024 are root's: `sudo sysctl -w net.ipv4.ip_unprivileged_port_start={}`, or choose another with `--listen`",
+                    wanted.port()
+                )
+            } else if error.kind() == io::ErrorKind::AddrInUse {
                 format!("another program listens on {wanted}: stop it, or choose another port with `--listen 127.0.0.1:{other}`")
             } else {
                 "choose another address with `--listen`".to_owned()
             };
             Failure { message: format!("can't listen on {wanted}: {error}"), hint: Some(hint), exit_code: 3 }
         };
-        let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+        let listener = outside::public_listener(wanted).map_err(failed)?;
         self.listening = Some(listener.local_addr().map_err(failed)?);
-        self.ingress = Some(listener.into_std().map_err(failed)?.into());
+        self.ingress = Some(listener.into());
         Ok(())
     }
 

@@ -17,6 +17,7 @@ mod offline;
 mod plane;
 mod postgres;
 mod push;
+mod rootless;
 mod run;
 mod sabotage;
 mod serve;
