@@ -39,6 +39,16 @@ const PORT_PATIENCE: Duration = Duration::from_secs(3);
 const WRITTEN_PORT_PATIENCE: Duration = Duration::from_mins(2);
 /// Listening on nothing is no surprise before.
 const STARTING: Duration = Duration::from_secs(8);
+/// Between two looks at an instance that does not take traffic yet: the least, which grows by half each time, and the most.
+const SOON: Duration = Duration::from_millis(15);
+const SOON_AT_MOST: Duration = Duration::from_millis(150);
+/// Between two looks at one that takes traffic and is asked for its health, and at any in its first minute.
+const OFTEN: Duration = Duration::from_secs(2);
+/// Between two looks at one that takes traffic and is known by its open port alone.
+const SOMETIMES: Duration = Duration::from_secs(5);
+/// Between two looks at one that receives nothing: only whether it listens all the same is looked for.
+const SELDOM: Duration = Duration::from_secs(30);
+const FIRST_MINUTE: Duration = Duration::from_mins(1);
 const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
 const RESTART_AFTER: Duration = Duration::from_mins(1);
 
@@ -58,6 +68,7 @@ pub async fn watch(
     // It had its time to bind its port.
     let mut other_port_since = before.as_ref().and_then(|_| began.checked_sub(WRITTEN_PORT_PATIENCE));
     let mut last = before;
+    let mut soon = SOON;
     loop {
         let mut now = look(&*engine, &id, &service, began, &mut other_port_since).await;
         if let Some(path) = &service.health_check_path {
@@ -91,7 +102,16 @@ pub async fn watch(
             now.ready = false;
             now.seen = Some(why);
         }
-        let pause = if now.ready || health.was_healthy { Duration::from_secs(2) } else { Duration::from_millis(150) };
+        let up = began.elapsed();
+        let pause = if now.ready || health.was_healthy {
+            soon = SOON;
+            rest(&service, up)
+        } else if service.kind.receives() {
+            std::mem::replace(&mut soon, (soon * 3 / 2).min(SOON_AT_MOST))
+        } else {
+            // Nothing but time makes it ready.
+            UP_AFTER.saturating_sub(up).max(SOON)
+        };
         if last.as_ref() != Some(&now) {
             last = Some(now.clone());
             if tx.send(Msg::Checked(id.clone(), now)).is_err() {
@@ -99,6 +119,16 @@ pub async fn watch(
             }
         }
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Between two looks at an instance that takes traffic and has been watched for so long.
+fn rest(service: &Service, watched: Duration) -> Duration {
+    match (service.kind.receives(), &service.health_check_path) {
+        (_, _) if watched < FIRST_MINUTE => OFTEN,
+        (true, Some(_)) => OFTEN,
+        (true, None) => SOMETIMES,
+        (false, _) => SELDOM,
     }
 }
 

@@ -163,6 +163,22 @@ impl Names {
         )
     }
 
+    /// Whether forwarding is on as [`Names::ensure_forwarding`] leaves it.
+    pub fn forwards(&self, record: &HostRecord) -> Result<bool, NetError> {
+        let refuse = || NetError::io("read the host's forwarding");
+        let of_link = ["ipv4/conf/LINK/forwarding", "ipv6/conf/LINK/force_forwarding"].map(|name| name.replace("LINK", &self.link));
+        let ipv6 = record.uplink_v6.is_some();
+        let wanted = wanted_settings(ipv6).map_err(refuse())?;
+        let of_link = of_link.into_iter().filter(|name| ipv6 || name.starts_with("ipv4")).map(|name| (name, "1".to_owned()));
+        for (name, value) in wanted.into_iter().chain(of_link) {
+            // What this kernel does not have can't be off.
+            if sysctl::get(&name).map_err(refuse())?.is_some_and(|now| now != value) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Turns forwarding on, and notes in `record` what was off; what was done.
     pub fn ensure_forwarding(
         &self,

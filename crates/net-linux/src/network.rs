@@ -30,7 +30,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::linux::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where the network keeps its things.
@@ -74,6 +74,10 @@ pub(crate) struct Inner {
     host_rules: Watch,
     /// Tells of changes of the router's links, addresses, routes and neighbours.
     bell: Bell,
+    /// The same of the host.
+    host_bell: Bell,
+    /// How often was looked for changes.
+    looks: AtomicU32,
     /// Whether this process knows that no flow is left that the policy forbids.
     settled: AtomicBool,
 }
@@ -101,7 +105,9 @@ impl Network {
                 beyond: Outside::of_process(),
                 rules: Watch::default(),
                 host_rules: Watch::default(),
-                bell: Bell::default(),
+                bell: Bell::of_router(),
+                host_bell: Bell::of_host(),
+                looks: AtomicU32::new(0),
                 settled: AtomicBool::new(false),
             }),
         })

@@ -23,9 +23,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 
-/// `RTMGRP_LINK`, `RTMGRP_NEIGH`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR` and
-/// `RTMGRP_IPV6_ROUTE` of rtnetlink(7).
-const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400;
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR` and `RTMGRP_IPV6_ROUTE` of rtnetlink(7).
+const HOST_GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// Besides, `RTMGRP_NEIGH` (of the host they come and go all the time) and `RTMGRP_TC`.
+const ROUTER_GROUPS: u32 = HOST_GROUPS | 0x4 | 0x8;
 
 /// What was found in a router namespace.
 #[derive(Debug, Default)]
@@ -226,8 +227,10 @@ pub fn mend(wanted: Vec<(String, Request)>) -> io::Result<Vec<String>> {
 }
 
 /// Rings when something of the namespace changed, and until a look found everything in order.
-#[derive(Default)]
-pub struct Bell(Mutex<State>);
+pub struct Bell {
+    groups: u32,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
@@ -239,9 +242,36 @@ struct State {
     lost: BTreeSet<InstanceId>,
 }
 
+impl State {
+    /// Takes what was told meanwhile; whether there was anything.
+    fn hear(&self) -> io::Result<bool> {
+        let Some((_, socket)) = &self.socket else { return Ok(true) };
+        let mut told = false;
+        loop {
+            match socket.recv_from_full() {
+                Ok(_) => told = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(told),
+                // Lost messages are changes too.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
 impl Bell {
+    /// For a router namespace.
+    pub fn of_router() -> Self {
+        Self { groups: ROUTER_GROUPS, state: Mutex::default() }
+    }
+
+    /// For the host's.
+    pub fn of_host() -> Self {
+        Self { groups: HOST_GROUPS, state: Mutex::default() }
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there is something to look at. Runs in the namespace, whose number is `namespace`.
@@ -250,22 +280,25 @@ impl Bell {
         if state.socket.as_ref().is_none_or(|(number, _)| *number != namespace) {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.set_non_blocking(true)?;
-            socket.bind(&SocketAddr::new(0, GROUPS))?;
+            socket.bind(&SocketAddr::new(0, self.groups))?;
             *state = State { socket: Some((namespace, socket)), ..State::default() };
         }
-        let Some((_, socket)) = &state.socket else { return Ok(true) };
-        let mut told = false;
-        loop {
-            match socket.recv_from_full() {
-                Ok(_) => told = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Lost messages are changes too.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told = true,
-                Err(error) => return Err(error),
-            }
-        }
+        let told = state.hear()?;
         state.quiet &= !told;
         Ok(!state.quiet)
+    }
+
+    /// Forgets what it heard until now.
+    pub fn drain(&self) -> io::Result<()> {
+        self.state().hear().map(drop)
+    }
+
+    /// Everything is in order: what it heard until now was of one's own making.
+    pub fn settle(&self) -> io::Result<()> {
+        let mut state = self.state();
+        state.hear()?;
+        state.quiet = true;
+        Ok(())
     }
 
     /// Takes note of a look: of what was lacking, only what lacked something in the look before too is left in it.

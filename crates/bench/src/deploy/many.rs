@@ -20,6 +20,8 @@ const GOAL_CPU: f64 = 1.0;
 const EACH: usize = 20;
 /// How long a new daemon may take.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// After this long an instance is an old one.
+const SETTLED: Duration = Duration::from_secs(75);
 /// How long CPU time is counted.
 const WATCHED: Duration = Duration::from_secs(20);
 
@@ -158,8 +160,8 @@ struct Cost {
 
 fn cost(many: &Many<'_>) -> Outcome<(Duration, Cost)> {
     let daemon = many.daemon()?;
-    // What starting needed is over.
-    std::thread::sleep(Duration::from_secs(5));
+    // What starting needed is over, and the first minute, in which instances are looked at more often.
+    std::thread::sleep(SETTLED);
     let (before, began) = (cpu_seconds(daemon)?, Instant::now());
     std::thread::sleep(WATCHED);
     let cpu = 100.0 * (cpu_seconds(daemon)? - before) / began.elapsed().as_secs_f64();

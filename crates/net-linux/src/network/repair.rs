@@ -18,14 +18,22 @@ use std::os::linux::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Looks after which links and routes are looked at even if nothing told of a change.
+const LOOK_ANYWAY: u32 = 60;
+
 impl Inner {
     pub(super) fn ensure(&self) -> Result<Repairs, NetError> {
         let _lock = self.records.lock()?;
         let mut record = self.record()?;
         let mut done = Vec::new();
-        let router = match self.pin.open().map_err(NetError::io("open the router namespace"))? {
+        let found = self.pin.open().map_err(NetError::io("open the router namespace"))?;
+        let moved = match &found {
+            Some(router) => self.something_moved(router)?,
+            None => true,
+        };
+        let router = match found {
             Some(router) => {
-                done.extend(self.ensure_inside(&router, &record)?);
+                done.extend(self.ensure_inside(&router, &record, moved)?);
                 router
             }
             None => {
@@ -41,28 +49,46 @@ impl Inner {
             }
         };
         done.extend(self.outside(|| {
-            let mut done = self.names.ensure_uplink(&record, &router)?;
+            let mut done = if moved { self.names.ensure_uplink(&record, &router)? } else { Vec::new() };
             done.extend(self.names.ensure_table(&record, &self.host_rules)?);
-            done.extend(self.names.ensure_forwarding(&mut record, |record| self.records.write_host(record))?);
+            if moved || !self.names.forwards(&record)? {
+                done.extend(self.names.ensure_forwarding(&mut record, |record| self.records.write_host(record))?);
+            }
             Ok(done)
         })?);
+        if !moved {
+            return Ok(Repairs { done, lost: BTreeSet::new() });
+        }
         if self.refresh(&router)? {
             done.push("brought the set of the host's addresses up to date".to_owned());
         }
         let lost = self.mend_ways(&router, &record, &mut done)?;
+        if done.is_empty() {
+            self.host_bell.settle().map_err(NetError::link("listen to the host's links"))?;
+        }
         Ok(Repairs { done, lost })
+    }
+
+    /// Whether a link, an address, a route, a neighbour or a program of the router or the host changed since everything was in
+    /// order, or some time has passed.
+    fn something_moved(&self, router: &File) -> Result<bool, NetError> {
+        let number = |file: &File| file.metadata().map(|about| about.st_ino()).map_err(NetError::io("look at a network namespace"));
+        let (inside, outside) = (number(router)?, number(&self.host)?);
+        let due = self.looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK_ANYWAY);
+        let listen = NetError::link("listen to the router's links");
+        let rings = within(router, || self.bell.rings(inside))?.map_err(listen)?;
+        let host_rings = self.outside(|| self.host_bell.rings(outside).map_err(NetError::link("listen to the host's links")))?;
+        Ok(rings || host_rings || due)
     }
 
     /// Takes away what somebody added to the router's links, addresses and routes, and gives back what listed instances
     /// lack; the instances that have lost their link.
     fn mend_ways(&self, router: &File, record: &HostRecord, done: &mut Vec<String>) -> Result<BTreeSet<InstanceId>, NetError> {
         let Some(policy) = self.known_policy()? else { return Ok(BTreeSet::new()) };
-        let number = router.metadata().map_err(NetError::io("look at the router namespace"))?.st_ino();
         let uplink = ways::Uplink { name: lower::UPLINK, v4: record.router_v4(), v6: record.router_v6() };
         let work = || {
-            if !self.bell.rings(number)? {
-                return Ok(BTreeSet::new());
-            }
+            // What was just made told of itself.
+            self.bell.drain()?;
             let look = || io::Result::Ok(ways::review(&policy, &uplink, &ways::Found::here()?));
             let mut review = look()?;
             let incomplete: BTreeSet<LinkName> = review.incomplete(&policy);
@@ -82,7 +108,7 @@ impl Inner {
     }
 
     /// Makes what is missing inside an existing router namespace.
-    fn ensure_inside(&self, router: &File, record: &HostRecord) -> Result<Vec<String>, NetError> {
+    fn ensure_inside(&self, router: &File, record: &HostRecord, moved: bool) -> Result<Vec<String>, NetError> {
         let mut done = Vec::new();
         match self.known_policy()? {
             None if self.has_filter(router, &record.facts)? => {}
@@ -98,14 +124,16 @@ impl Inner {
                 }
             }
         }
-        done.extend(within(router, inside_settings)??);
-        let mended = within(router, || self.shortcut.repair(router, &mut Links::open()?))?;
-        done.extend(
-            mended
-                .map_err(NetError::link("look at the links' programs"))?
-                .into_iter()
-                .map(|name| format!("gave the link `{name}` its shortcut back")),
-        );
+        done.extend(within(router, || inside_settings(moved))??);
+        if moved {
+            let mended = within(router, || self.shortcut.repair(router, &mut Links::open()?))?;
+            done.extend(
+                mended
+                    .map_err(NetError::link("look at the links' programs"))?
+                    .into_iter()
+                    .map(|name| format!("gave the link `{name}` its shortcut back")),
+            );
+        }
         // Another process may have ended between removing a link and forgetting its flows.
         if !self.settled.load(Ordering::Acquire) {
             if let Some(policy) = self.known_policy()? {
@@ -152,13 +180,15 @@ impl Inner {
 fn prepare(closed: &lower::Ruleset) -> Result<(), NetError> {
     router::ensure_settings().map_err(NetError::io("set the router namespace's settings"))?;
     nft::apply(&lower::replace(closed), "load the closed filter")?;
-    inside_settings().map(drop)
+    inside_settings(true).map(drop)
 }
 
-/// Settings, loopback and forwarding of the router namespace; what was changed.
-fn inside_settings() -> Result<Vec<String>, NetError> {
+/// Settings, loopback (when something `moved`) and forwarding of the router namespace; what was changed.
+fn inside_settings(moved: bool) -> Result<Vec<String>, NetError> {
     let mut changed = router::ensure_settings().map_err(NetError::io("set the router namespace's settings"))?;
-    router::ensure_loopback().map_err(NetError::link("configure the router's loopback"))?;
+    if moved {
+        router::ensure_loopback().map_err(NetError::link("configure the router's loopback"))?;
+    }
     changed.extend(router::ensure_forwarding().map_err(NetError::io("set the router namespace's forwarding"))?);
     Ok(changed.into_iter().map(|name| format!("set `net/{name}` of the router back")).collect())
 }
