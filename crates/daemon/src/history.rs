@@ -240,6 +240,7 @@ mod tests {
             given: BTreeMap::new(),
             files: BTreeMap::new(),
             listen: "127.0.0.1:8080".to_owned(),
+            listen_tls: None,
             start_timeout_seconds: 1,
             pass_env: Vec::new(),
             git: Default::default(),

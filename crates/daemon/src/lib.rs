@@ -19,6 +19,7 @@ pub mod logs;
 pub mod masked;
 pub mod paths;
 pub mod protocol;
+mod public;
 mod ready;
 mod scene;
 mod server;

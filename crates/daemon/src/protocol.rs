@@ -3,6 +3,7 @@
 //! One connection carries the daemon's [`GREETING`], one [`Request`] and then [`Event`]s until [`Event::End`], each a line, all but
 //! the first of JSON.
 
+mod public;
 mod service;
 
 use moat_model::state::{InstancePhase, Listener};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use public::{CertificateRow, CertificateVerb, DomainRow};
 pub use service::{DeployRow, ServiceVerb, Variable};
 
 /// What a daemon says first. The kernel takes connections for a socket whose process is just being killed: only who is greeted
@@ -101,6 +103,17 @@ pub enum Request {
     },
     /// The daemon ends and leaves everything running, for another one that takes its place. One of `moat serve` refuses.
     Leave,
+    /// The settings of the ingress, after some are changed: answers one [`Event::Ingress`].
+    Ingress {
+        /// What to change, by setting.
+        set: Vec<(String, String)>,
+    },
+    /// What people ask of certificates.
+    Certificate(CertificateVerb),
+    /// The certificate of this machine's own authority: answers one [`Event::Authority`].
+    Authority,
+    /// Public host names and what DNS says of them: answers one [`Event::Domains`].
+    Domains,
 }
 
 /// Which lines of logs are wanted; nothing said is all.
@@ -127,6 +140,9 @@ pub struct UpRequest {
     pub files: BTreeMap<String, Secret>,
     /// Where the ingress listens.
     pub listen: String,
+    /// Where it listens for HTTPS; none is as it was.
+    #[serde(default)]
+    pub listen_tls: Option<String>,
     /// Seconds that a service may take until it listens.
     pub start_timeout_seconds: u64,
     /// Host variables handed to builds.
@@ -260,6 +276,26 @@ pub enum Event {
     },
     /// Something that happened.
     Recorded(Recorded),
+    /// The settings of the ingress.
+    Ingress {
+        /// Each with its value.
+        settings: Vec<(String, String)>,
+    },
+    /// Certificates.
+    Certificates {
+        /// Each.
+        certificates: Vec<CertificateRow>,
+    },
+    /// The certificate of this machine's own authority.
+    Authority {
+        /// PEM.
+        certificate: String,
+    },
+    /// Public host names.
+    Domains {
+        /// Each.
+        domains: Vec<DomainRow>,
+    },
 }
 
 /// Why a request failed.
@@ -394,6 +430,9 @@ impl ServicePhase {
 pub struct Status {
     /// Where the ingress listens, when it does.
     pub listen: Option<String>,
+    /// Where it listens for HTTPS, when it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_tls: Option<String>,
     /// Services by slug.
     pub services: Vec<ServiceStatus>,
     /// The daemon's pid.

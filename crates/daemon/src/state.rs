@@ -6,6 +6,7 @@
 use crate::deploy::Deployed;
 use crate::history::History;
 use crate::protocol::UpRequest;
+use crate::public::{Asked, PublicSettings, Signing, StoredCertificate};
 use crate::settings::Settings;
 use moat_model::{Generation, Service, Slug};
 use moat_planner::memory::Memory;
@@ -39,6 +40,14 @@ pub struct Durable {
     pub history: History,
     /// What people have set about services beside their blueprints.
     pub settings: BTreeMap<Slug, Settings>,
+    /// What people have set about the public side.
+    pub public: PublicSettings,
+    /// Certificates that people gave, by their first names.
+    pub certificates: BTreeMap<String, StoredCertificate>,
+    /// What certificates are made with.
+    pub signing: Signing,
+    /// What came of asking for certificates, by name.
+    pub asked: BTreeMap<String, Asked>,
 }
 
 /// How each field is stored: a `map` or a `set` by its keys, a structure by its `fields`. The name is the stored one, too.
@@ -75,6 +84,10 @@ aggregates! {
     map deployed,
     fields history,
     map settings,
+    fields public,
+    map certificates,
+    fields signing,
+    map asked,
 }
 
 /// Why the state can't be read.
@@ -183,6 +196,7 @@ mod tests {
             given: BTreeMap::from([("TOKEN".to_owned(), Secret::new(secret))]),
             files: BTreeMap::new(),
             listen: "127.0.0.1:8080".to_owned(),
+            listen_tls: None,
             start_timeout_seconds: 9,
             pass_env: Vec::new(),
             git: Default::default(),

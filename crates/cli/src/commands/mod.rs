@@ -1,6 +1,7 @@
 //! One module for each verb.
 #![expect(clippy::wildcard_enum_match_arm, reason = "a command picks the events that it is about")]
 
+pub mod cert;
 pub mod check;
 pub mod completions;
 pub mod daemon;
@@ -8,6 +9,7 @@ pub mod dataplane;
 pub mod denied;
 pub mod deploys;
 pub mod doctor;
+pub mod domains;
 pub mod down;
 pub mod env;
 pub mod events;
@@ -15,6 +17,7 @@ pub mod exec;
 pub mod explain;
 pub mod git;
 pub mod image;
+pub mod ingress;
 pub mod install;
 pub mod logs;
 pub mod plan;
@@ -23,6 +26,7 @@ pub mod reach;
 pub mod run;
 pub mod schema;
 pub mod service;
+pub mod trust;
 pub mod up;
 pub mod upgrade;
 pub mod verify;

@@ -4,6 +4,7 @@
 mod builds;
 mod deploys;
 mod docker;
+mod edge;
 mod faults;
 mod guides;
 mod host;

@@ -241,7 +241,7 @@ impl Core {
         else {
             return;
         };
-        let host = Self::host_name(&service);
+        let host = super::public::host_name(&service);
         let before = live.ready.then(|| Readiness { ready: true, http_port: live.http_port, ..Readiness::default() });
         let task = tokio::spawn(ready::watch(self.engine.clone(), id.clone(), service, live.address, host, before, self.tx.clone()));
         if let Some(live) = self.live.get_mut(id) {
@@ -376,11 +376,6 @@ impl Core {
     /// Queues a one-off command of a service in an instance of its own.
     pub(super) fn queue_job(&mut self, service: Service, release: Option<String>, command: String) {
         self.jobs.push((service, release, command));
-    }
-
-    /// The host name that health checks and the ingress use for a service.
-    pub(crate) fn host_name(service: &Service) -> String {
-        if service.kind.is_public() { format!("{}.{}", service.slug, crate::blueprints::DOMAIN) } else { service.slug.to_string() }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The loop: takes one message at a time, changes what should be, and reconciles.
 //!
 //! * [`requests`] – what the command line asks.
+//! * [`public`] – host names, certificates and settings of the public side.
 //! * [`pushes`] – which push is deployed, and by which services.
+//! * [`acme`] – certificates that a server gives by itself.
 //! * [`denials`] – denied flows.
 //! * [`deploys`] – a service's way from source to live.
 //! * [`reconcile`] – desired against observed, through a plan.
@@ -15,10 +17,12 @@
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
 
+mod acme;
 mod denials;
 mod deploys;
 mod disks;
 mod instances;
+mod public;
 mod pushes;
 mod reconcile;
 mod record;
@@ -32,6 +36,8 @@ mod trace;
 pub(crate) mod upgrade;
 mod upkeep;
 mod variables;
+
+pub(crate) use public::public_names;
 
 use crate::Paths;
 use crate::autoscale::Scaler;
@@ -103,6 +109,8 @@ pub enum Msg {
     Become(PathBuf, std::fs::File, mpsc::UnboundedSender<Event>),
     /// End everything this process runs, leaving the workloads.
     Leave,
+    /// Something came of asking a server for a certificate.
+    Acme(acme::News),
 }
 
 /// An instance that this daemon started or adopted.
@@ -218,6 +226,7 @@ pub struct Core {
     /// When disks are measured next; none while they are.
     pub(crate) disks_due: Option<Instant>,
     pub(crate) sites: sites::Sites,
+    pub(crate) shown: public::Shown,
     pub(crate) dataplane: DataPlane,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
@@ -321,6 +330,7 @@ impl Core {
             disks: BTreeMap::new(),
             disks_due: Some(Instant::now()),
             sites: sites::Sites::default(),
+            shown: public::Shown::default(),
             dataplane,
             events,
             followers: Vec::new(),
@@ -432,6 +442,7 @@ impl Core {
             Msg::Upkeep { said, denied, probes } => self.upkeep(said, &denied, probes),
             Msg::Become(program, file, reply) => self.r#become(&program, &file, &reply),
             Msg::Leave => self.leaving = true,
+            Msg::Acme(news) => self.acme_news(news),
         }
     }
 
@@ -449,7 +460,9 @@ impl Core {
         self.settle_deploys();
         self.open_sites().await;
         // Before the sweep, so that no request is answered from what it removes.
+        self.ask_for_certificates();
         self.publish_views().await;
+        self.shown.proofs_hold();
         self.sweep_releases().await;
         self.sweep_fetched().await;
         self.tell_build_logs();
