@@ -72,7 +72,9 @@ impl PublicSettings {
                 "off" => self.proxies.clear(),
                 _ => match value.split(',').map(|net| net.parse().or_else(|_| net.parse::<IpAddr>().map(IpNet::from))).collect() {
                     Ok(nets) => self.proxies = nets,
-                    Err(_) => return wrong("write the proxies' addresses or ranges with commas between, such as `203.0.113.0/24`, or `off`"),
+                    Err(_) => {
+                        return wrong("write the proxies' addresses or ranges with commas between, such as `203.0.113.0/24`, or `off`");
+                    }
                 },
             },
             "acme" => match value {
@@ -165,7 +167,15 @@ mod tests {
     #[test]
     fn what_is_shown_is_what_is_taken() {
         let mut settings = PublicSettings::default();
-        for (key, value) in [("https-redirect", "on"), ("hsts", "31536000"), ("proxy-protocol", "192.0.2.0/24,2001:db8::/32"), ("acme", "letsencrypt"), ("acme-proof", "tls"), ("acme-contact", "a@b.test"), ("acme-root", "/ca.pem")] {
+        for (key, value) in [
+            ("https-redirect", "on"),
+            ("hsts", "31536000"),
+            ("proxy-protocol", "192.0.2.0/24,2001:db8::/32"),
+            ("acme", "letsencrypt"),
+            ("acme-proof", "tls"),
+            ("acme-contact", "a@b.test"),
+            ("acme-root", "/ca.pem"),
+        ] {
             settings.set(key, value).unwrap();
         }
         let mut again = PublicSettings::default();
@@ -175,7 +185,16 @@ mod tests {
         assert_eq!(again, settings);
         settings.set("proxy-protocol", "192.0.2.1").unwrap();
         assert_eq!(settings.rows()[2].1, "192.0.2.1/32");
-        for (key, value) in [("https-redirect", "yes"), ("hsts", "-1"), ("hsts", "long"), ("proxy-protocol", "192.0.2.0/33"), ("port", "1"), ("acme", "http://a.test"), ("acme-contact", "me"), ("acme-root", "ca.pem")] {
+        for (key, value) in [
+            ("https-redirect", "yes"),
+            ("hsts", "-1"),
+            ("hsts", "long"),
+            ("proxy-protocol", "192.0.2.0/33"),
+            ("port", "1"),
+            ("acme", "http://a.test"),
+            ("acme-contact", "me"),
+            ("acme-root", "ca.pem"),
+        ] {
             assert!(settings.set(key, value).is_err(), "{key}={value}");
         }
         for (key, _) in again.rows() {

@@ -2,8 +2,8 @@
 
 use ipnet::IpNet;
 use moat_dns::Zones;
-use moat_model::{Secret, Slug};
 use moat_model::state::{Generation, SiteHeader, SiteRoute};
+use moat_model::{Secret, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

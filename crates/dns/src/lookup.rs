@@ -69,7 +69,8 @@ async fn ask(resolver: SocketAddr, name: &Name, kind: RecordType) -> Result<BTre
         loop {
             let length = socket.recv(&mut read).await?;
             let answer = read.get(..length).and_then(|bytes| Message::from_vec(bytes).ok());
-            if let Some(answer) = answer.filter(|answer| answer.metadata.id == id && answer.metadata.message_type == MessageType::Response) {
+            if let Some(answer) = answer.filter(|answer| answer.metadata.id == id && answer.metadata.message_type == MessageType::Response)
+            {
                 return Ok(answer);
             }
         }

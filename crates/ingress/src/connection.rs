@@ -82,7 +82,8 @@ async fn meet<D: Dial>(proxy: &Proxy<D>, mut stream: TcpStream, from: IpAddr, tl
     let mut client = from;
     let mut read = Vec::new();
     if proxy.routes.load().policy.proxies.iter().any(|net| net.contains(&from)) {
-        let (header, mut rest) = read_until(&mut stream, read, |bytes| proxied(bytes).transpose()).await.map_err(Unmet::Broken)?.ok_or(Unmet::Ended)?;
+        let (header, mut rest) =
+            read_until(&mut stream, read, |bytes| proxied(bytes).transpose()).await.map_err(Unmet::Broken)?.ok_or(Unmet::Ended)?;
         let Proxied { length, client: said } = header?;
         rest.drain(..length);
         read = rest;
@@ -177,6 +178,10 @@ async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
             result = connection.as_mut() => break result,
             () = &mut ends, if !ending => {
                 ending = true;
+                if streams.begun.load(Ordering::Relaxed) == 0 {
+                    // It never asked for anything; saying goodbye takes a client that answers.
+                    return;
+                }
                 connection.as_mut().graceful_shutdown();
             }
             () = streams.abused.notified() => {

@@ -185,8 +185,7 @@ impl<D: Dial> Proxy<D> {
     }
 
     async fn pass(&self, route: &Route, mut request: Request<Incoming>, caller: &Caller<'_>) -> Result<Response<ResponseBody>, Failure> {
-        let upgrade =
-            if caller.bridged { Some(HeaderValue::from_static("websocket")) } else { heads::wanted_upgrade(&request) };
+        let upgrade = if caller.bridged { Some(HeaderValue::from_static("websocket")) } else { heads::wanted_upgrade(&request) };
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let grpc = upgrade.is_none() && heads::is_grpc(request.headers());
         heads::to_instance(&mut request, caller.arrival, caller.id, upgrade.as_ref());

@@ -199,7 +199,7 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
         given: BTreeMap::new(),
         files: BTreeMap::new(),
         listen: "127.0.0.1:8080".to_owned(),
-            listen_tls: None,
+        listen_tls: None,
         start_timeout_seconds: 900,
         pass_env: Vec::new(),
         git: Default::default(),

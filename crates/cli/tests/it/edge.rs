@@ -132,11 +132,9 @@ services:
 /// A server of certificates (RFC 8555) that nobody here wrote, which looks at names at this machine's ports, and the file with the
 /// authority that its own certificate is trusted by.
 fn pebble(host: &Host) -> [Child; 2] {
-    host.sh(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 -subj /CN=pebble \
-         -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -keyout pebble-key.pem -out pebble.pem",
-    )
-    .ok();
+    host.sh("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 -subj /CN=pebble \
+         -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -keyout pebble-key.pem -out pebble.pem")
+        .ok();
     let path = |name: &str| host.path(name).display().to_string();
     let settings = serde_json::json!({ "pebble": {
         "listenAddress": "127.0.0.1:14000", "managementListenAddress": "127.0.0.1:15000",
@@ -149,7 +147,24 @@ fn pebble(host: &Host) -> [Child; 2] {
         command.args(args).env("PEBBLE_VA_NOSLEEP", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap_or_else(|error| panic!("`{program}`: {error}: `cargo xtask test` installs it"))
     };
-    let names = ["-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "", "-management", "", "-dns01", ":8053", "-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""];
+    let names = [
+        "-http01",
+        "",
+        "-https01",
+        "",
+        "-tlsalpn01",
+        "",
+        "-doh",
+        "",
+        "-management",
+        "",
+        "-dns01",
+        ":8053",
+        "-defaultIPv4",
+        "127.0.0.1",
+        "-defaultIPv6",
+        "",
+    ];
     let processes = [spawn("pebble-challtestsrv", &names), spawn("pebble", &["-config", "pebble.json", "-dnsserver", "127.0.0.1:8053"])];
     wait_for("pebble", || host.sh("curl -sk https://127.0.0.1:14000/dir").out.contains("newOrder"));
     processes
@@ -165,7 +180,9 @@ fn a_server_gives_certificates_by_itself() {
     let wrong = host.moat(&["ingress", "acme=pebble"]);
     assert!(wrong.code == 2 && wrong.err.contains("letsencrypt"), "{wrong:?}");
     host.moat(&["ingress", "acme=https://localhost:14000/dir", "acme-proof=http", "https-redirect=on", &root]).ok();
-    let serial = || host.sh("openssl s_client -connect 127.0.0.1:8443 -servername shop.example.org </dev/null 2>/dev/null | openssl x509 -noout -serial -issuer").out;
+    let serial = || {
+        host.sh("openssl s_client -connect 127.0.0.1:8443 -servername shop.example.org </dev/null 2>/dev/null | openssl x509 -noout -serial -issuer").out
+    };
     wait_for("a certificate by an answer", || serial().contains("Pebble"));
     host.sh("curl -sk https://127.0.0.1:15000/roots/0 > authority.pem").ok();
     check(&host, "https://shop.example.org:8443/", &[], "hello [2 200 ]");
@@ -191,7 +208,9 @@ fn a_server_gives_certificates_by_itself() {
         child.wait().unwrap();
     }
     host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
-    let problem = || host.moat(&["domains", "-o", "json"]).json().as_array().unwrap().iter().find(|row| row["name"] == "nowhere.example.net").unwrap()["problem"].clone();
+    let problem = || {
+        host.moat(&["domains", "-o", "json"]).json().as_array().unwrap().iter().find(|row| row["name"] == "nowhere.example.net").unwrap()["problem"].clone()
+    };
     wait_for("a failure", || problem().as_str().is_some_and(|why| why.contains("the server of certificates")));
     host.kill(host.daemon().unwrap(), "KILL");
     host.moat(&["cert", "list"]).ok();

@@ -1,7 +1,7 @@
 //! The public side: under which names services are reached, by which certificates, and what people set about that.
 
-use super::requests::{Reply, end};
 use super::Core;
+use super::requests::{Reply, end};
 use crate::blueprints::DOMAIN;
 use crate::protocol::{CertificateRow, CertificateVerb, DomainRow, Event, Failure};
 use crate::public::StoredCertificate;
@@ -247,8 +247,12 @@ impl Core {
 
     fn remove_certificate(&mut self, name: &str) -> Result<(), Failure> {
         let name = name.to_ascii_lowercase();
-        let Some(key) = self.durable.certificates.iter().find(|(_, stored)| stored.names.contains(&name)).map(|(key, _)| key.clone()) else {
-            return Err(Failure::refused(format!("nobody gave a certificate for `{name}`"), Some("`moat cert list` shows them".to_owned())));
+        let Some(key) = self.durable.certificates.iter().find(|(_, stored)| stored.names.contains(&name)).map(|(key, _)| key.clone())
+        else {
+            return Err(Failure::refused(
+                format!("nobody gave a certificate for `{name}`"),
+                Some("`moat cert list` shows them".to_owned()),
+            ));
         };
         self.durable.certificates.remove(&key);
         self.certificates_changed();

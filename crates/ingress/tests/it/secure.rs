@@ -2,7 +2,7 @@
 
 use crate::support::{Ingress, certificate, echo, live};
 use http::HeaderValue;
-use moat_ingress::{Certificates, Policy, RouteState, Route, Routes};
+use moat_ingress::{Certificates, Policy, Route, RouteState, Routes};
 use moat_model::Slug;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -20,11 +20,7 @@ async fn secure() -> (Ingress, tempfile::TempDir) {
     }
     routes.policy = Policy { hsts: Some(HeaderValue::from_static("max-age=5")), ..Policy::default() };
     let ((shared, first), (own, second)) = (certificate(&HOSTS[..2]), certificate(&HOSTS[2..]));
-    let by_name = HashMap::from([
-        (HOSTS[0].to_owned(), shared.clone()),
-        (HOSTS[1].to_owned(), shared),
-        (HOSTS[2].to_owned(), own),
-    ]);
+    let by_name = HashMap::from([(HOSTS[0].to_owned(), shared.clone()), (HOSTS[1].to_owned(), shared), (HOSTS[2].to_owned(), own)]);
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.pem"), first + &second).unwrap();
     (Ingress::start_secure(routes, Certificates { by_name, proofs: HashMap::new() }).await, folder)
@@ -97,6 +93,8 @@ async fn a_name_and_a_host_that_disagree() {
         for version in ["--http1.1", "--http2"] {
             let said = curl(&ingress, &folder, name, &[version, "-k", "-H", &format!("Host: {host}")]).await;
             let status = said.lines().last().unwrap().split(' ').next().unwrap();
+            // In HTTP/2 such a name breaks the protocol: the stream is refused.
+            let want = if (host, version) == ("a b", "--http2") { "000" } else { want };
             assert_eq!(status, want, "{name} {host} {version}: {said}");
         }
     }

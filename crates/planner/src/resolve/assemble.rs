@@ -17,7 +17,8 @@ use crate::zones::{isolated_zone, open_zone};
 use moat_blueprint::spec::{EnvironmentIndex, EnvironmentSpec, RuntimeSpec, ServiceSpec, Text};
 use moat_model::net::RESERVED_PORTS;
 use moat_model::state::{
-    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Public, Scaling, Source, Workload,
+    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Public, Scaling, Source,
+    Workload,
 };
 use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, StartOrder, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
