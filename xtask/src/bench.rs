@@ -4,7 +4,7 @@ use crate::packages::{self, Need, Present};
 use crate::run::{Failure, Outcome, Program};
 
 /// What is measured, each by the benchmark program's measurement of this name.
-const NAMES: [&str; 5] = ["plan", "net", "start", "image", "verify"];
+const NAMES: [&str; 6] = ["plan", "net", "start", "image", "deploy", "verify"];
 
 /// What the peers and the measured program need besides what runs Moat.
 const TO_BENCH: &[Need] = &[

@@ -4,6 +4,7 @@
 //! Invariant: a figure is compared only with figures of the same run, whose rounds were interleaved with its own.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it talks to the person who called it")]
 
+mod deploy;
 mod docker;
 mod engine;
 mod failure;
@@ -39,6 +40,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "change", rounds: 21, apart: true, run: net::change },
     Measurement { name: "start", rounds: 15, apart: true, run: start::run },
     Measurement { name: "image", rounds: 7, apart: false, run: image::run },
+    Measurement { name: "deploy", rounds: 11, apart: true, run: deploy::run },
     Measurement { name: "verify", rounds: 3, apart: true, run: verify::run },
 ];
 

@@ -32,6 +32,9 @@ pub struct Read {
     pub diagnostics: Vec<Diagnostic>,
 }
 
+/// Bytes of a text that is worth two threads.
+const LARGE: usize = 64 * 1024;
+
 /// Reads a blueprint; never panics, and takes time and memory in proportion to the text, which is refused past 4 MiB.
 pub fn read(text: &str) -> Read {
     read_beside(text, &[])
@@ -63,9 +66,22 @@ pub fn read_beside(text: &str, remotes: &[String]) -> Read {
             if text::is_blueprint(root.as_ref(), &mut report)
                 && let Some(root) = root
             {
-                judge::judge(&root, &tables::ROOT, &mut report);
-                let mut cx = extract::Context { remotes, report: &mut report, region_said: false };
-                blueprint = extract::extract(&root, &mut cx);
+                let mut extracted = Report::default();
+                let mut extract = || {
+                    let mut cx = extract::Context { remotes, report: &mut extracted, region_said: false };
+                    blueprint = extract::extract(&root, &mut cx);
+                };
+                if text.len() < LARGE {
+                    judge::judge(&root, &tables::ROOT, &mut report);
+                    extract();
+                } else {
+                    // Neither needs anything of the other.
+                    std::thread::scope(|scope| {
+                        scope.spawn(|| judge::judge(&root, &tables::ROOT, &mut report));
+                        extract();
+                    });
+                }
+                report.add(extracted);
             }
         }
     }

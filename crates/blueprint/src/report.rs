@@ -83,6 +83,18 @@ impl Report {
         self.list.push(Diagnostic { code: code.id, severity: code.severity, span, pointer, message, help });
     }
 
+    /// Takes what another said.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.dropped += other.dropped;
+        for diagnostic in other.list {
+            if self.is_full() {
+                self.dropped += 1;
+            } else {
+                self.list.push(diagnostic);
+            }
+        }
+    }
+
     /// Whether more is only counted.
     pub(crate) fn is_full(&self) -> bool {
         self.list.len() >= MAX_DIAGNOSTICS

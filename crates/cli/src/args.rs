@@ -315,33 +315,33 @@ pub struct RunArgs {
 /// What can be done with variables.
 #[derive(Debug, Subcommand)]
 pub enum EnvVerb {
-    /// Show the variables of a service.
+    /// Show the variables of a service or an environment group.
     List {
-        /// The service.
-        service: String,
+        #[command(flatten)]
+        owner: EnvOwner,
         /// With their values.
         #[arg(long)]
         show: bool,
     },
     /// Print the value of a variable.
     Get {
-        /// The service.
-        service: String,
+        #[command(flatten)]
+        owner: EnvOwner,
         /// The variable.
         key: String,
     },
     /// Give variables values, and deploy what they change. They stay until they are taken away, or their blueprint writes others.
     Set {
-        /// The service.
-        service: String,
+        #[command(flatten)]
+        owner: EnvOwner,
         /// Each variable. Without `=`, its value is read from standard input.
         #[arg(required = true, value_name = "KEY=VALUE")]
         values: Vec<String>,
     },
     /// Take variables away, and deploy what that changes.
     Unset {
-        /// The service.
-        service: String,
+        #[command(flatten)]
+        owner: EnvOwner,
         /// Each variable.
         #[arg(required = true)]
         keys: Vec<String>,
@@ -369,6 +369,17 @@ pub enum CertVerb {
         /// One of its host names.
         host: String,
     },
+}
+
+/// Whose variables.
+#[derive(Debug, Args)]
+pub struct EnvOwner {
+    /// The service; with `--group`, the environment group.
+    #[arg(value_name = "SERVICE|GROUP")]
+    pub name: String,
+    /// It is an environment group: every service that uses it is deployed.
+    #[arg(long)]
+    pub group: bool,
 }
 
 /// What can be done with images.

@@ -4,7 +4,8 @@
 
 use moat_model::state::Scaling;
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Fewer instances have to be enough for this long.
 const DOWN_AFTER: Duration = Duration::from_mins(3);

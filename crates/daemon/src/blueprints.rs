@@ -25,6 +25,10 @@ pub fn random() -> [u8; 32] {
     thread_local! {
         static LEFT: RefCell<Vec<[u8; 32]>> = const { RefCell::new(Vec::new()) };
     }
+    #[cfg(test)]
+    if let Some(bytes) = seeded::next() {
+        return bytes;
+    }
     LEFT.with_borrow_mut(|left| {
         left.pop().unwrap_or_else(|| {
             let mut bytes = [[0; 32]; STOCK];
@@ -37,6 +41,31 @@ pub fn random() -> [u8; 32] {
             first
         })
     })
+}
+
+#[cfg(test)]
+pub(crate) use seeded::seed;
+
+/// Bytes that a test can have again.
+#[cfg(test)]
+mod seeded {
+    use sha2::{Digest as _, Sha256};
+    use std::cell::Cell;
+
+    thread_local! {
+        static NEXT: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
+    }
+
+    /// From now on [`random`](super::random) of this thread gives what follows from this number.
+    pub(crate) fn seed(number: u64) {
+        NEXT.set(Some((number, 0)));
+    }
+
+    pub(super) fn next() -> Option<[u8; 32]> {
+        let (number, count) = NEXT.get()?;
+        NEXT.set(Some((number, count + 1)));
+        Some(Sha256::digest([number.to_be_bytes(), count.to_be_bytes()].concat()).into())
+    }
 }
 
 /// What became of all blueprints.

@@ -4,7 +4,8 @@ use crate::history::DeployCause;
 use moat_engine_linux::MissingTool;
 use moat_model::{InstanceId, Service};
 use serde::{Deserialize, Serialize};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// What a service runs: its definition and the release of its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,19 @@ impl Deployed {
         }
         text
     }
+}
+
+/// The pre-deploy command of a deploy: run once, whatever becomes of the daemon meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreDeploy {
+    /// The instance that it runs in.
+    pub instance: InstanceId,
+    /// The definition's fingerprint.
+    pub fingerprint: String,
+    /// The release.
+    pub release: Option<String>,
+    /// It ended well.
+    pub done: bool,
 }
 
 /// A deploy that somebody asks for.

@@ -6,7 +6,7 @@ use moat_planner::{Plan, Step};
 use std::collections::BTreeMap;
 
 /// What stands in a secret's place.
-const MASK: &str = "***";
+pub(crate) const MASK: &str = "***";
 
 /// The state without the values of variables, files, passwords and credentials.
 pub fn state(state: &DesiredState) -> DesiredState {

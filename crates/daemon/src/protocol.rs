@@ -6,6 +6,7 @@
 mod public;
 mod service;
 
+use crate::drift::Drift;
 use moat_model::state::{InstancePhase, Listener};
 use moat_model::{AddressPair, Purpose, Secret, ServiceKind, Slug};
 pub use moat_store::{EventFilter, EventKind, NewEvent, Recorded};
@@ -103,6 +104,20 @@ pub enum Request {
     },
     /// The daemon ends and leaves everything running, for another one that takes its place. One of `moat serve` refuses.
     Leave,
+    /// The variables of an environment group: answers one [`Event::Variables`].
+    GroupVariables {
+        /// Its name.
+        group: String,
+        /// With their values.
+        show: bool,
+    },
+    /// Sets variables of an environment group, or takes them away, and deploys who uses it.
+    SetGroupVariables {
+        /// Its name.
+        group: String,
+        /// New values by key; none takes the variable away.
+        values: BTreeMap<String, Option<Secret>>,
+    },
     /// The settings of the ingress, after some are changed: answers one [`Event::Ingress`].
     Ingress {
         /// What to change, by setting.
@@ -276,6 +291,11 @@ pub enum Event {
     },
     /// Something that happened.
     Recorded(Recorded),
+    /// How a blueprint differs from what runs; before `Planned`.
+    Drift {
+        /// Each difference.
+        differences: Vec<Drift>,
+    },
     /// The settings of the ingress.
     Ingress {
         /// Each with its value.

@@ -2,21 +2,19 @@
 //!
 //! All checks are made from inside the instance's own namespace, so that they need no hole in the policy.
 
-mod postgres;
+pub(crate) mod postgres;
 
 use crate::core::Msg;
-use http_body_util::Empty;
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
-use moat_engine::Engine as _;
-use moat_engine_linux::LinuxEngine;
+use crate::machine::Machine;
 use moat_model::net::{MAX_OPEN_PORTS, RESERVED_PORTS};
-use moat_model::state::{Listener, PostgresWorkload, Workload};
+use moat_model::state::{Listener, Workload};
 use moat_model::{AddressPair, InstanceId, Proto, Service, ServiceKind};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
 /// What a check saw.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,14 +39,13 @@ const PORT_PATIENCE: Duration = Duration::from_secs(3);
 const WRITTEN_PORT_PATIENCE: Duration = Duration::from_mins(2);
 /// Listening on nothing is no surprise before.
 const STARTING: Duration = Duration::from_secs(8);
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
 const RESTART_AFTER: Duration = Duration::from_mins(1);
 
 /// Checks until aborted; reports what changed, and an instance that was ready and is unhealthy for too long. `before`: what an earlier
 /// daemon saw of an instance that takes traffic.
 pub async fn watch(
-    engine: LinuxEngine,
+    engine: Arc<dyn Machine>,
     id: InstanceId,
     service: Service,
     address: AddressPair,
@@ -62,10 +59,11 @@ pub async fn watch(
     let mut other_port_since = before.as_ref().and_then(|_| began.checked_sub(WRITTEN_PORT_PATIENCE));
     let mut last = before;
     loop {
-        let mut now = look(&engine, &id, &service, began, &mut other_port_since).await;
+        let mut now = look(&*engine, &id, &service, began, &mut other_port_since).await;
         if let Some(path) = &service.health_check_path {
             let answer = match now.http_port.filter(|_| now.ready) {
-                Some(port) => ask_health(&engine, &id, SocketAddr::new(address.v4.into(), port), &host, path)
+                Some(port) => engine
+                    .ask_health(&id, SocketAddr::new(address.v4.into(), port), &host, path)
                     .await
                     .map_err(|why| format!("health check `{path}` on port {port}: {why}")),
                 // Its port is closed: that is no answer either, and nothing that traffic can be sent to.
@@ -88,7 +86,7 @@ pub async fn watch(
         if now.ready
             && !last.as_ref().is_some_and(|l: &Readiness| l.ready)
             && let (Workload::Postgres(server), Some(port)) = (&service.workload, now.http_port)
-            && let Err(why) = session(&engine, &id, SocketAddr::new(address.v4.into(), port), server).await
+            && let Err(why) = engine.ask_postgres(&id, SocketAddr::new(address.v4.into(), port), server).await
         {
             now.ready = false;
             now.seen = Some(why);
@@ -144,7 +142,7 @@ impl Health {
 }
 
 async fn look(
-    engine: &LinuxEngine,
+    engine: &dyn Machine,
     id: &InstanceId,
     service: &Service,
     began: Instant,
@@ -221,44 +219,6 @@ fn judge(service: &Service, listeners: Vec<Listener>, up: Duration, other_port_s
         }
     };
     Readiness { ready, listeners, http_port, seen, notice }
-}
-
-/// Begins a session of a database.
-async fn session(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, server: &PostgresWorkload) -> Result<(), String> {
-    let attempt = async {
-        let mut stream = connect(engine, id, to).await?;
-        postgres::ask(&mut stream, server).await
-    };
-    tokio::time::timeout(HEALTH_TIMEOUT, attempt).await.unwrap_or_else(|_| Err("no answer within 5 s".to_owned()))
-}
-
-/// A connection from inside the instance's namespace.
-async fn connect(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr) -> Result<tokio::net::TcpStream, String> {
-    let ns = engine.instance_ns(id).await.map_err(|error| error.to_string())?;
-    let socket = moat_net_linux::ns::tcp_socket_in(&ns, moat_model::Family::V4).map_err(|error| error.to_string())?;
-    tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await.map_err(|error| format!("no connection ({error})"))
-}
-
-/// One GET with the service's own host name; 2xx and 3xx are healthy.
-async fn ask_health(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, host: &str, path: &str) -> Result<(), String> {
-    let engine = engine.clone();
-    let id = id.clone();
-    let attempt = async move {
-        let stream = connect(&engine, &id, to).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        let task = tokio::spawn(connection);
-        let request = hyper::Request::get(path)
-            .header("host", host)
-            .header("user-agent", "moat-health")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| error.to_string())?;
-        let answer = sender.send_request(request).await.map_err(|error| format!("no answer ({error})"));
-        task.abort();
-        let status = answer?.status();
-        if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }
-    };
-    tokio::time::timeout(HEALTH_TIMEOUT, attempt).await.unwrap_or_else(|_| Err("no answer within 5 s".to_owned()))
 }
 
 #[cfg(test)]

@@ -26,14 +26,15 @@ pub struct OwnedScene {
 impl Core {
     /// The scene of this moment.
     pub(crate) async fn scene(&self, random_ports: u32) -> Result<OwnedScene, EngineError> {
-        let network: &Network = self.engine.network();
+        let engine = self.engine.linux().ok_or_else(|| EngineError::new(LOOK, "there is no network here"))?;
+        let network: &Network = engine.network();
         // Looked at once more now: it stays as it is until the probes are done.
         network.refresh_host_addresses().await.map_err(|error| network_error(&error))?;
         let mut state = self.desired.clone();
         let mut targets = Vec::new();
         for (id, live) in self.live.iter().filter(|(_, l)| l.started && !l.stopping) {
             // An instance that ends just now is no target.
-            let Ok(ns) = self.engine.instance_ns(id).await else { continue };
+            let Ok(ns) = engine.instance_ns(id).await else { continue };
             if let (Some(port), Some(service)) = (live.http_port, state.services.get_mut(&live.slug)) {
                 // The matrix speaks of the port that was found.
                 service.port = Some(port);

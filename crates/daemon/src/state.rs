@@ -3,7 +3,7 @@
 //! Invariant: [`Durable`] is what the loop works with; what [`State`] wrote last is on disk, and a change reaches the disk whole or
 //! not at all.
 
-use crate::deploy::Deployed;
+use crate::deploy::{Deployed, PreDeploy};
 use crate::history::History;
 use crate::protocol::UpRequest;
 use crate::public::{Asked, PublicSettings, Signing, StoredCertificate};
@@ -40,6 +40,8 @@ pub struct Durable {
     pub history: History,
     /// What people have set about services beside their blueprints.
     pub settings: BTreeMap<Slug, Settings>,
+    /// The pre-deploy commands of deploys that are not over.
+    pub pre_deploys: BTreeMap<Slug, PreDeploy>,
     /// What people have set about the public side.
     pub public: PublicSettings,
     /// Certificates that people gave, by their first names.
@@ -84,6 +86,7 @@ aggregates! {
     map deployed,
     fields history,
     map settings,
+    map pre_deploys,
     fields public,
     map certificates,
     fields signing,
@@ -115,10 +118,27 @@ pub enum StateError {
     },
 }
 
+/// Where documents are written; [`Store`] is the real one.
+pub trait Disk: std::fmt::Debug + Send {
+    /// Writes changes, all or none.
+    fn write(&mut self, generation: Generation, changes: &Changes) -> Result<(), StoreError>;
+    /// Makes the last good copy anew where something changed since it was made.
+    fn keep_copy(&mut self) -> Result<(), StoreError>;
+}
+
+impl Disk for Store {
+    fn write(&mut self, generation: Generation, changes: &Changes) -> Result<(), StoreError> {
+        self.write(generation, changes)
+    }
+    fn keep_copy(&mut self) -> Result<(), StoreError> {
+        if self.copy_is_due() { self.keep_copy() } else { Ok(()) }
+    }
+}
+
 /// The durable state on disk.
 #[derive(Debug)]
 pub struct State {
-    store: Store,
+    disk: Box<dyn Disk>,
     /// What was written last.
     written: Durable,
 }
@@ -146,12 +166,12 @@ impl State {
             );
             (EventKind::StateRestored, text)
         });
-        let written = Durable::read(opened.store.generation(), opened.documents)?;
-        let mut state = Self { store: opened.store, written };
+        let (generation, is_new) = (opened.store.generation(), opened.store.is_new());
+        let mut state = Self::of(Box::new(opened.store), generation, opened.documents)?;
         let before = folder.join("state.json");
         if before.exists() {
             let aside = folder.join("state.json.before-sqlite");
-            if state.store.is_new() {
+            if is_new {
                 let durable = earlier(&before)?;
                 state.save(&durable)?;
                 let text =
@@ -161,20 +181,30 @@ impl State {
             let moved = fs::set_permissions(&before, Permissions::from_mode(0o600)).and_then(|()| fs::rename(&before, &aside));
             moved.map_err(|source| StateError::Before { path: before, source })?;
         }
-        let durable = state.written.clone();
+        let durable = state.written().clone();
         Ok(Found { state, durable, said })
+    }
+
+    /// A state that a disk holds as these documents.
+    pub fn of(disk: Box<dyn Disk>, generation: Generation, documents: Documents) -> Result<Self, StoreError> {
+        Ok(Self { disk, written: Durable::read(generation, documents)? })
+    }
+
+    /// What was written last.
+    pub fn written(&self) -> &Durable {
+        &self.written
     }
 
     /// Writes what changed since the last time, all or nothing.
     pub fn save(&mut self, durable: &Durable) -> Result<(), StoreError> {
-        self.store.write(durable.generation, &durable.changes(&self.written)?)?;
+        self.disk.write(durable.generation, &durable.changes(&self.written)?)?;
         self.written.follow(durable);
         Ok(())
     }
 
     /// Makes the last good copy anew where something changed since it was made.
     pub fn keep_copy(&mut self) -> Result<(), StoreError> {
-        if self.store.copy_is_due() { self.store.keep_copy() } else { Ok(()) }
+        self.disk.keep_copy()
     }
 }
 

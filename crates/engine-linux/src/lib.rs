@@ -34,6 +34,7 @@ mod sys;
 pub mod toolchain;
 mod tools;
 mod tree;
+mod venv;
 
 pub use cgroup::Usage;
 pub use datastore::{DatastoreRequest, Origin, Provided, ServerImages};

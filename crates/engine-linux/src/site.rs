@@ -217,8 +217,9 @@ fn with_environment(command: &str, build: bool) -> String {
     } else {
         "command -v python3 >/dev/null && { test -e requirements.txt || test -e pyproject.toml; }".to_owned()
     };
+    let environment = crate::venv::make(VENV);
     format!(
-        "if {wanted}; then test -x {VENV}/bin/python || python3 -m venv {VENV}; fi\n\
+        "if {wanted}; then\n{environment}\nfi\n\
          if test -x {VENV}/bin/python; then export VIRTUAL_ENV={VENV} PATH={VENV}/bin:\"$PATH\"; fi\n{command}"
     )
 }
@@ -253,7 +254,7 @@ mod tests {
 
     #[test]
     fn commands_of_python_get_an_environment() {
-        assert!(with_environment("pip install mkdocs", true).starts_with("if command -v python3 >/dev/null; then test -x"));
+        assert!(with_environment("pip install mkdocs", true).starts_with("if command -v python3 >/dev/null; then\nif ! test -x"));
         assert!(with_environment("mkdocs build", true).contains("test -e requirements.txt"));
         assert!(with_environment("pip list", false).starts_with("if false;"));
         assert!(with_environment("make", true).ends_with("\nmake"));

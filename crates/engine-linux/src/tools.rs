@@ -135,11 +135,12 @@ impl Need {
             let names: Vec<&str> = std::iter::once(tool).chain(self.tool.runner()).collect();
             let names = names.join(" ");
             return format!(
-                "{clean}python3 -m venv {place}\n\
+                "{clean}{}\n\
                  {place}/bin/python -m pip install --quiet --no-input --no-cache-dir --disable-pip-version-check '{package}'\n\
                  mkdir {place}/{SHIMS}\n\
                  for name in {names}; do test ! -e {place}/bin/$name || ln -s ../bin/$name {place}/{SHIMS}/$name; done\n\
-                 test -x {place}/{SHIMS}/{tool}"
+                 test -x {place}/{SHIMS}/{tool}",
+                crate::venv::make(&place.to_string())
             );
         }
         format!(

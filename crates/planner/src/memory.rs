@@ -125,6 +125,25 @@ impl Memory {
         }
     }
 
+    /// The files whose services use an environment group of this name, or that write one.
+    pub fn files_with_group<'m>(&'m self, name: &'m str) -> impl Iterator<Item = &'m Path> {
+        self.files.iter().filter(move |(_, file)| file.groups.contains_key(name)).map(|(path, _)| path.as_path())
+    }
+
+    /// The variables of an environment group, by key; none where the file has no such group.
+    pub fn group(&self, path: &Path, name: &str) -> Option<&BTreeMap<String, Secret>> {
+        self.files.get(path)?.groups.get(name)
+    }
+
+    /// Gives a variable of an environment group a value, or takes it away. It counts where the blueprint writes no other.
+    pub fn set_group_value(&mut self, path: &Path, name: &str, key: &str, value: Option<&Secret>) {
+        let Some(group) = self.files.get_mut(path).and_then(|file| file.groups.get_mut(name)) else { return };
+        match value {
+            Some(value) => drop(group.insert(key.to_owned(), value.clone())),
+            None => drop(group.remove(key)),
+        }
+    }
+
     /// Gives up the values of variables that the blueprint no longer names (`up --prune`); without this they stay.
     pub fn prune_values(&mut self, path: &Path, blueprint: &moat_blueprint::Blueprint) {
         let Some(file) = self.files.get_mut(path) else { return };

@@ -59,12 +59,23 @@ impl Changes {
 }
 
 /// What is stored: JSON by aggregate and key.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Documents {
     pub(crate) rows: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
 }
 
 impl Documents {
+    /// Changes them, as a store does.
+    pub fn apply(&mut self, changes: &Changes) {
+        for (aggregate, key, body) in &changes.rows {
+            let rows = self.rows.entry((*aggregate).to_owned()).or_default();
+            match body {
+                Some(body) => drop(rows.insert(key.clone(), body.clone())),
+                None => drop(rows.remove(key)),
+            }
+        }
+    }
+
     /// Takes a map.
     pub fn map<K, V>(&mut self, aggregate: &str) -> Result<BTreeMap<K, V>, StoreError>
     where
@@ -121,16 +132,9 @@ mod tests {
         b: Option<String>,
     }
 
-    fn apply(documents: &mut Documents, changes: Changes) -> usize {
-        let count = changes.rows.len();
-        for (aggregate, key, body) in changes.rows {
-            let rows = documents.rows.entry(aggregate.to_owned()).or_default();
-            match body {
-                Some(body) => drop(rows.insert(key, body)),
-                None => drop(rows.remove(&key)),
-            }
-        }
-        count
+    fn apply(documents: &mut Documents, changes: &Changes) -> usize {
+        documents.apply(changes);
+        changes.rows.len()
     }
 
     #[test]
@@ -142,7 +146,7 @@ mod tests {
         changes.map("m", &none, &map).unwrap();
         changes.set("s", &BTreeSet::new(), &BTreeSet::from(["x".to_owned(), "y".to_owned()])).unwrap();
         changes.fields("f", &Thing::default(), &Thing { a: 2, b: Some("z".to_owned()) }).unwrap();
-        assert_eq!(apply(&mut documents, changes), 6);
+        assert_eq!(apply(&mut documents, &changes), 6);
 
         let before = map.clone();
         map.get_mut(&PathBuf::from("/c")).unwrap().a = 5;
@@ -151,7 +155,7 @@ mod tests {
         changes.map("m", &before, &map).unwrap();
         changes.set("s", &BTreeSet::from(["x".to_owned(), "y".to_owned()]), &BTreeSet::from(["y".to_owned()])).unwrap();
         changes.fields("f", &Thing { a: 2, b: Some("z".to_owned()) }, &Thing { a: 3, b: Some("z".to_owned()) }).unwrap();
-        assert_eq!(apply(&mut documents, changes), 4);
+        assert_eq!(apply(&mut documents, &changes), 4);
 
         assert_eq!(documents.map::<PathBuf, Thing>("m").unwrap(), map);
         assert_eq!(documents.set::<String>("s").unwrap(), BTreeSet::from(["y".to_owned()]));

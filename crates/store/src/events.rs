@@ -71,6 +71,8 @@ pub struct Recorded {
 #[derive(Debug)]
 pub struct EventLog {
     queue: Option<SyncSender<NewEvent>>,
+    /// Events that the queue took.
+    taken: AtomicU64,
     /// Events that found the queue full.
     lost: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
@@ -91,27 +93,34 @@ impl EventLog {
         folder.join("events.db")
     }
 
-    /// Opens the log, or makes it. `written` is called with the newest id after each write, from another thread.
-    pub fn open(path: &Path, bounds: Bounds, written: impl Fn(i64) + Send + 'static) -> Result<OpenedLog, StoreError> {
+    /// Opens the log, or makes it. After each write `written` is called from another thread, with how many
+    /// of what was recorded since is written: it is all once that is [`Self::taken`].
+    pub fn open(path: &Path, bounds: Bounds, written: impl Fn(u64) + Send + 'static) -> Result<OpenedLog, StoreError> {
         let (connection, damaged) = file::open(path)?;
         let (queue, rx) = mpsc::sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let writer = writer::Writer::new(connection, bounds, lost.clone(), Box::new(written));
         let thread = std::thread::Builder::new().name("events".to_owned()).spawn(move || writer.run(&rx)).map_err(StoreError::io(path))?;
-        Ok(OpenedLog { log: Self { queue: Some(queue), lost, thread: Some(thread) }, damaged })
+        Ok(OpenedLog { log: Self { queue: Some(queue), taken: AtomicU64::new(0), lost, thread: Some(thread) }, damaged })
     }
 
     /// A log that keeps nothing, for where there is no other.
     pub fn none() -> Self {
-        Self { queue: None, lost: Arc::default(), thread: None }
+        Self { queue: None, taken: AtomicU64::new(0), lost: Arc::default(), thread: None }
     }
 
     /// Takes an event, at once.
     pub fn record(&self, event: NewEvent) {
         let Some(queue) = &self.queue else { return };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = queue.try_send(event) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        match queue.try_send(event) {
+            Ok(()) => self.taken.fetch_add(1, Ordering::Relaxed),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.lost.fetch_add(1, Ordering::Relaxed),
+        };
+    }
+
+    /// How many events were recorded so far, those aside that were lost.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// The events of a log, oldest first, whoever writes it meanwhile. A log that is not there has none.

@@ -7,6 +7,7 @@ use crate::figures::{Samples, Table, verdict};
 use moat_model::LinkName;
 use moat_model::policy::NetPolicy;
 use moat_net_linux::ns;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Runtime;
@@ -18,7 +19,7 @@ const GOAL_LOAD_MS: f64 = 500.0;
 pub fn run(runtime: &Runtime, site: &Site, situation: &str, rounds: usize) -> Outcome {
     let flows = tracked(site)?;
     let base = Arc::new(policy::of(site.size));
-    let [mut open, mut attach, mut close, mut detach, mut gone, mut load, mut unload] = <[Samples; 7]>::default();
+    let [mut open, mut attach, mut close, mut detach, mut gone, mut turn, mut load, mut unload] = <[Samples; 8]>::default();
     let network = &site.network;
     // Each round another service: an address is not given again at once.
     for number in (site.size + 1..).take(rounds) {
@@ -44,6 +45,19 @@ pub fn run(runtime: &Runtime, site: &Site, situation: &str, rounds: usize) -> Ou
             network.links().await.doing("wait until the link has left")?;
             gone.push_ms(start.elapsed());
             Ok(())
+        })?;
+    }
+    for number in (1..site.size).take(rounds) {
+        let mut turned = NetPolicy::clone(&base);
+        let (vip, other) = (policy::service(number), policy::instance(number + 1));
+        let (vip, other) = vip.zip(other).ok_or_else(|| Failure::new("no such address"))?;
+        turned.services.insert(vip, BTreeSet::from([other]));
+        let turned = Arc::new(turned);
+        runtime.block_on(async {
+            let start = Instant::now();
+            network.set_policy(turned).await.doing("turn a service address")?;
+            turn.push_ms(start.elapsed());
+            network.set_policy(Arc::clone(&base)).await.doing("turn a service address back").map(drop)
         })?;
     }
     for _ in 0..rounds {
@@ -72,6 +86,7 @@ pub fn run(runtime: &Runtime, site: &Site, situation: &str, rounds: usize) -> Ou
     table.row([&"one service less: `detach`", &detach.show(1), &""]);
     table.row([&"one service less, together", &removed.show(1), &goal(&removed, GOAL_MS)]);
     table.row([&"its link and flows have left, from `detach` on", &gone.show(1), &""]);
+    table.row([&"a service address turns to another instance: `set_policy`", &turn.show(1), &goal(&turn, GOAL_MS)]);
     table.row([&"all from nothing: `set_policy`", &load.show(0), &goal(&load, GOAL_LOAD_MS)]);
     table.row([&"all to nothing: `set_policy`", &unload.show(0), &""]);
     println!("{table}");

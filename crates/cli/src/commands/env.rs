@@ -1,7 +1,7 @@
 //! `moat env`.
 
 use super::ask_one;
-use crate::args::EnvVerb;
+use crate::args::{EnvOwner, EnvVerb};
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui};
 use moat_daemon::protocol::{Event, Request, ServiceVerb, Variable};
@@ -12,17 +12,23 @@ use std::process::ExitCode;
 /// Shows or changes variables.
 pub async fn run(verb: EnvVerb, ui: &Ui) -> Result<ExitCode, CommandError> {
     match verb {
-        EnvVerb::List { service, show } => list(service, show, ui).await,
-        EnvVerb::Get { service, key } => get(service, &key, ui).await,
-        EnvVerb::Set { service, values } => {
+        EnvVerb::List { owner, show } => list(owner, show, ui).await,
+        EnvVerb::Get { owner, key } => get(owner, &key, ui).await,
+        EnvVerb::Set { owner, values } => {
             let values: Result<BTreeMap<_, _>, _> = values.iter().map(|text| pair(text)).collect();
-            super::service::run(service, ServiceVerb::SetVariables { values: values? }, ui).await
+            set(owner, values?, ui).await
         }
-        EnvVerb::Unset { service, keys } => {
-            let values = keys.into_iter().map(|key| (key, None)).collect();
-            super::service::run(service, ServiceVerb::SetVariables { values }, ui).await
-        }
+        EnvVerb::Unset { owner, keys } => set(owner, keys.into_iter().map(|key| (key, None)).collect(), ui).await,
     }
+}
+
+async fn set(owner: EnvOwner, values: BTreeMap<String, Option<Secret>>, ui: &Ui) -> Result<ExitCode, CommandError> {
+    let EnvOwner { name, group } = owner;
+    if !group {
+        return super::service::run(name, ServiceVerb::SetVariables { values }, ui).await;
+    }
+    super::service::follow(Request::SetGroupVariables { group: name.clone(), values }, &name, ui).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `KEY=VALUE`, or `KEY` with the value on standard input, so that it is in no argument list.
@@ -36,16 +42,22 @@ fn pair(text: &str) -> Result<(String, Option<Secret>), CommandError> {
     Ok((text.to_owned(), Some(Secret::new(value.strip_suffix('\n').unwrap_or(&value)))))
 }
 
-async fn ask(service: String, show: bool) -> Result<Vec<Variable>, CommandError> {
-    ask_one(Request::Service { service, verb: ServiceVerb::Variables { show } }, |event| match event {
+async fn ask(owner: EnvOwner, show: bool) -> Result<Vec<Variable>, CommandError> {
+    let EnvOwner { name, group } = owner;
+    let request = if group {
+        Request::GroupVariables { group: name, show }
+    } else {
+        Request::Service { service: name, verb: ServiceVerb::Variables { show } }
+    };
+    ask_one(request, |event| match event {
         Event::Variables { variables } => Some(variables),
         _ => None,
     })
     .await
 }
 
-async fn list(service: String, show: bool, ui: &Ui) -> Result<ExitCode, CommandError> {
-    let variables = ask(service, show).await?;
+async fn list(owner: EnvOwner, show: bool, ui: &Ui) -> Result<ExitCode, CommandError> {
+    let variables = ask(owner, show).await?;
     if ui.json() {
         ui.print_json(&variables)?;
         return Ok(ExitCode::SUCCESS);
@@ -58,9 +70,9 @@ async fn list(service: String, show: bool, ui: &Ui) -> Result<ExitCode, CommandE
     Ok(ExitCode::SUCCESS)
 }
 
-async fn get(service: String, key: &str, ui: &Ui) -> Result<ExitCode, CommandError> {
-    let name = service.clone();
-    let variables = ask(service, true).await?;
+async fn get(owner: EnvOwner, key: &str, ui: &Ui) -> Result<ExitCode, CommandError> {
+    let name = owner.name.clone();
+    let variables = ask(owner, true).await?;
     let Some(value) = variables.into_iter().find(|variable| variable.key == key).and_then(|variable| variable.value) else {
         return Err(CommandError::refused(format!("`{name}` has no variable `{key}`")));
     };

@@ -9,6 +9,7 @@ use moat_blueprint::Blueprint;
 use moat_blueprint::spec::{ServiceSpec, TypeSpec};
 use moat_daemon::Paths;
 use moat_daemon::client;
+use moat_daemon::drift::{Drift, DriftKind};
 use moat_daemon::protocol::{Event, Request, UpRequest};
 use moat_engine_linux::ServerImages;
 use moat_engine_linux::datastore::Outlook;
@@ -39,15 +40,16 @@ pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     });
     checked.add(judged.map_err(|_| CommandError::bug("judging ended early"))?);
     up::refuse(&checked, ui)?;
-    let (plan, state, missing) = match from_nothing {
-        Some(planned) => planned,
+    let ((plan, state, missing), drift) = match from_nothing {
+        Some(planned) => (planned, Vec::new()),
         None => from_what_runs(&paths, request?, ui).await?,
     };
     if ui.json() {
-        ui.print_json(&serde_json::json!({ "plan": moat_daemon::masked::plan(plan), "missing": missing }))?;
+        ui.print_json(&serde_json::json!({ "plan": moat_daemon::masked::plan(plan), "missing": missing, "drift": drift }))?;
         return Ok(ExitCode::SUCCESS);
     }
     say_languages(&checked, ui);
+    print_drift(ui, &drift);
     print(ui, &paths, &outlook, &plan, &state, &missing);
     // The process ends here: what was thought needs no taking apart.
     std::mem::forget((checked, plan, state));
@@ -70,12 +72,30 @@ fn say_languages(checked: &Checked, ui: &Ui) {
     }
 }
 
-async fn from_what_runs(paths: &Paths, request: UpRequest, ui: &Ui) -> Result<Planned, CommandError> {
+/// What the blueprint and what runs differ in, a line each.
+fn print_drift(ui: &Ui, drift: &[Drift]) {
+    for difference in drift {
+        let (tone, mark) = match difference.kind {
+            DriftKind::New => (Tone::Good, "+"),
+            DriftKind::Changed => (Tone::Plain, "~"),
+            DriftKind::Unnamed => (Tone::Bad, "-"),
+            DriftKind::Set => (Tone::Plain, "="),
+            DriftKind::Missing => (Tone::Warn, "!"),
+        };
+        ui.line(&format!("{} {} {}", ui.paint(tone, mark), ui.paint(Tone::Strong, difference.service.as_str()), difference.text));
+    }
+    if !drift.is_empty() {
+        ui.line("");
+    }
+}
+
+async fn from_what_runs(paths: &Paths, request: UpRequest, ui: &Ui) -> Result<(Planned, Vec<Drift>), CommandError> {
     let mut talk = client::ask(paths, &Request::Plan(request)).await?;
-    let (mut found, mut missing) = (None, Vec::new());
+    let (mut found, mut missing, mut drift) = (None, Vec::new(), Vec::new());
     loop {
         match talk.next().await? {
             Some(Event::Planned { plan, state }) => found = Some((*plan, *state)),
+            Some(Event::Drift { differences }) => drift = differences,
             Some(Event::Missing { values }) => missing = values.into_iter().map(|v| format!("{}.{}", v.owner, v.key)).collect(),
             Some(Event::Refused { diagnostics }) => diagnostics.iter().for_each(|d| ui.say(&d.rendered)),
             Some(Event::End { error: Some(failure) }) => {
@@ -87,7 +107,7 @@ async fn from_what_runs(paths: &Paths, request: UpRequest, ui: &Ui) -> Result<Pl
         }
     }
     let (plan, state) = found.ok_or_else(|| CommandError::bug("no plan was answered"))?;
-    Ok((plan, state, missing))
+    Ok(((plan, state, missing), drift))
 }
 
 /// The plan, the state it leads to, and the values that nobody gave.
@@ -196,7 +216,7 @@ fn print(ui: &Ui, paths: &Paths, outlook: &Outlook, plan: &Plan, state: &Desired
         ]);
     }
     if rows.is_empty() {
-        ui.line("nothing to do: what runs is what the blueprint says");
+        ui.line("nothing to do: what runs stays as it is");
     } else {
         ui.table(&["STEP", "SERVICE", ""], &rows);
     }

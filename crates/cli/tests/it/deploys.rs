@@ -1,8 +1,8 @@
 //! Deploys of the real binary: their order, what they leave, and that nobody notices them.
 
 use crate::host::{Host, host, service, wait_for};
+use crate::load::{Lane, Load, Talk};
 use serde_json::Value;
-use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
@@ -17,8 +17,21 @@ if release.startswith("slow"): time.sleep(1000)
 class Page(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
+        if self.path == "/socket": return self.echo()
         body = f"{release} {os.environ.get('GREETING', '')}".strip().encode()
         self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
+    def echo(self):
+        import base64, hashlib
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket"); self.send_header("Connection", "Upgrade")
+        self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        self.end_headers()
+        self.close_connection = True
+        while head := self.rfile.read(2):
+            size = head[1] & 127
+            mask, data = self.rfile.read(4), self.rfile.read(size)
+            self.wfile.write(bytes([head[0], size]) + bytes(b ^ mask[i % 4] for i, b in enumerate(data)))
     def log_message(self, *args): pass
 ThreadingHTTPServer.request_queue_size = 128
 ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Page).serve_forever()
@@ -35,74 +48,6 @@ class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 128
 Server(("0.0.0.0", int(os.environ["PORT"])), Echo).serve_forever()
-"#;
-
-/// Clients that connect all the time until their input ends; they count.
-const LOAD: &str = r#"
-import json, socket, sys, threading, time
-over = threading.Event()
-counts, faults, lock = {}, [], threading.Lock()
-def exchange(sock, send, expect):
-    sock.sendall(send)
-    got = b""
-    while len(got) < len(expect):
-        part = sock.recv(4096)
-        if not part: raise ConnectionError(f"closed after {got!r}")
-        got += part
-    if got != expect: raise ValueError(f"{got!r} instead of {expect!r}")
-def client(name, to, send, expect, held):
-    """Connects, talks for `held` seconds, hangs up, again and again."""
-    while not over.is_set():
-        step = "connect"
-        try:
-            with socket.create_connection(to, timeout=10) as sock:
-                until = time.monotonic() + held
-                while True:
-                    step = "exchange"
-                    exchange(sock, send, expect)
-                    with lock: counts[name] = counts.get(name, 0) + 1
-                    if over.is_set() or time.monotonic() >= until: break
-                    time.sleep(0.01)
-        except Exception as error:
-            with lock: faults.append(f"{name}: {step}: {error!r}")
-        time.sleep(0.002)
-threads = [threading.Thread(target=client, args=one) for one in [
-    ("echo, a connection each", ("echo", 7000), b"hello\n", b"hello\n", 0),
-    ("echo, connections kept", ("echo", 7000), b"hello\n", b"hello\n", 3),
-    ("redis", ("cache", 6379), b"*1\r\n$4\r\nPING\r\n*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n*2\r\n$3\r\nGET\r\n$1\r\na\r\n", b"+PONG\r\n+OK\r\n$1\r\nb\r\n", 2),
-]]
-for thread in threads: thread.start()
-sys.stdin.read()
-over.set()
-for thread in threads: thread.join()
-print(json.dumps({"counts": counts, "faults": faults}))
-"#;
-
-/// HTTP clients at the ingress, in the same way.
-const HTTP_LOAD: &str = r#"
-import http.client, json, sys, threading, time
-over = threading.Event()
-counts, faults, lock = {}, [], threading.Lock()
-def client(name, each):
-    while not over.is_set():
-        connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=10)
-        try:
-            for _ in range(each):
-                connection.request("GET", "/", headers={"Host": "site.localhost"})
-                answer = connection.getresponse(); body = answer.read()
-                if answer.status != 200: raise ValueError(f"{answer.status} {body[:200]!r}")
-                with lock: counts[name] = counts.get(name, 0) + 1
-                if over.is_set(): break
-                time.sleep(0.005)
-        except Exception as error:
-            with lock: faults.append(f"{name}: {error!r}")
-        connection.close()
-threads = [threading.Thread(target=client, args=one) for one in [("http, a connection each", 1), ("http, connections kept", 1000)]]
-for thread in threads: thread.start()
-sys.stdin.read()
-over.set()
-for thread in threads: thread.join()
-print(json.dumps({"counts": counts, "faults": faults}))
 "#;
 
 fn web(more: &str) -> String {
@@ -246,11 +191,11 @@ fn of_deploys_that_wait_only_the_newest_is_done() {
     assert!(none.code == 1 && none.err.contains("no deploy"), "{}", none.err);
 }
 
-/// Several deploys under load. `MOAT_LOAD_DEPLOYS` says how many.
+/// Several deploys, and a daemon that is killed in the middle, under load. `MOAT_LOAD_DEPLOYS` says how many.
 #[test]
 fn nobody_notices_deploys() {
     let Some(host) = host() else { return };
-    let count: u32 = std::env::var("MOAT_LOAD_DEPLOYS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    let count: u32 = std::env::var("MOAT_LOAD_DEPLOYS").ok().map_or(4, |text| text.parse().unwrap());
     let file = release(&host, "r0", "    numInstances: 2\n");
     up(&host, &file);
     // Their releases stay: a restart replaces their instances just the same, and takes no build.
@@ -264,22 +209,43 @@ fn nobody_notices_deploys() {
     let stores = host.write(
         "stores/render.yaml",
         &format!(
-            "services:\n{}{}  - type: worker\n    name: load\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: sleep 100000\n",
+            "services:\n{}{}  - type: worker\n    name: load\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: exec sleep 100000\n",
             pserv("echo", "    numInstances: 2\n", 7000, "python3 -u echo.py"),
             pserv("cache", "", 6379, redis)
         ),
     );
     up(&host, &stores);
 
-    let start =
-        |mut command: std::process::Command| command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let inside = start(host.moat_command(&["exec", "load", "--", "python3", "-c", LOAD]));
-    let mut outside = host.command("python3");
-    outside.args(["-c", HTTP_LOAD]);
-    let outside = start(outside);
+    let ps = host.ps();
+    let address = |slug: &str| service(&ps, slug)["address"]["v4"].as_str().unwrap().to_owned();
+    let inside = service(&ps, "load")["instances"][0]["pid"].as_u64().unwrap();
+    let lane = |name: &str, at: &str, talk: Talk, held: u64| Lane { name: name.to_owned(), at: at.parse().unwrap(), talk, held };
+    let (ingress, site) = ("127.0.0.1:8080", || "site.localhost".to_owned());
+    let public = [
+        lane("http, a connection each", ingress, Talk::Http(site()), 0),
+        lane("http, connections kept", ingress, Talk::Http(site()), 5000),
+        lane("websocket", ingress, Talk::WebSocket(site()), 5000),
+    ];
+    let echo = format!("{}:7000", address("echo"));
+    let private = [lane("echo, a connection each", &echo, Talk::Echo, 0), lane("echo, connections kept", &echo, Talk::Echo, 3000)];
+    let loads = [Load::start(&host, None, &public), Load::start(&host, Some(inside), &private)];
+    let stop = host.path("stop");
+    // A client of Redis' own: it ends with an error when a connection is refused, reset or closed.
+    let redis = format!(
+        "n=0; while [ ! -e {} ]; do redis-benchmark -h {} -n 400 -c 2 -t set,get -q >/dev/null || exit 1; n=$((n+800)); done; echo $n",
+        stop.display(),
+        address("cache")
+    );
+    let mut redis_client = host.command("nsenter");
+    redis_client.arg(format!("--net=/proc/{inside}/ns/net")).args(["bash", "-c", &redis]);
+    let redis_client = redis_client.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+
     for n in 1..=count {
         release(&host, &format!("r{n}"), "    numInstances: 2\n");
         let before: Vec<Vec<String>> = ["site", "echo", "cache"].map(|slug| ready(&host, slug)).into();
+        if n == count / 2 {
+            host.kill(host.daemon().unwrap(), "KILL");
+        }
         up(&host, &file);
         for slug in ["echo", "cache"] {
             host.moat(&["restart", slug]).ok();
@@ -290,20 +256,16 @@ fn nobody_notices_deploys() {
             assert!(after.len() == before.len() && after.iter().all(|id| !before.contains(id)), "{slug}: {before:?} {after:?}");
         }
     }
-    let mut requests = 0;
-    for mut child in [inside, outside] {
-        drop(child.stdin.take());
-        let mut out = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-        let mut err = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-        assert!(child.wait().unwrap().success(), "{out}{err}");
-        let counted: Value = serde_json::from_str(out.trim()).unwrap_or_else(|error| panic!("{error}: {out}{err}"));
-        println!("{count} deploys of each service: {counted}");
-        assert_eq!(counted["faults"], serde_json::json!([]), "{counted}");
-        let counts = counted["counts"].as_object().unwrap();
-        assert!(counts.values().all(|count| count.as_u64().unwrap() > 50), "{counted}");
-        requests += counts.values().filter_map(Value::as_u64).sum::<u64>();
+    std::fs::write(&stop, "").unwrap();
+    let (code, told) = said(redis_client);
+    assert_eq!(code, 0, "a client of Redis noticed: {told}");
+    let mut requests: u64 = told.trim().parse().unwrap();
+    for load in loads {
+        let counted = load.end();
+        println!("{count} deploys of each service: {counted:?}");
+        assert!(counted.faults.is_empty(), "{counted:?}");
+        assert!(counted.counts.len() >= 2 && counted.counts.values().all(|count| *count > 50), "{counted:?}");
+        requests += counted.counts.values().sum::<u64>();
     }
-    let _ = writeln!(std::io::stdout(), "{requests} requests, none failed");
+    println!("{requests} requests, none failed");
 }

@@ -210,6 +210,33 @@ fn a_killed_daemon_hurts_no_workload_and_the_next_one_adopts() {
 }
 
 #[test]
+fn a_pre_deploy_command_runs_once_whatever_becomes_of_the_daemon() {
+    let Some(host) = host() else { return };
+    let written = |word: &str| {
+        let logs = std::fs::read_dir(host.path("state/logs/probe")).into_iter().flatten().flatten();
+        let texts = logs.map(|log| std::fs::read_to_string(log.path()).unwrap_or_default());
+        texts.map(|text| text.matches(word).count()).sum::<usize>()
+    };
+    // The first goes on when the next daemon comes; the second has ended by then.
+    for (round, ends_first) in [("one", false), ("two", true)] {
+        let text = format!(
+            "services:\n  - type: worker\n    name: probe\n    runtime: node\n    buildCommand: \"true\"\n    startCommand: sleep 100000\n    \
+             preDeployCommand: echo begun-$ROUND; sleep 2; echo ended-$ROUND\n    envVars: [{{key: ROUND, value: {round}}}]\n"
+        );
+        let file = host.write("migrating/render.yaml", &text);
+        let mut up = host.spawn(&["up", "-d", file.to_str().unwrap()]);
+        wait_for("the command", || written(&format!("begun-{round}")) == 1);
+        host.kill(host.daemon().unwrap(), "KILL");
+        assert!(!up.wait().unwrap().success());
+        if ends_first {
+            wait_for("its end", || written(&format!("ended-{round}")) == 1);
+        }
+        host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+        assert_eq!((written(&format!("begun-{round}")), written(&format!("ended-{round}"))), (1, 1), "{round}");
+    }
+}
+
+#[test]
 fn ctrl_c_stops_all_in_the_middle_and_at_the_end() {
     let Some(host) = host() else { return };
     let file = example(&host, "hello");

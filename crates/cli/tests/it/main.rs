@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "these are tests")]
 
 mod builds;
+mod cycles;
 mod deploys;
 mod docker;
 mod edge;
@@ -10,6 +11,7 @@ mod guides;
 mod host;
 mod images;
 mod languages;
+mod load;
 mod offline;
 mod plane;
 mod postgres;

@@ -56,10 +56,16 @@ fn the_number_of_instances_is_asked_for_until_the_blueprint_says_another() {
     wait_for("three instances", || serving(&host) == 3);
     assert!(host.moat(&["ps"]).ok().out.contains("3 of 3 ready"));
     let plan = host.moat(&["plan", file.to_str().unwrap()]).ok().out;
-    assert!(!plan.contains("stop"), "{plan}");
+    assert!(!plan.contains("stop") && plan.contains("site is scaled to 3 (`moat scale`), where its blueprint says 1"), "{plan}");
     host.moat(&["scale", "site"]).ok();
     wait_for("one instance", || instances(&host, "site").len() == 1);
     host.moat(&["scale", "site", "2"]).ok();
+    let changed = app(
+        &host,
+        "    numInstances: 3\n  - type: worker\n    name: more\n    runtime: node\n    buildCommand: \"true\"\n    startCommand: sleep 100000\n",
+    );
+    let plan = host.moat(&["plan", changed.to_str().unwrap()]).ok().out;
+    assert!(plan.contains("~ site `numInstances`: 1 → 3\n") && plan.contains("+ more does not run yet\n"), "{plan}");
     let said = host.moat(&["up", "-d", app(&host, "    numInstances: 3\n").to_str().unwrap()]).ok();
     assert!(said.err.contains("says 3 instances now"), "{}", said.err);
     assert_eq!(serving(&host), 3);
@@ -106,7 +112,7 @@ fn a_suspended_service_stays_so_until_it_is_resumed_and_a_page_can_answer() {
 #[test]
 fn variables_stay_until_they_are_taken_away_and_reach_who_refers_to_them() {
     let Some(host) = host() else { return };
-    let text = "    envVars:\n      - key: FIXED\n        value: by blueprint\n      - key: ASKED\n        sync: false\n  - type: worker\n    name: other\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: echo asked=$COPY && sleep 100000\n    envVars:\n      - key: COPY\n        fromService:\n          type: web\n          name: site\n          envVarKey: ASKED\n";
+    let text = "    envVars:\n      - key: FIXED\n        value: by blueprint\n      - key: ASKED\n        sync: false\n  - type: worker\n    name: other\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: echo asked=$COPY extra=$EXTRA && sleep 100000\n    envVars:\n      - key: COPY\n        fromService:\n          type: web\n          name: site\n          envVarKey: ASKED\n      - fromGroup: shared\nenvVarGroups:\n  - name: shared\n    envVars:\n      - key: TEAM\n        value: blue\n";
     let file = app(&host, text);
     let path = file.to_str().unwrap();
     host.moat(&["up", "-d", "--set", "ASKED=first", path]).ok();
@@ -122,6 +128,18 @@ fn variables_stay_until_they_are_taken_away_and_reach_who_refers_to_them() {
     up(&host, &file);
     assert_eq!(page(&host), (200, "hi there".to_owned()));
     assert_eq!(host.moat(&["env", "get", "site", "ASKED"]).ok().out, "second\n");
+
+    // A group's, for all who use it.
+    let site = instances(&host, "site")[0]["id"].clone();
+    host.moat(&["env", "set", "--group", "shared", "EXTRA=more"]).ok();
+    wait_for("the group's variable", || host.moat(&["logs", "other"]).out.contains("extra=more"));
+    assert_eq!(instances(&host, "site")[0]["id"], site, "it does not use the group");
+    assert_eq!(host.moat(&["env", "get", "--group", "shared", "TEAM"]).ok().out, "blue\n");
+    let fixed = host.moat(&["env", "set", "--group", "shared", "TEAM=red"]);
+    assert!(fixed.code == 1 && fixed.err.contains("what its blueprint writes"), "{}", fixed.err);
+    assert_eq!(host.moat(&["env", "set", "--group", "other", "A=b"]).code, 1);
+    host.moat(&["env", "unset", "--group", "shared", "EXTRA"]).ok();
+    assert!(!host.moat(&["env", "list", "other"]).ok().out.contains("EXTRA"));
 
     let list = host.moat(&["env", "list", "site"]).ok().out;
     assert!(list.contains("GREETING=***") && list.contains("RENDER=***  (default)") && !list.contains("hi there"), "{list}");

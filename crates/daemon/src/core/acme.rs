@@ -6,7 +6,6 @@
 use super::public::is_local;
 use super::{Core, Msg};
 use crate::public::{Asked, StoredCertificate};
-use jiff::Timestamp;
 use moat_certs::{Acme, AcmeError, Directory, Facts, Pair, Shown, Way};
 use moat_model::Secret;
 use moat_store::EventKind;
@@ -50,7 +49,7 @@ impl Core {
         if !self.shown.is_time_to_ask() {
             return;
         }
-        let now = Timestamp::now().as_second();
+        let now = self.engine.now().as_second();
         let due = |name: &String| {
             let asked = self.durable.asked.get(name);
             let certificate = match self.stored_for(name) {
@@ -94,6 +93,7 @@ impl Core {
                         self.durable.certificates.insert(name, stored);
                     }
                     Err(error) => {
+                        let now = self.engine.now().as_second();
                         let asked = self.durable.asked.entry(name.clone()).or_default();
                         let failures = asked.failures.saturating_add(1);
                         let mut wait = pause(failures);
@@ -101,7 +101,7 @@ impl Core {
                             wait = wait.max(TOO_OFTEN);
                         }
                         let why = crate::chain(&error);
-                        *asked = Asked { failures, next: Timestamp::now().as_second() + wait, why: Some(why.clone()) };
+                        *asked = Asked { failures, next: now + wait, why: Some(why.clone()) };
                         self.wake_in(Duration::from_secs(u64::try_from(wait).unwrap_or_default()));
                         self.problem(None, format!("`{name}` got no certificate: {why}; tried again in {} minutes", wait / 60));
                     }
@@ -140,6 +140,7 @@ async fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::Timestamp;
 
     #[test]
     fn pauses_triple_up_to_a_day() {

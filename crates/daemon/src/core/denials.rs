@@ -6,7 +6,8 @@ use super::{Core, FlowKey};
 use crate::protocol::Event;
 use moat_store::EventKind;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// A flow that goes on being denied is recorded again after this long.
 const AGAIN: Duration = Duration::from_mins(1);

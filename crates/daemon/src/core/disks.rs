@@ -3,7 +3,8 @@
 use super::{Core, Msg};
 use crate::protocol::DiskUse;
 use moat_model::Slug;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Between two measurements: each walks through every file.
 const EVERY: Duration = Duration::from_mins(5);

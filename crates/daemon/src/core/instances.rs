@@ -4,16 +4,19 @@ use super::deploys::engine_words;
 use super::record::purpose_word;
 use super::{Core, Live, Msg};
 use crate::deploy::DeployPhase;
+use crate::machine::Machine;
 use crate::protocol::ServicePhase;
 use crate::ready::{self, Readiness};
-use moat_engine::{Engine as _, EngineError};
+use moat_engine::EngineError;
 use moat_model::state::InstancePhase;
 use moat_model::{InstanceId, Purpose, Secret, Service, Slug};
 use moat_planner::Step;
 use moat_planner::plan::InstanceSpec;
 use moat_store::EventKind;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
 /// The longest pause between two starts of a service that keeps ending.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
@@ -21,11 +24,13 @@ const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 const DRAIN_LIMIT: Duration = Duration::from_mins(1);
 /// Between two looks whether they are over. The first is after requests that were under way to it have arrived.
 const DRAIN_LOOK: Duration = Duration::from_millis(500);
+/// Between two tries to stop what could not be stopped: after the first, and at most.
+const STOP_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// Running this long resets the back-off.
 const STEADY: Duration = Duration::from_mins(2);
 
 impl Core {
-    /// Finds what an earlier daemon left running: it goes on, but for the sandboxes of its deploys.
+    /// Finds what an earlier daemon left running: it goes on, but for the builds of its deploys.
     pub(super) async fn adopt(&mut self) {
         let observed = match self.engine.observe().await {
             Ok(observed) => observed,
@@ -56,9 +61,15 @@ impl Core {
                     seen: None,
                     checks: None,
                     draining: None,
+                    stop_failed: None,
                     usage: None,
                 },
             );
+            if purpose == Purpose::Job
+                && let Some(slug) = self.live.get(&id).map(|live| live.slug.clone())
+            {
+                self.hook_runs(&slug);
+            }
             match purpose {
                 Purpose::Serve | Purpose::Cron | Purpose::Job if runs => {
                     tracing::info!(%id, "adopted");
@@ -69,6 +80,8 @@ impl Core {
                         self.watch_ready(&id);
                     }
                 }
+                // How it ended counts, meanwhile too.
+                Purpose::PreDeploy if self.durable.pre_deploys.values().any(|run| run.instance == id) => self.watch_end(&id),
                 Purpose::Serve | Purpose::Cron | Purpose::Job | Purpose::Build | Purpose::PreDeploy => self.stop_instance(&id, 1),
             }
         }
@@ -104,7 +117,10 @@ impl Core {
         }
         self.save();
         self.register(&spec);
-        self.apply_policy_now().await;
+        if !self.apply_policy_now().await {
+            self.unregister(&id);
+            return Err("the packet filter could not be changed".to_owned());
+        }
         if matches!(purpose, Purpose::Build | Purpose::PreDeploy) {
             let tail = crate::logs::Tail::new(&self.paths.state.join("logs"), &service.slug, &id);
             self.tails.insert(id.clone(), (service.blueprint.clone(), tail));
@@ -132,9 +148,17 @@ impl Core {
                 seen: None,
                 checks: None,
                 draining: None,
+                stop_failed: None,
                 usage: None,
             },
         );
+    }
+
+    /// Takes that back: it does not start.
+    pub(super) fn unregister(&mut self, id: &InstanceId) {
+        if let Some(live) = self.live.remove(id) {
+            moat_planner::alloc::release(&mut self.durable.memory, live.address);
+        }
     }
 
     /// Starts it, as a task.
@@ -157,11 +181,7 @@ impl Core {
         }
         live.retire();
         let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
-        tokio::spawn(async move {
-            let step = Step::StopInstance { id: id.clone(), grace_seconds };
-            let result = engine.apply(&step).await.map(|_| ());
-            let _ = tx.send(Msg::Stopped(id, result));
-        });
+        tokio::spawn(async move { stop(&*engine, id, grace_seconds, &tx).await });
     }
 
     /// Stops it once the connections that it has are over, or after a while. What receives nothing, or shares a disk with the
@@ -179,13 +199,11 @@ impl Core {
         let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
         tokio::spawn(async move {
             tokio::select! {
-                () = drained(&engine, &id) => {}
+                () = drained(&*engine, &id) => {}
                 // An error means the same: dropped, since it is to stop now.
                 _ = asked => {}
             }
-            let step = Step::StopInstance { id: id.clone(), grace_seconds };
-            let result = engine.apply(&step).await.map(|_| ());
-            let _ = tx.send(Msg::Stopped(id, result));
+            stop(&*engine, id, grace_seconds, &tx).await;
         });
     }
 
@@ -193,6 +211,9 @@ impl Core {
         let Some(live) = self.live.get_mut(id) else { return };
         live.started = true;
         live.since = Instant::now();
+        let slug = live.slug.clone();
+        self.hook_started(id, &slug, result.is_ok());
+        let Some(live) = self.live.get(id) else { return };
         match result {
             Ok(()) => {
                 let (slug, purpose) = (live.slug.clone(), live.purpose);
@@ -361,8 +382,15 @@ impl Core {
 
     pub(super) fn stopped(&mut self, id: &InstanceId, result: Result<(), EngineError>) {
         if let Err(error) = result {
-            let slug = self.live.get(id).map(|l| l.slug.clone());
-            self.notice(slug.as_ref(), engine_words(&error));
+            // Until it is gone it keeps its address, its disk and its place in the policy.
+            let words = engine_words(&error);
+            if let Some(live) = self.live.get_mut(id)
+                && live.stop_failed.replace(words.clone()).as_ref() != Some(&words)
+            {
+                let slug = live.slug.clone();
+                self.notice(Some(&slug), format!("{words}; tried again until it is gone"));
+            }
+            return;
         }
         self.tails.remove(id);
         // Where it was stopped before it began, nothing else says that it ended.
@@ -372,15 +400,25 @@ impl Core {
             self.save();
         }
     }
+}
 
-    /// Queues a one-off command of a service in an instance of its own.
-    pub(super) fn queue_job(&mut self, service: Service, release: Option<String>, command: String) {
-        self.jobs.push((service, release, command));
+/// Stops an instance, again and again while that fails.
+async fn stop(engine: &dyn Machine, id: InstanceId, grace_seconds: u32, tx: &UnboundedSender<Msg>) {
+    let step = Step::StopInstance { id: id.clone(), grace_seconds };
+    let (mut pause, longest) = STOP_AGAIN;
+    loop {
+        let result = engine.apply(&step).await.map(|_| ());
+        let is_over = result.is_ok();
+        if tx.send(Msg::Stopped(id.clone(), result)).is_err() || is_over {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
     }
 }
 
 /// Waits until an instance's connections are over, or for as long as they may take.
-async fn drained(engine: &moat_engine_linux::LinuxEngine, id: &InstanceId) {
+async fn drained(engine: &dyn Machine, id: &InstanceId) {
     let ends = Instant::now() + DRAIN_LIMIT;
     while Instant::now() < ends {
         tokio::time::sleep(DRAIN_LOOK).await;

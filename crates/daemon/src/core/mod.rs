@@ -10,9 +10,10 @@
 //! * [`instances`] – what became of started instances.
 //! * [`settings`], [`scaling`] – how many instances run, and whether the service is open.
 //! * [`variables`] – the values of its variables.
-//! * [`runs`] – one-off commands and cron runs.
+//! * [`runs`] – one-off commands and cron runs; [`hooks`] – commands of first deploys.
 //! * [`upgrade`] – another program takes over.
 //! * [`record`] – what is written down.
+//! * [`drift`] – where a blueprint and what runs differ.
 //! * [`sites`] – the releases of static sites that are served.
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
@@ -21,6 +22,8 @@ mod acme;
 mod denials;
 mod deploys;
 mod disks;
+mod drift;
+mod hooks;
 mod instances;
 mod public;
 mod pushes;
@@ -37,12 +40,17 @@ pub(crate) mod upgrade;
 mod upkeep;
 mod variables;
 
+#[cfg(test)]
+mod sim;
+
 pub(crate) use public::public_names;
 
 use crate::Paths;
 use crate::autoscale::Scaler;
 use crate::dataplane::DataPlane;
 use crate::deploy::{Ask, Deploy, Deployed};
+use crate::machine::plane::Served;
+use crate::machine::{Machine, Plane};
 use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
 use crate::state::{Durable, Found, State};
@@ -56,8 +64,9 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
+use tokio::time::Instant;
 
 /// A daemon that has nothing to run ends after this long.
 const IDLE_FOR: Duration = Duration::from_secs(5);
@@ -86,7 +95,7 @@ pub enum Msg {
     Started(InstanceId, Result<(), EngineError>),
     /// A program ended.
     Ended(InstanceId, InstancePhase),
-    /// `StopInstance` came back.
+    /// `StopInstance` came back; after an error it is tried again.
     Stopped(InstanceId, Result<(), EngineError>),
     /// What a readiness check saw.
     Checked(InstanceId, Readiness),
@@ -143,6 +152,8 @@ pub struct Live {
     pub checks: Option<tokio::task::AbortHandle>,
     /// It takes no new connections, and stops once those that it has are over, or when this is dropped.
     pub draining: Option<tokio::sync::oneshot::Sender<()>>,
+    /// Why it could not be stopped yet.
+    pub stop_failed: Option<String>,
     /// What it had used when that was looked at last.
     pub usage: Option<(Instant, Usage)>,
 }
@@ -197,7 +208,7 @@ impl Drop for ProbingGuard {
 /// The loop's state.
 pub struct Core {
     pub(crate) paths: Paths,
-    pub(crate) engine: LinuxEngine,
+    pub(crate) engine: Arc<dyn Machine>,
     pub(crate) durable: Durable,
     pub(crate) state: State,
     pub(crate) writing: record::Writing,
@@ -227,7 +238,7 @@ pub struct Core {
     pub(crate) disks_due: Option<Instant>,
     pub(crate) sites: sites::Sites,
     pub(crate) shown: public::Shown,
-    pub(crate) dataplane: DataPlane,
+    pub(crate) dataplane: Box<dyn Plane>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
     pub(crate) tx: mpsc::UnboundedSender<Msg>,
@@ -239,7 +250,9 @@ pub struct Core {
     pub(crate) removed: Arc<Mutex<bool>>,
     pub(crate) names: BTreeMap<std::net::IpAddr, String>,
     pub(crate) policy: Arc<NetPolicy>,
-    pub(crate) jobs: Vec<(moat_model::Service, Option<String>, String)>,
+    /// Services whose hook of the first deploy is due, and jobs of such hooks that are being started.
+    pub(crate) hooks_due: BTreeSet<Slug>,
+    pub(crate) hooks: BTreeSet<InstanceId>,
     pub(crate) closing: BTreeSet<Slug>,
     pub(crate) sweep: bool,
     pub(crate) sweep_fetched: bool,
@@ -257,6 +270,17 @@ pub struct Core {
     open_due: Option<Instant>,
     /// Why it could not be.
     not_open: Option<String>,
+}
+
+/// What a loop works with.
+pub(crate) struct Parts {
+    pub(crate) paths: Paths,
+    pub(crate) engine: Arc<dyn Machine>,
+    pub(crate) dataplane: Box<dyn Plane>,
+    pub(crate) durable: Durable,
+    pub(crate) state: State,
+    pub(crate) writing: record::Writing,
+    pub(crate) serves: bool,
 }
 
 /// A request that is answered when something has come about.
@@ -295,9 +319,9 @@ impl Core {
         serves: bool,
     ) -> Result<Self, crate::state::StateError> {
         let Found { state, durable, said } = State::open(&paths.state)?;
-        let (written, newest) = watch::channel(0);
-        let opened = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |id| {
-            written.send_replace(id);
+        let (tell, written) = watch::channel(0);
+        let opened = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |count| {
+            tell.send_replace(count);
         });
         // No event is worth a daemon that does not start.
         let (log, begun) = match opened {
@@ -308,11 +332,20 @@ impl Core {
             Err(error) => (EventLog::none(), Some(format!("no events are recorded: {}", crate::chain(&error)))),
         };
         let begun = begun.map(|text| (EventKind::Problem, text));
-        let (events, _) = broadcast::channel(8192);
         let folder = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
-        let dataplane = DataPlane::new(paths.run.clone(), folder.join("releases"), tx.clone());
+        let plane = DataPlane::new(paths.run.clone(), folder.join("releases"), tx.clone());
+        let dataplane = Box::new(Served::new(plane, engine.network().clone()));
+        let parts =
+            Parts { paths, engine: Arc::new(engine), dataplane, durable, state, writing: record::Writing::new(log, written), serves };
+        Ok(Self::of(parts, tx, [said, begun].into_iter().flatten()).await)
+    }
+
+    /// A loop of these parts, that has adopted what runs; people are told what was found.
+    async fn of(parts: Parts, tx: mpsc::UnboundedSender<Msg>, found: impl Iterator<Item = (EventKind, String)>) -> Self {
+        let Parts { paths, engine, dataplane, durable, state, writing, serves } = parts;
+        let (events, _) = broadcast::channel(8192);
         let mut core = Self {
-            policy: engine.network().policy(),
+            policy: engine.policy(),
             paths,
             engine,
             desired: DesiredState::default(),
@@ -343,9 +376,10 @@ impl Core {
             names: BTreeMap::new(),
             durable,
             state,
-            writing: record::Writing::new(log, newest),
+            writing,
             serves,
-            jobs: Vec::new(),
+            hooks_due: BTreeSet::new(),
+            hooks: BTreeSet::new(),
             closing: BTreeSet::new(),
             sweep: false,
             sweep_fetched: false,
@@ -364,11 +398,11 @@ impl Core {
             format!("Moat {} began to work", env!("CARGO_PKG_VERSION")),
             json!({ "pid": std::process::id() }),
         );
-        for (kind, text) in [said, begun].into_iter().flatten() {
+        for (kind, text) in found {
             core.tell(kind, None, text);
         }
         core.adopt().await;
-        Ok(core)
+        core
     }
 
     /// Handles messages until everything is down or the process is told to leave.

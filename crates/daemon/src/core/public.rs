@@ -11,8 +11,9 @@ use moat_dataplane::{CertificateSet, NamedCertificate};
 use moat_model::{Secret, Service, Slug};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// The certificates that were made here, and for what they were shown last.
 #[derive(Debug, Default)]
@@ -119,7 +120,7 @@ impl Core {
         if self.dataplane.listening_https().is_none() {
             return;
         }
-        let now = Timestamp::now();
+        let now = self.engine.now();
         // Clients that ask for no name get that of `localhost`.
         let names: BTreeSet<String> = self.names().into_keys().chain([DOMAIN.to_owned()]).collect();
         let is_due = self.shown.local.values().any(|(_, renew)| *renew <= now);
@@ -190,7 +191,7 @@ impl Core {
     }
 
     pub(super) fn authority(&mut self, reply: &Reply) {
-        match self.local_authority(Timestamp::now()) {
+        match self.local_authority(self.engine.now()) {
             Ok(authority) => {
                 let _ = reply.send(Event::Authority { certificate: authority.certificate().to_owned() });
                 end(reply, None);
@@ -233,7 +234,7 @@ impl Core {
         let Some(first) = names.first().cloned() else {
             return Err(refused("the certificate is for no host name".to_owned(), "browsers look for names in it (subjectAltName)"));
         };
-        if facts.until <= Timestamp::now() {
+        if facts.until <= self.engine.now() {
             return Err(refused(format!("the certificate ended at {}", facts.until), "give one that still holds"));
         }
         for stored in self.durable.certificates.values_mut() {
@@ -275,7 +276,7 @@ impl Core {
                 DomainRow { name, service, moved_to, certificate, problem, found, wanted, error: None, good: false }
             })
             .collect();
-        let own = self.engine.network().host_addresses().unwrap_or_default();
+        let own = self.engine.linux().and_then(|engine| engine.network().host_addresses().ok()).unwrap_or_default();
         let own: BTreeSet<IpAddr> = own.into_iter().filter(|address| is_reachable(*address)).collect();
         let resolvers = self.dataplane.resolvers();
         tokio::spawn(async move {

@@ -19,8 +19,9 @@ use moat_store::EventKind;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Between two looks at the logs of builds.
 const TAIL_EVERY: Duration = Duration::from_millis(200);

@@ -4,7 +4,6 @@ use super::Core;
 use super::deploys::engine_words;
 use crate::deploy::{Deploy, DeployPhase};
 use crate::protocol::ServicePhase;
-use moat_engine::Engine as _;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
 use moat_model::{AddressPair, DesiredState, InstanceId, LinkName, Purpose, Slug};
@@ -13,7 +12,11 @@ use moat_planner::policy::LiveInstance;
 use moat_planner::{Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Between two tries to change the packet filter.
+const POLICY_AGAIN: Duration = Duration::from_secs(1);
 
 impl Core {
     /// What should run now: definitions of what is deployed, policy of what is wanted.
@@ -139,7 +142,13 @@ impl Core {
         for spec in &starts {
             self.register(spec);
         }
-        self.apply_policy_now().await;
+        if !self.apply_policy_now().await {
+            // None starts that the policy does not know.
+            for spec in std::mem::take(&mut starts) {
+                self.unregister(&spec.id);
+            }
+            self.wake_in(POLICY_AGAIN);
+        }
         if !stops.is_empty() {
             // No new request goes to what is about to stop.
             self.publish_views().await;
@@ -165,11 +174,11 @@ impl Core {
         }
     }
 
-    /// Applies the policy of what is known now.
-    pub(super) async fn apply_policy_now(&mut self) {
+    /// Applies the policy of what is known now; false where that failed, which was said.
+    pub(super) async fn apply_policy_now(&mut self) -> bool {
         let mut policy = moat_planner::policy::net_policy(&self.run_state(), &self.live_instances());
         policy.held = self.held();
-        self.set_policy(policy).await;
+        self.set_policy(policy).await
     }
 
     /// Service addresses of deploys that stop before they start: connections wait there for the instance to come.
@@ -183,9 +192,9 @@ impl Core {
     }
 
     /// Closes first, opens last: the part that both policies allow, then the new one.
-    async fn set_policy(&mut self, target: NetPolicy) {
+    async fn set_policy(&mut self, target: NetPolicy) -> bool {
         if target == *self.policy {
-            return;
+            return true;
         }
         self.publish_views().await;
         // A service address is no permission: it may turn to its new instances at once.
@@ -198,10 +207,11 @@ impl Core {
                 Ok(_) => self.policy = policy,
                 Err(error) => {
                     self.notice(None, format!("the packet filter could not be changed: {}", engine_words(&error)));
-                    return;
+                    return false;
                 }
             }
         }
+        true
     }
 
     /// Keeps the phases of live services true.

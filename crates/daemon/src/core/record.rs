@@ -10,11 +10,14 @@ use moat_model::state::InstancePhase;
 use moat_model::{InstanceId, Purpose, Slug};
 use moat_store::{EventFilter, EventKind, EventLog, NewEvent, Recorded, StoreError};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Between two tries to write the durable state.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long events that were recorded are waited for.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 /// Between two copies of the durable state.
 const COPY_EVERY: Duration = Duration::from_hours(1);
 
@@ -32,8 +35,8 @@ pub(super) const fn purpose_word(purpose: Purpose) -> &'static str {
 /// What is to be written, and when.
 pub(crate) struct Writing {
     pub(crate) log: EventLog,
-    /// The newest event that is written.
-    pub(crate) newest: watch::Receiver<i64>,
+    /// How many of the recorded events are written.
+    pub(crate) written: watch::Receiver<u64>,
     /// When the durable state is tried again, and why it could not be written.
     unsaved: Option<(Instant, String)>,
     /// When a copy is made again.
@@ -41,8 +44,8 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
-    pub(super) fn new(log: EventLog, newest: watch::Receiver<i64>) -> Self {
-        Self { log, newest, unsaved: None, copy_due: Instant::now() }
+    pub(super) fn new(log: EventLog, written: watch::Receiver<u64>) -> Self {
+        Self { log, written, unsaved: None, copy_due: Instant::now() }
     }
 }
 
@@ -103,7 +106,7 @@ impl Core {
         details: Value,
     ) {
         self.writing.log.record(NewEvent {
-            time: jiff::Timestamp::now().as_millisecond(),
+            time: self.engine.now().as_millisecond(),
             kind,
             service: service.map(ToString::to_string),
             instance: instance.map(ToString::to_string),
@@ -146,11 +149,13 @@ impl Core {
     /// Answers with events of the log; with `follow`, goes on until the connection ends.
     pub(super) fn answer_events(&self, filter: EventFilter, follow: bool, reply: Reply) {
         let path = EventLog::path(&self.paths.state);
-        let mut newest = self.writing.newest.clone();
+        let (mut written, recorded) = (self.writing.written.clone(), self.writing.log.taken());
         tokio::spawn(async move {
+            // What happened before the question is in the answer; a log that can't be written is answered as it is.
+            let _ = tokio::time::timeout(WRITTEN_WITHIN, written.wait_for(|count| *count >= recorded)).await;
             let mut filter = filter;
             loop {
-                newest.mark_unchanged();
+                written.mark_unchanged();
                 let (path, asked) = (path.clone(), filter.clone());
                 let found = tokio::task::spawn_blocking(move || EventLog::read(&path, &asked)).await;
                 let found: Vec<Recorded> = match found {
@@ -169,7 +174,7 @@ impl Core {
                     return end(&reply, None);
                 }
                 tokio::select! {
-                    changed = newest.changed() => if changed.is_err() { return end(&reply, None) },
+                    changed = written.changed() => if changed.is_err() { return end(&reply, None) },
                     () = reply.closed() => return,
                 }
             }

@@ -10,7 +10,6 @@ use crate::protocol::{
     Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, Status, UpRequest,
 };
 use crate::state::Durable;
-use moat_engine::Engine as _;
 use moat_model::state::InstancePhase;
 use moat_model::{DesiredState, Purpose, Slug};
 use moat_planner::Step;
@@ -70,6 +69,8 @@ impl Core {
                 end(&reply, None);
                 self.leaving = true;
             }
+            Request::GroupVariables { group, show } => self.group_variables(&group, show, &reply),
+            Request::SetGroupVariables { group, values } => self.set_group_variables(&group, &values, reply),
             Request::Ingress { set } => self.ingress(&set, &reply),
             Request::Certificate(verb) => self.certificate(verb, &reply),
             Request::Authority => self.authority(&reply),
@@ -141,7 +142,7 @@ impl Core {
             end(&reply, Some(Failure::engine(&error)));
             return;
         }
-        if let Err(error) = self.dataplane.ensure(self.engine.network()).await {
+        if let Err(error) = self.dataplane.ensure().await {
             let hint = Some(format!("`{}` may say more", self.paths.daemon_log().display()));
             end(&reply, Some(Failure { message: crate::chain(&error), hint, exit_code: 3 }));
             return;
@@ -265,7 +266,7 @@ impl Core {
             self.scalers.remove(slug);
             self.durable.settings.remove(slug);
         }
-        self.jobs.retain(|(service, ..)| !services.contains(&service.slug));
+        self.hooks_due.retain(|slug| !services.contains(slug));
     }
 
     /// Stops what was closed: datastores after the services that use them, so that these can end in order. A service
@@ -334,14 +335,16 @@ impl Core {
                     }
                 }
                 Until::Gone { services, everything } => {
-                    let left = self.live.values().any(|l| services.contains(&l.slug) || *everything);
+                    // What was brought up again meanwhile is nobody's to wait for.
+                    let all = *everything && self.durable.blueprints.is_empty();
+                    let left = self.live.values().any(|l| all || (services.contains(&l.slug) && self.closing.contains(&l.slug)));
                     if left {
                         still.push(waiting);
-                    } else if *everything && self.durable.blueprints.is_empty() {
+                    } else if all {
                         remove_all = true;
                         still.push(waiting);
                     } else {
-                        for slug in services {
+                        for slug in services.iter().filter(|slug| !self.desired.services.contains_key(*slug)) {
                             self.phases.remove(slug);
                         }
                         end(&waiting.reply, None);
@@ -472,6 +475,7 @@ impl Core {
     fn plan(&mut self, up: &UpRequest, reply: &Reply) {
         let memory = self.durable.memory.clone();
         if let Some(Outcome { mut state, .. }) = self.resolve_with(up, reply) {
+            let _ = reply.send(Event::Drift { differences: self.drift(&state, &up.file) });
             self.count_as_set(&mut state);
             let mut scratch = self.durable.memory.clone();
             let plan = crate::blueprints::preview(
@@ -510,17 +514,22 @@ impl Core {
                 return;
             }
         };
-        tokio::task::spawn_blocking(move || {
-            let verified = scene.run();
+        let looking = self.removed.clone();
+        tokio::spawn(async move {
+            // A look at the network that began before would take the pretended neighbour's addresses for the host's.
+            drop(looking.lock().await);
+            let verified = tokio::task::spawn_blocking(move || scene.run()).await;
             drop(probing);
             match verified {
-                Ok(verified) => {
+                Ok(Ok(verified)) => {
                     let _ = reply.send(Event::Verified(Box::new(verified)));
                     end(&reply, None);
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     end(&reply, Some(Failure { message: format!("the report can't be written: {error}"), hint: None, exit_code: 70 }));
                 }
+                // It panicked, which the daemon's log tells.
+                Err(_) => end(&reply, Some(Failure { message: "verifying ended early".to_owned(), hint: None, exit_code: 70 })),
             }
         });
     }

@@ -4,10 +4,10 @@ use super::Core;
 use super::deploys::engine_words;
 use crate::blueprints;
 use crate::protocol::ServicePhase;
-use moat_engine::Engine as _;
 use moat_model::{Severity, Slug};
 use moat_planner::Step;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Between two tries to open the network that could not be opened.
 const OPEN_AGAIN: Duration = Duration::from_secs(2);
@@ -23,10 +23,10 @@ impl Core {
         if let Err(error) = self.engine.apply(&Step::EnsureRouter).await {
             problem = Some(engine_words(&error));
         } else {
-            self.policy = self.engine.network().policy();
+            self.policy = self.engine.policy();
             if let Err(failure) = self.dataplane.listen(&listen, self.durable.public.listen_tls.as_deref()).await {
                 problem = Some(failure.message);
-            } else if let Err(error) = self.dataplane.ensure(self.engine.network()).await {
+            } else if let Err(error) = self.dataplane.ensure().await {
                 problem = Some(crate::chain(&error));
             }
         }
@@ -70,6 +70,7 @@ impl Core {
         }
         self.open_network().await;
         self.adopt_scale();
+        self.resume_hooks();
         // Before anything is published: what is served goes on.
         self.open_sites().await;
         for service in self.desired.services.values().cloned().collect::<Vec<_>>() {
@@ -78,7 +79,8 @@ impl Core {
                 self.set_phase(&service.slug, ServicePhase::Suspended, None);
                 continue;
             }
-            if (!good || self.durable.deploying.contains(&service.slug)) && !self.durable.kept.contains_key(&service.slug) {
+            // One that its blueprint no longer names ends the deploy that it is in, and gets no other.
+            if self.durable.deploying.contains(&service.slug) || (!good && !self.durable.kept.contains_key(&service.slug)) {
                 let timeout = all.get(&service.blueprint).map_or(900, |up| up.start_timeout_seconds);
                 self.resume_deploy(&service.slug, Duration::from_secs(timeout));
             }

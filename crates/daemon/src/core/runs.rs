@@ -10,7 +10,8 @@ use super::requests::{Reply, end};
 use crate::logs::Tail;
 use crate::protocol::{Event, Failure};
 use moat_model::{InstanceId, Purpose, ServiceKind, Slug};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The longest that a cron run may take.
 const CRON_LIMIT: Duration = Duration::from_hours(12);

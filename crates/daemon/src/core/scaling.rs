@@ -5,7 +5,8 @@ use crate::autoscale::{Load, Scaler};
 use moat_engine_linux::Usage;
 use moat_model::{InstanceId, Limits, Purpose, Slug};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Between two looks at what instances use.
 const LOOK_EVERY: Duration = Duration::from_secs(10);

@@ -2,8 +2,9 @@
 
 use super::Core;
 use crate::protocol::{Event, Failure};
+use moat_engine_linux::LinuxEngine;
 use moat_model::{AddressPair, LinkName, Peer, Proto, Purpose};
-use moat_net_linux::{FlowKind, Origin, Outcome, Packet};
+use moat_net_linux::{FlowKind, Network, Origin, Outcome, Packet};
 use std::net::{IpAddr, Ipv4Addr};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -12,8 +13,8 @@ const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 impl Core {
     pub(super) fn trace(&self, from: &str, to: &str, reply: &UnboundedSender<Event>) {
-        let answer = self.packet(from, to).map(|packet| {
-            let network = self.engine.network();
+        let network = self.engine.linux().map(LinuxEngine::network).ok_or_else(|| "there is no network here".to_owned());
+        let answer = network.and_then(|network| Ok((network, self.packet(network, from, to)?))).map(|(network, packet)| {
             let mut trace = moat_net_linux::trace::trace(&network.ruleset(), &packet);
             let between = matches!((&packet.origin, &trace.outcome), (Origin::Link(_), Outcome::Instance { .. }));
             if between && network.shortcut().is_some() {
@@ -34,7 +35,7 @@ impl Core {
         let _ = reply.send(Event::End { error });
     }
 
-    fn packet(&self, from: &str, to: &str) -> Result<Packet, String> {
+    fn packet(&self, network: &Network, from: &str, to: &str) -> Result<Packet, String> {
         let (from, _) = moat_planner::explain::parse_peer(from).map_err(|error| error.to_string())?;
         let (to, endpoint) = moat_planner::explain::parse_peer(to).map_err(|error| error.to_string())?;
         let endpoint = endpoint.ok_or("a packet has a port: write `SERVICE:PORT`")?;
@@ -50,7 +51,7 @@ impl Core {
         let destination = match &to {
             Peer::Internet | Peer::Ingress => IpAddr::V4(SOMEWHERE),
             Peer::Host => {
-                let uplink = self.engine.network().uplink().ok().flatten().ok_or("there is no uplink now")?;
+                let uplink = network.uplink().ok().flatten().ok_or("there is no uplink now")?;
                 IpAddr::V4(uplink.host_address.v4)
             }
             Peer::Service(slug) | Peer::Build(slug) => {

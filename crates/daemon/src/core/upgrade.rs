@@ -5,7 +5,6 @@
 
 use super::requests::{Reply, end};
 use super::{Core, Msg};
-use crate::deploy::DeployPhase;
 use crate::protocol::{Event, Failure};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -26,12 +25,6 @@ const REAP_EVERY: Duration = Duration::from_secs(1);
 impl Core {
     /// Begins to become `program`, once that has said what it is.
     pub(super) fn upgrade(&self, program: PathBuf, reply: Reply) {
-        // They would be ended and run again by the next program; a migration must not be cut.
-        let busy = self.deploys.iter().find(|(_, deploy)| matches!(deploy.phase, DeployPhase::PreDeploy(_)));
-        if let Some((slug, _)) = busy {
-            let hint = Some("say it again once that deploy is over (`moat deploys`)".to_owned());
-            return end(&reply, Some(Failure::refused(format!("the pre-deploy command of `{slug}` runs"), hint)));
-        }
         let tx = self.tx.clone();
         tokio::spawn(async move {
             let looked = match open(&program) {

@@ -15,9 +15,10 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 impl Core {
     /// Starts the task that looks after the network.
     pub(crate) fn start_upkeep(&self) -> tokio::task::JoinHandle<()> {
-        let (network, tx, probing) = (self.engine.network().clone(), self.tx.clone(), self.probing.clone());
-        let removed = self.removed.clone();
+        let network = self.engine.linux().map(|engine| engine.network().clone());
+        let (tx, probing, removed) = (self.tx.clone(), self.probing.clone(), self.removed.clone());
         tokio::spawn(async move {
+            let Some(network) = network else { return };
             let mut probed = false;
             let mut looks = 0u32;
             let mut tick = tokio::time::interval(UPKEEP_EVERY);
@@ -125,15 +126,11 @@ impl Core {
         self.desired.services.values().find(|s| s.vip.is_some_and(|vip| vip.contains(address))).map(|s| Peer::Service(s.slug.clone()))
     }
 
-    /// Starts the cron runs and one-off jobs that are due.
+    /// Starts the cron runs and hooks that are due.
     pub(super) async fn run_due_cron(&mut self) {
         self.go_on_with_cron().await;
-        for (service, release, command) in std::mem::take(&mut self.jobs) {
-            if let Err(why) = self.start_sandbox(&service, Purpose::Job, release, Some(command)).await {
-                self.notice(Some(&service.slug), why);
-            }
-        }
-        let now = jiff::Timestamp::now();
+        self.start_hooks().await;
+        let now = self.engine.now();
         let schedules: Vec<(Slug, String)> = self
             .durable
             .deployed

@@ -21,7 +21,6 @@ use moat_engine::{EngineError, StepOutcome};
 use moat_model::state::{ExitReport, InstancePhase, KeyValueWorkload, Persistence, Workload};
 use moat_model::{InstanceId, Purpose, Slug};
 use moat_planner::plan::InstanceSpec;
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -39,6 +38,8 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 const GRACE: u32 = 30;
 /// How many logs of ended instances of one service are kept.
 const LOGS_KEPT: usize = 20;
+/// How many bytes they may have together.
+const LOG_BYTES_KEPT: u64 = 128 << 20;
 
 impl LinuxEngine {
     pub(super) async fn start(&self, spec: &InstanceSpec) -> Result<StepOutcome, EngineError> {
@@ -304,25 +305,74 @@ fn own_folder(path: &Path, mode: u32, owner: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the newest logs of a service; those of live instances always.
+/// Keeps the newest logs of a service, by number and by size; those of live instances always.
 fn forget_old_logs(inner: &Inner, slug: &Slug) {
     let entries = fs::read_dir(inner.paths.logs(slug)).into_iter().flatten().flatten();
-    let mut logs: BTreeMap<PathBuf, SystemTime> = BTreeMap::new();
+    let mut ended: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
     for entry in entries {
         let path = entry.path();
         let live = path.file_stem().is_some_and(|id| inner.paths.instances().join(id).exists());
         if path.extension().is_some_and(|extension| extension == "log") && !live {
-            logs.insert(path, entry.metadata().and_then(|about| about.modified()).unwrap_or(SystemTime::UNIX_EPOCH));
+            let about = entry.metadata().ok();
+            let modified = about.as_ref().and_then(|about| about.modified().ok()).unwrap_or(SystemTime::UNIX_EPOCH);
+            let size = |about: Option<fs::Metadata>| about.map_or(0, |about| about.len());
+            let bytes = size(about) + size(fs::metadata(rotated(&path)).ok());
+            ended.push((modified, bytes, path));
         }
     }
-    let mut oldest: Vec<_> = logs.into_iter().collect();
-    oldest.sort_by_key(|(_, when)| *when);
-    let surplus = (oldest.len() + 1).saturating_sub(LOGS_KEPT);
-    for (path, _) in oldest.into_iter().take(surplus) {
-        let mut rotated = path.clone().into_os_string();
-        rotated.push(".1");
+    for path in surplus(ended) {
         // An old log that stays does no harm; the next start tries again.
-        let _ = fs::remove_file(rotated);
+        let _ = fs::remove_file(rotated(&path));
         let _ = fs::remove_file(path);
+    }
+}
+
+fn rotated(log: &Path) -> PathBuf {
+    let mut name = log.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
+}
+
+/// Which logs of ended instances are too many, before one more is begun: with times and bytes of each.
+fn surplus(mut ended: Vec<(SystemTime, u64, PathBuf)>) -> Vec<PathBuf> {
+    ended.sort();
+    let mut kept = 0;
+    let mut newest_first = ended.into_iter().rev().enumerate();
+    let mut gone = Vec::new();
+    for (index, (_, bytes, path)) in newest_first.by_ref() {
+        kept += bytes;
+        // What the instance wrote that ended last is what people look for.
+        if index > 0 && (index + 1 >= LOGS_KEPT || kept > LOG_BYTES_KEPT) {
+            gone.push(path);
+            break;
+        }
+    }
+    gone.extend(newest_first.map(|(_, (_, _, path))| path));
+    gone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn old_logs_are_forgotten_by_number_and_by_size() {
+        const MIB: u64 = 1 << 20;
+        let logs = |sizes: &[u64]| {
+            let at = |i: usize| SystemTime::UNIX_EPOCH + Duration::from_secs(i as u64);
+            sizes.iter().enumerate().map(|(i, bytes)| (at(i), *bytes, PathBuf::from(i.to_string()))).collect::<Vec<_>>()
+        };
+        let gone = |sizes: &[u64]| {
+            let mut gone: Vec<usize> = surplus(logs(sizes)).iter().map(|path| path.to_str().unwrap().parse().unwrap()).collect();
+            gone.sort_unstable();
+            gone
+        };
+        assert_eq!(gone(&[]), [0; 0]);
+        assert_eq!(gone(&[1; LOGS_KEPT - 1]), [0; 0]);
+        assert_eq!(gone(&[1; LOGS_KEPT + 1]), [0, 1]);
+        assert_eq!(gone(&[32 * MIB, 32 * MIB, 32 * MIB, 32 * MIB]), [0; 0]);
+        assert_eq!(gone(&[1, 32 * MIB, 32 * MIB, 32 * MIB, 32 * MIB, 1]), [0, 1]);
+        assert_eq!(gone(&[1, 900 * MIB]), [0], "the newest stays");
     }
 }

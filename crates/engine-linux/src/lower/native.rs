@@ -4,7 +4,7 @@
 use super::image;
 use super::postgres;
 use super::sandbox::{CACHE, GLOBAL, HOME, Input, LIBRARIES, MountOp, NAMES, PROJECT, VENV, cwd, strings};
-use crate::tools;
+use crate::{tools, venv};
 use moat_model::state::{NativeWorkload, Workload};
 use moat_model::{NativeRuntime, Purpose, Secret};
 use moat_planner::plan::InstanceSpec;
@@ -28,7 +28,7 @@ pub(super) fn shell(input: &Input<'_>, native: &NativeWorkload) -> Result<Vec<St
     let text = input.instance.command.as_ref().or(own).ok_or("the service has no command for this purpose")?;
     let text = match native.runtime {
         _ if purpose != Purpose::Build || is_tool(input.instance) => text.clone(),
-        NativeRuntime::Python => format!("test -x {VENV}/bin/python || python3 -m venv {VENV}\n{text}"),
+        NativeRuntime::Python => format!("{}\n{text}", venv::make(VENV)),
         // `corepack enable` puts programs beside itself.
         NativeRuntime::Node => format!(
             "mkdir -p {GLOBAL}/bin\nif command -v corepack >/dev/null; then ln -sf \"$(command -v corepack)\" {GLOBAL}/bin/corepack; fi\n{text}"

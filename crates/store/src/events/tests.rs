@@ -104,13 +104,13 @@ fn a_damaged_log_is_put_aside_and_another_begun() {
 fn a_reader_sees_what_is_written_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let path = EventLog::path(folder.path());
-    let newest = Arc::new(Mutex::new(0));
-    let seen = newest.clone();
-    let opened = EventLog::open(&path, Bounds::default(), move |id| *seen.lock().unwrap() = id).unwrap();
+    let written = Arc::new(Mutex::new(0));
+    let seen = written.clone();
+    let opened = EventLog::open(&path, Bounds::default(), move |count| *seen.lock().unwrap() = count).unwrap();
     for time in 1..=3 {
         opened.log.record(event(time, EventKind::Ready, "a"));
         let began = Instant::now();
-        while *newest.lock().unwrap() < time {
+        while *written.lock().unwrap() < opened.log.taken() {
             assert!(began.elapsed() < Duration::from_mins(1));
             std::thread::yield_now();
         }

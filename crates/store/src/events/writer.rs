@@ -25,16 +25,18 @@ pub(super) struct Writer {
     connection: Connection,
     bounds: Bounds,
     lost: Arc<AtomicU64>,
-    written: Box<dyn Fn(i64) + Send>,
+    written: Box<dyn Fn(u64) + Send>,
     /// Not written yet, oldest first. At most [`BATCH`]: while they can't be written, the queue fills up.
     batch: VecDeque<NewEvent>,
+    /// Events written so far.
+    count: u64,
     since_look: usize,
 }
 
 impl Writer {
-    pub(super) fn new(connection: Connection, bounds: Bounds, lost: Arc<AtomicU64>, written: Box<dyn Fn(i64) + Send>) -> Self {
+    pub(super) fn new(connection: Connection, bounds: Bounds, lost: Arc<AtomicU64>, written: Box<dyn Fn(u64) + Send>) -> Self {
         // The first write looks at what has become too old meanwhile.
-        Self { connection, bounds, lost, written, batch: VecDeque::new(), since_look: LOOK_EVERY }
+        Self { connection, bounds, lost, written, batch: VecDeque::new(), count: 0, since_look: LOOK_EVERY }
     }
 
     /// Until nobody can record any more and everything is written, or can't be.
@@ -66,6 +68,7 @@ impl Writer {
 
     /// Writes the batch, whole or not at all; says whether it is written.
     fn write(&mut self) -> bool {
+        let recorded = self.batch.len();
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0
             && let Some(last) = self.batch.back()
@@ -80,10 +83,11 @@ impl Writer {
             };
             self.batch.push_back(event);
         }
-        if let Ok(newest) = self.insert() {
+        if self.insert().is_ok() {
             self.since_look += self.batch.len();
             self.batch.clear();
-            (self.written)(newest);
+            self.count += recorded as u64;
+            (self.written)(self.count);
             return true;
         }
         // A full disk, mostly: what is here is tried again, what comes meanwhile is counted.
@@ -94,7 +98,7 @@ impl Writer {
         false
     }
 
-    fn insert(&mut self) -> rusqlite::Result<i64> {
+    fn insert(&mut self) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         let mut newest = 0;
         {
@@ -118,8 +122,7 @@ impl Writer {
                 .execute("DELETE FROM events WHERE id <= ?1 OR time < ?2", params![newest - i64::from(self.bounds.count), oldest])?;
             self.since_look = 0;
         }
-        transaction.commit()?;
-        Ok(newest)
+        transaction.commit()
     }
 }
 

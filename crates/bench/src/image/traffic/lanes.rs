@@ -14,6 +14,8 @@ use moat_engine::Engine;
 use moat_model::state::{NativeWorkload, Workload};
 use moat_model::{InstanceId, LinkName};
 use moat_net_linux::ns;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::PathBuf;
@@ -158,7 +160,7 @@ impl<'a> Lane<'a> {
         match &mut self.place {
             Place::Rooms { client, .. } => {
                 let own = std::env::current_exe().doing("find this program")?;
-                said(inside(client).args(load.arguments(&own.to_string_lossy(), host)))
+                said(inside(client, End::Client)?.args(load.arguments(&own.to_string_lossy(), host)))
             }
             Place::Instances { site, release, workload, next, .. } => {
                 let number = *next;
@@ -204,11 +206,26 @@ fn no_address() -> Failure {
     Failure::new("no such address")
 }
 
-/// A command line that goes on in a namespace.
-fn inside(room: &Room) -> Command {
+/// The two ends of a lane between plain processes.
+#[derive(Clone, Copy)]
+enum End {
+    Client,
+    Server,
+}
+
+/// A command line that goes on in a namespace, on a processor of its end's own and before other work of the machine.
+fn inside(room: &Room, end: End) -> Outcome<Command> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).doing("read the processors")?;
+    let mut allowed = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let processor = match end {
+        End::Client => allowed.next(),
+        End::Server => allowed.next_back(),
+    };
+    let processor = processor.ok_or_else(|| Failure::new("no processor is allowed"))?;
     let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/proc/{}/ns/net", room.pid())).arg("--").stdin(Stdio::null());
-    command
+    command.arg(format!("--net=/proc/{}/ns/net", room.pid())).args(["--", "chrt", "--fifo", "1", "taskset", "--cpu-list"]);
+    command.arg(processor.to_string()).stdin(Stdio::null());
+    Ok(command)
 }
 
 /// Runs a program that must succeed; what it says.
@@ -237,7 +254,7 @@ struct Server(Child);
 
 impl Server {
     fn start(room: &Room, command: &[&str]) -> Outcome<Self> {
-        let mut line = inside(room);
+        let mut line = inside(room, End::Server)?;
         line.args(command).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
         Ok(Self(line.spawn().doing(format_args!("run {command:?}"))?))
     }

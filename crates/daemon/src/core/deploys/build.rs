@@ -2,12 +2,13 @@
 
 use super::super::{Core, Msg};
 use super::{engine_words, first_line};
-use crate::deploy::{Deploy, DeployPhase};
+use crate::deploy::{Deploy, DeployPhase, PreDeploy};
+use crate::machine::Tell;
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
 use moat_engine_linux::{MissingTool, Prepared, Provided};
 use moat_model::state::Workload;
-use moat_model::{Purpose, Service, ServiceKind, Slug};
+use moat_model::{InstanceId, Purpose, Service, ServiceKind, Slug};
 use std::time::Duration;
 
 /// Builds that run at once; more only makes each slower on a small machine.
@@ -17,10 +18,10 @@ const PRE_DEPLOY_LIMIT: Duration = Duration::from_mins(30);
 
 impl Core {
     /// Hands on how far a pull is.
-    pub(super) fn pull_teller(&self, slug: &Slug) -> impl Fn(String) + Send + 'static {
+    pub(super) fn pull_teller(&self, slug: &Slug) -> Tell {
         let (tx, slug) = (self.tx.clone(), slug.clone());
         // Nobody listens any more only when the daemon ends.
-        move |text| drop(tx.send(Msg::Pulling(slug.clone(), text)))
+        Box::new(move |text| drop(tx.send(Msg::Pulling(slug.clone(), text))))
     }
 
     /// How far the pull of a deploy's image is.
@@ -225,14 +226,10 @@ impl Core {
     }
 
     /// A build, pre-deploy or job instance ended.
-    pub(in super::super) fn sandbox_ended(
-        &mut self,
-        slug: &Slug,
-        purpose: Purpose,
-        id: &moat_model::InstanceId,
-        code: Option<i32>,
-        why: &str,
-    ) {
+    pub(in super::super) fn sandbox_ended(&mut self, slug: &Slug, purpose: Purpose, id: &InstanceId, code: Option<i32>, why: &str) {
+        if purpose == Purpose::PreDeploy {
+            self.pre_deploy_ended(slug, id, code);
+        }
         let Some(deploy) = self.deploys.get_mut(slug).filter(|d| d.sandbox() == Some(id)) else { return };
         let installing = matches!(deploy.phase, DeployPhase::Installing(_));
         let tool = deploy.tools.iter().find(|tool| !self.engine.is_sealed(&tool.release)).filter(|_| installing).cloned();
@@ -273,9 +270,16 @@ impl Core {
             deploy.previous.as_ref().is_some_and(|p| p.good && p.release == release && p.service.fingerprint == service.fingerprint);
         match service.workload.pre_deploy_command() {
             Some(command) if !unchanged => {
-                let id = match self.start_sandbox(&service, Purpose::PreDeploy, release, None).await {
-                    Ok(id) => id,
-                    Err(why) => return self.fail_deploy(slug, &why, None),
+                let known = self.durable.pre_deploys.get(slug);
+                let known = known.filter(|run| run.release == release && run.fingerprint == service.fingerprint).cloned();
+                let id = match known {
+                    Some(run) if run.done => return self.start_serving(slug),
+                    // An earlier daemon started it.
+                    Some(run) if self.live.get(&run.instance).is_some_and(|live| !live.stopping) => run.instance,
+                    Some(_) | None => match self.start_pre_deploy(&service, release).await {
+                        Ok(id) => id,
+                        Err(why) => return self.fail_deploy(slug, &why, None),
+                    },
                 };
                 if let Some(deploy) = self.deploys.get_mut(slug) {
                     deploy.go(DeployPhase::PreDeploy(id));
@@ -283,6 +287,33 @@ impl Core {
                 self.set_phase(slug, ServicePhase::PreDeploy, Some(first_line(command)));
             }
             _ => self.start_serving(slug),
+        }
+    }
+
+    async fn start_pre_deploy(&mut self, service: &Service, release: Option<String>) -> Result<InstanceId, String> {
+        self.forget_pre_deploy(&service.slug);
+        let instance = self.start_sandbox(service, Purpose::PreDeploy, release.clone(), None).await?;
+        let run = PreDeploy { instance: instance.clone(), fingerprint: service.fingerprint.clone(), release, done: false };
+        self.durable.pre_deploys.insert(service.slug.clone(), run);
+        self.save();
+        Ok(instance)
+    }
+
+    /// Notes how a pre-deploy command ended: one that failed runs again when its deploy is asked for again.
+    fn pre_deploy_ended(&mut self, slug: &Slug, id: &InstanceId, code: Option<i32>) {
+        let Some(run) = self.durable.pre_deploys.get_mut(slug).filter(|run| run.instance == *id) else { return };
+        if code == Some(0) {
+            run.done = true;
+        } else {
+            self.durable.pre_deploys.remove(slug);
+        }
+        self.save();
+    }
+
+    /// The deploy that a pre-deploy command was of is over, or another one runs for it.
+    pub(super) fn forget_pre_deploy(&mut self, slug: &Slug) {
+        if let Some(run) = self.durable.pre_deploys.remove(slug) {
+            self.stop_instance(&run.instance, 1);
         }
     }
 }

@@ -23,7 +23,8 @@ use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
 use moat_model::{Service, Slug};
 use moat_store::EventKind;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 impl Core {
     /// Asks for a deploy of what a service should be. One that is suspended is deployed when it is resumed.
@@ -39,7 +40,7 @@ impl Core {
     pub(super) fn ask_deploy(&mut self, mut ask: Ask) {
         let slug = ask.service.slug.clone();
         ask.id = format!("dep-{}", moat_planner::alloc::letters(crate::blueprints::random(), 20));
-        let now = jiff::Timestamp::now();
+        let now = self.engine.now();
         self.durable.history.ask(&slug, &ask.id, ask.cause.clone(), now);
         self.durable.deploying.insert(slug.clone());
         let Some(running) = self.deploys.get(&slug) else { return self.begin(ask) };
@@ -71,7 +72,7 @@ impl Core {
         let ready_made = running.cloned().or(ready_made);
         let service = ready_made.as_ref().map_or(service, |made| made.service.clone());
         let slug = service.slug.clone();
-        self.durable.history.begin(&slug, &id, jiff::Timestamp::now());
+        self.durable.history.begin(&slug, &id, self.engine.now());
         // What was not good yet is nothing to go back to.
         let previous = self.durable.deployed.get(&slug).filter(|running| running.good).or_else(|| self.durable.history.last_good(&slug));
         let previous = previous.or_else(|| self.durable.deployed.get(&slug)).cloned();
@@ -170,7 +171,8 @@ impl Core {
     /// Forgets the deploys of a service, and stops the sandbox that runs for it.
     pub(super) fn cancel_deploys(&mut self, slug: &Slug, why: &str) {
         self.durable.deploying.remove(slug);
-        let now = jiff::Timestamp::now();
+        self.forget_pre_deploy(slug);
+        let now = self.engine.now();
         if let Some(waiting) = self.next.remove(slug) {
             self.durable.history.end(slug, &waiting.id, DeployState::Canceled, Some(why), now);
         }
@@ -197,7 +199,7 @@ pub(super) fn engine_words(error: &EngineError) -> String {
     }
 }
 
-fn first_line(text: &str) -> String {
+pub(super) fn first_line(text: &str) -> String {
     let line = text.trim().lines().next().unwrap_or_default();
     if line.chars().count() > 60 { format!("{}…", line.chars().take(59).collect::<String>()) } else { line.to_owned() }
 }

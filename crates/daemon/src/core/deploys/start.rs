@@ -1,14 +1,13 @@
 //! From a release to instances that are ready, or back to what ran before.
 
 use super::super::{Core, Live};
-use super::first_line;
 use crate::deploy::{DeployPhase, Deployed};
 use crate::history::{DeployCause, DeployState};
 use crate::protocol::ServicePhase;
 use moat_model::{InstanceId, Purpose, ServiceKind, Slug};
 use moat_store::EventKind;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use tokio::time::Instant;
 
 impl Core {
     /// Makes the deploy's definition and release what runs; instances follow by reconciling.
@@ -21,7 +20,7 @@ impl Core {
             service: deploy.service.clone(),
             release: deploy.release.clone(),
             commit: deploy.commit.clone(),
-            hook_ran: before.is_some_and(|p| p.hook_ran),
+            hook_ran: before.into_iter().chain(self.durable.deployed.get(slug)).any(|p| p.hook_ran),
             good: false,
             restarts,
         };
@@ -64,7 +63,6 @@ impl Core {
                 self.fail_deploy(&slug, &format!("not ready after {seconds} s: {seen}"), id.as_ref());
             } else {
                 self.set_phase(&slug, ServicePhase::Starting, waits.and_then(|(_, seen)| seen));
-                self.wake_in(Duration::from_secs(1));
             }
         }
     }
@@ -72,20 +70,15 @@ impl Core {
     fn deploy_is_live(&mut self, slug: &Slug) {
         let Some(deploy) = self.deploys.remove(slug) else { return };
         self.forget_deploying(slug);
-        let mut hook = None;
         if let Some(deployed) = self.durable.deployed.get_mut(slug) {
             deployed.good = true;
-            if deployed.service.workload.needs_release() && !deployed.hook_ran {
-                deployed.hook_ran = true;
-                let command = deployed.service.workload.initial_deploy_hook().map(str::to_owned);
-                hook = command.map(|command| (deployed.service.clone(), deployed.release.clone(), command));
-            }
             if deploy.changes {
-                self.durable.history.live(slug, &deploy.id, deployed, jiff::Timestamp::now());
+                self.durable.history.live(slug, &deploy.id, deployed, self.engine.now());
             } else {
                 self.durable.history.strike(slug, &deploy.id);
             }
         }
+        self.hook_is_due(slug);
         // Its schedule may be another.
         self.cron_next.remove(slug);
         self.save();
@@ -97,10 +90,6 @@ impl Core {
         self.set_phase(slug, ServicePhase::Live, None);
         self.sweep = true;
         self.sweep_fetched = true;
-        if let Some((service, release, command)) = hook {
-            self.notice(Some(slug), format!("running the initial deploy hook: {}", first_line(&command)));
-            self.queue_job(service, release, command);
-        }
     }
 
     /// Keeps what ran before and says why the new one does not.
@@ -110,6 +99,7 @@ impl Core {
 
     /// No deploy of a service is under way any more. One that waits stays known to a daemon that comes after this one.
     fn forget_deploying(&mut self, slug: &Slug) {
+        self.forget_pre_deploy(slug);
         if !self.next.contains_key(slug) {
             self.durable.deploying.remove(slug);
         }
@@ -119,13 +109,14 @@ impl Core {
     pub(super) fn end_deploy(&mut self, slug: &Slug, state: DeployState, why: &str, instance: Option<&InstanceId>) {
         let Some(deploy) = self.deploys.remove(slug) else { return };
         self.forget_deploying(slug);
-        self.durable.history.end(slug, &deploy.id, state, Some(why), jiff::Timestamp::now());
+        self.durable.history.end(slug, &deploy.id, state, Some(why), self.engine.now());
         if let Some(id) = deploy.sandbox().cloned() {
             self.stop_instance(&id, 1);
         }
         let last_lines = instance.map(|id| crate::logs::last_lines(&self.engine.log_path(id), 12)).unwrap_or_default();
         let kept = match (deploy.phase == DeployPhase::Starting, deploy.previous) {
-            (true, Some(previous)) => {
+            (true, Some(mut previous)) => {
+                previous.hook_ran |= self.durable.deployed.get(slug).is_some_and(|now| now.hook_ran);
                 self.durable.deployed.insert(slug.clone(), previous);
                 true
             }

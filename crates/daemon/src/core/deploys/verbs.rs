@@ -114,7 +114,6 @@ impl Core {
 
     /// Goes on with the deploys that an earlier daemon did not end.
     pub(in super::super) fn resume_deploy(&mut self, slug: &Slug, start_timeout: Duration) {
-        let now = jiff::Timestamp::now();
         let unfinished: Vec<_> = self.durable.history.of(slug).iter().filter(|record| !record.state.is_over()).cloned().collect();
         for record in &unfinished {
             self.durable.history.strike(slug, &record.id);
@@ -133,7 +132,7 @@ impl Core {
         let Some(service) = made.as_ref().map(|made| made.service.clone()).or_else(|| self.desired.services.get(slug).cloned()) else {
             return;
         };
-        tracing::info!(%slug, at = %now, "goes on with its deploy");
+        tracing::info!(%slug, "goes on with its deploy");
         if made.is_some() {
             self.ask_deploy(Ask { id: String::new(), service, cause, start_timeout, ready_made: made });
         } else {

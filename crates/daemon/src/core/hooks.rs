@@ -1,0 +1,70 @@
+//! `initialDeployHook`: a command that runs once, after the first deploy of a service that came to be live.
+//!
+//! ```text
+//! first live ─▶ due ─▶ its job is being started ─▶ started: noted as run, in the durable state
+//!                ▲                 └── the daemon ends: the next one finds the job, or has it due again
+//!                └── not noted as run
+//! ```
+//!
+//! Invariant: a hook that was not started is due, whichever daemon comes.
+
+use super::Core;
+use crate::deploy::Deployed;
+use moat_model::{InstanceId, Purpose, Slug};
+
+fn hook(deployed: &Deployed) -> Option<&str> {
+    deployed.service.workload.initial_deploy_hook().filter(|_| deployed.service.workload.needs_release() && !deployed.hook_ran)
+}
+
+impl Core {
+    /// The service is live: its hook is due, unless it ran.
+    pub(super) fn hook_is_due(&mut self, slug: &Slug) {
+        let Some(deployed) = self.durable.deployed.get_mut(slug) else { return };
+        match hook(deployed) {
+            Some(_) => {
+                let starts = |id: &InstanceId| self.live.get(id).is_some_and(|live| live.slug == *slug);
+                if !self.hooks.iter().any(starts) {
+                    self.hooks_due.insert(slug.clone());
+                }
+            }
+            // One that its blueprint names later is none of a first deploy.
+            None => deployed.hook_ran |= deployed.service.workload.needs_release(),
+        }
+    }
+
+    /// Those that an earlier daemon did not come to.
+    pub(super) fn resume_hooks(&mut self) {
+        let due = self.durable.deployed.iter().filter(|(_, deployed)| deployed.good && hook(deployed).is_some());
+        self.hooks_due.extend(due.map(|(slug, _)| slug.clone()));
+    }
+
+    /// Starts the jobs of hooks that are due.
+    pub(super) async fn start_hooks(&mut self) {
+        for slug in std::mem::take(&mut self.hooks_due) {
+            let Some(deployed) = self.deployed(&slug).cloned() else { continue };
+            let Some(command) = hook(&deployed).map(str::to_owned) else { continue };
+            self.notice(Some(&slug), format!("running the initial deploy hook: {}", super::deploys::first_line(&command)));
+            match self.start_sandbox(&deployed.service, Purpose::Job, deployed.release, Some(command)).await {
+                Ok(id) => {
+                    self.hooks.insert(id);
+                }
+                Err(why) => self.notice(Some(&slug), why),
+            }
+        }
+    }
+
+    /// An instance was started, or could not be.
+    pub(super) fn hook_started(&mut self, id: &InstanceId, slug: &Slug, runs: bool) {
+        if self.hooks.remove(id) && runs {
+            self.hook_runs(slug);
+            self.save();
+        }
+    }
+
+    /// A job of the service runs, or ran, that may be its hook.
+    pub(super) fn hook_runs(&mut self, slug: &Slug) {
+        if let Some(deployed) = self.durable.deployed.get_mut(slug) {
+            deployed.hook_ran = true;
+        }
+    }
+}

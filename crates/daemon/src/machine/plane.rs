@@ -1,0 +1,62 @@
+//! The data plane's process as the loop sees it.
+
+use super::{Doing, Plane};
+use crate::dataplane::{DataPlane, PlaneError};
+use crate::protocol::Failure;
+use moat_dataplane::{CertificateSet, Config};
+use moat_net_linux::Network;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+
+/// A data plane in the router namespace of a network.
+pub struct Served {
+    plane: DataPlane,
+    network: Network,
+}
+
+impl Served {
+    /// Nothing is served yet.
+    pub const fn new(plane: DataPlane, network: Network) -> Self {
+        Self { plane, network }
+    }
+}
+
+impl Plane for Served {
+    fn listening(&self) -> Option<SocketAddr> {
+        self.plane.listening()
+    }
+    fn listening_https(&self) -> Option<SocketAddr> {
+        self.plane.listening_https()
+    }
+    fn listen<'a>(&'a mut self, http: &'a str, https: Option<&'a str>) -> Doing<'a, Result<(), Failure>> {
+        Box::pin(self.plane.listen(http, https))
+    }
+    fn is_serving(&self) -> bool {
+        self.plane.is_serving()
+    }
+    fn ensure(&mut self) -> Doing<'_, Result<(), PlaneError>> {
+        Box::pin(self.plane.ensure(&self.network))
+    }
+    fn show(&self, certificates: CertificateSet) {
+        self.plane.show(certificates);
+    }
+    fn publish(&mut self, config: Config) -> Doing<'_, ()> {
+        Box::pin(self.plane.publish(config))
+    }
+    fn resolvers(&self) -> Vec<SocketAddr> {
+        self.plane.resolvers()
+    }
+    fn releases_in_use(&self) -> BTreeSet<String> {
+        self.plane.releases_in_use()
+    }
+    fn root(&self) -> &Path {
+        self.plane.root()
+    }
+    fn pid(&self) -> Option<u32> {
+        self.plane.pid()
+    }
+    fn stop(&mut self) -> Doing<'_, ()> {
+        Box::pin(self.plane.stop())
+    }
+}
