@@ -80,6 +80,18 @@ pub const TO_TEST: &[Need] = &[
         present: Present::Check(&["sh", "-c", "! ldd \"$(command -v busybox)\" >/dev/null 2>&1 && busybox true"]),
         packages: &["busybox-static"],
     },
+    Need {
+        what: "QEMU, for a machine with a system of its own",
+        present: Present::Program(&["qemu-system-x86_64"]),
+        packages: &["qemu-system-x86"],
+    },
+    Need { what: "`debootstrap`", present: Present::Program(&["debootstrap"]), packages: &["debootstrap"] },
+    Need {
+        what: "the keys of Debian's archive",
+        present: Present::Check(&["test", "-s", "/usr/share/keyrings/debian-archive-keyring.gpg"]),
+        packages: &["debian-archive-keyring"],
+    },
+    Need { what: "`mke2fs`", present: Present::Program(&["mke2fs"]), packages: &["e2fsprogs"] },
 ];
 
 /// `apt-get install` in which no maintainer script starts a service, and after which no unit and no init script is enabled

@@ -112,6 +112,13 @@ pub enum Verb {
     /// Show and change the variables of a service.
     #[command(subcommand)]
     Env(EnvVerb),
+    /// Copy everything to one sealed file, while it runs: what services keep, what they are, and all secrets.
+    Backup(BackupArgs),
+    /// Bring back what a backup holds: the data of services that are here, or a whole machine on an empty one.
+    Restore(RestoreArgs),
+    /// Snapshots of disks; one is taken each day and kept for a week.
+    #[command(subcommand)]
+    Disk(DiskVerb),
     /// Show who reaches whom.
     Reach(ReachArgs),
     /// Say whether one peer reaches another, and by which rule.
@@ -380,6 +387,61 @@ pub struct EnvOwner {
     /// It is an environment group: every service that uses it is deployed.
     #[arg(long)]
     pub group: bool,
+}
+
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The file, which must not be there, or a folder, where it gets a name of its own.
+    pub file: PathBuf,
+    /// Only the data of this service: a disk, a database or a Key Value. Can be said several times.
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Vec<String>,
+    /// Put the key into the file: whoever has the file then needs nothing else to read it. Without it, keep a copy of the key
+    /// (`key` in the state folder) somewhere else.
+    #[arg(long)]
+    pub with_key: bool,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup.
+    pub file: PathBuf,
+    /// Only the data of this service. Can be said several times.
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Vec<String>,
+    /// The key that it is sealed with, where that is neither this machine's nor in the backup.
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// What can be done with disks.
+#[derive(Debug, Subcommand)]
+pub enum DiskVerb {
+    /// Show the snapshots of a service.
+    Snapshots {
+        /// The service.
+        service: String,
+    },
+    /// Take a snapshot of a service's disk now.
+    Snapshot {
+        /// The service.
+        service: String,
+    },
+    /// Replace what a service keeps by a snapshot. What is there now becomes a snapshot itself.
+    Restore {
+        /// The service.
+        service: String,
+        /// The snapshot (`moat disk snapshots`).
+        snapshot: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 /// What can be done with images.

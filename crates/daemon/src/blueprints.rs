@@ -43,31 +43,6 @@ pub fn random() -> [u8; 32] {
     })
 }
 
-#[cfg(test)]
-pub(crate) use seeded::seed;
-
-/// Bytes that a test can have again.
-#[cfg(test)]
-mod seeded {
-    use sha2::{Digest as _, Sha256};
-    use std::cell::Cell;
-
-    thread_local! {
-        static NEXT: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
-    }
-
-    /// From now on [`random`](super::random) of this thread gives what follows from this number.
-    pub(crate) fn seed(number: u64) {
-        NEXT.set(Some((number, 0)));
-    }
-
-    pub(super) fn next() -> Option<[u8; 32]> {
-        let (number, count) = NEXT.get()?;
-        NEXT.set(Some((number, count + 1)));
-        Some(Sha256::digest([number.to_be_bytes(), count.to_be_bytes()].concat()).into())
-    }
-}
-
 /// What became of all blueprints.
 pub struct Outcome {
     /// The state.
@@ -173,4 +148,29 @@ pub fn preview(
     let releases = state.services.keys().map(|slug| (slug.clone(), "new".to_owned())).collect();
     let ready = live.iter().filter(|l| l.ready).map(|l| l.id.clone()).collect();
     moat_planner::diff::diff(state, &observed, &releases, &ready, memory, &mut random)
+}
+
+#[cfg(test)]
+pub(crate) use seeded::seed;
+
+/// Bytes that a test can have again.
+#[cfg(test)]
+mod seeded {
+    use sha2::{Digest as _, Sha256};
+    use std::cell::Cell;
+
+    thread_local! {
+        static NEXT: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
+    }
+
+    /// From now on [`random`](super::random) of this thread gives what follows from this number.
+    pub(crate) fn seed(number: u64) {
+        NEXT.set(Some((number, 0)));
+    }
+
+    pub(super) fn next() -> Option<[u8; 32]> {
+        let (number, count) = NEXT.get()?;
+        NEXT.set(Some((number, count + 1)));
+        Some(Sha256::digest([number.to_be_bytes(), count.to_be_bytes()].concat()).into())
+    }
 }

@@ -3,9 +3,9 @@
 //! Invariant: definitions are compared as a whole, by what they are written as: a field that is added to them is compared too.
 
 use crate::masked;
-use moat_model::{DesiredState, Service, Slug};
+use moat_model::{Service, Slug};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// One difference between a blueprint and what runs.
@@ -40,20 +40,15 @@ const DERIVED: [&str; 9] = ["id", "slug", "vip", "network", "zone", "written_key
 
 /// What differs between what runs of a service and what it should be; values that are secret are not in the words.
 pub fn changes(runs: &Service, wanted: &Service) -> Vec<String> {
-    let fields = |service: &Service| match serde_json::to_value(service) {
-        Ok(Value::Object(mut fields)) => {
+    let fields = |service: &Service| {
+        let mut fields = serde_json::to_value(service).unwrap_or_default();
+        if let Value::Object(fields) = &mut fields {
             fields.retain(|name, _| !DERIVED.contains(&name.as_str()));
-            fields
         }
-        Ok(_) | Err(_) => Map::new(),
+        fields
     };
-    let shown = |service: &Service| {
-        let mut state = DesiredState::default();
-        state.services.insert(service.slug.clone(), service.clone());
-        masked::state(&state).services.remove(&service.slug).map(|service| fields(&service)).unwrap_or_default()
-    };
-    let (before, after) = (Value::Object(fields(runs)), Value::Object(fields(wanted)));
-    let (shown_before, shown_after) = (Value::Object(shown(runs)), Value::Object(shown(wanted)));
+    let (before, after) = (fields(runs), fields(wanted));
+    let (shown_before, shown_after) = (fields(&masked::service(runs)), fields(&masked::service(wanted)));
     let mut paths = Vec::new();
     differing(&before, &after, &mut Vec::new(), &mut paths);
     let mut said = BTreeSet::new();
@@ -134,7 +129,6 @@ mod tests {
     use crate::blueprints;
     use crate::protocol::UpRequest;
     use moat_planner::memory::Memory;
-    use std::collections::BTreeMap;
 
     const BEFORE: &str = "services:
   - name: api
@@ -149,20 +143,7 @@ mod tests {
 ";
 
     fn service(text: &str, memory: &mut Memory) -> Service {
-        let request = UpRequest {
-            file: "/srv/shop/render.yaml".into(),
-            text: text.to_owned(),
-            given: BTreeMap::new(),
-            files: BTreeMap::new(),
-            listen: "127.0.0.1:8080".to_owned(),
-            listen_tls: None,
-            start_timeout_seconds: 1,
-            pass_env: Vec::new(),
-            git: Default::default(),
-            remotes: Vec::new(),
-            prune: false,
-            pushed: None,
-        };
+        let request = UpRequest::new("/srv/shop/render.yaml", text);
         let read = moat_blueprint::read(text);
         let outcome = blueprints::resolve(&[(&request, &read.blueprint)], memory, &request.listen);
         outcome.state.services.into_values().next().unwrap()

@@ -231,23 +231,10 @@ pub fn same(one: &Deployed, other: &Deployed) -> bool {
 mod tests {
     use super::*;
     use crate::protocol::UpRequest;
-    use std::path::PathBuf;
 
     fn deployed(release: &str) -> Deployed {
-        let up = UpRequest {
-            file: PathBuf::from("/app/render.yaml"),
-            text: "services: [{type: worker, name: w, runtime: python, buildCommand: b, startCommand: s}]".to_owned(),
-            given: BTreeMap::new(),
-            files: BTreeMap::new(),
-            listen: "127.0.0.1:8080".to_owned(),
-            listen_tls: None,
-            start_timeout_seconds: 1,
-            pass_env: Vec::new(),
-            git: Default::default(),
-            remotes: Vec::new(),
-            prune: false,
-            pushed: None,
-        };
+        let up =
+            UpRequest::new("/app/render.yaml", "services: [{type: worker, name: w, runtime: python, buildCommand: b, startCommand: s}]");
         let all = BTreeMap::from([(up.file.clone(), up)]);
         let outcome = crate::blueprints::read_and_resolve(&all, &mut moat_planner::memory::Memory::default(), "127.0.0.1:8080");
         let service = outcome.state.services.into_values().next().unwrap();

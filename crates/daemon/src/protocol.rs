@@ -3,6 +3,7 @@
 //! One connection carries the daemon's [`GREETING`], one [`Request`] and then [`Event`]s until [`Event::End`], each a line, all but
 //! the first of JSON.
 
+mod copies;
 mod public;
 mod service;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use copies::{SnapshotKind, SnapshotRow};
 pub use public::{CertificateRow, CertificateVerb, DomainRow};
 pub use service::{DeployRow, ServiceVerb, Variable};
 
@@ -118,6 +120,24 @@ pub enum Request {
         /// New values by key; none takes the variable away.
         values: BTreeMap<String, Option<Secret>>,
     },
+    /// Copies what services keep to an archive: answers one [`Event::BackedUp`].
+    Backup {
+        /// The archive, absolute; nothing may be there.
+        file: PathBuf,
+        /// Of these services, by name or slug; none is all, and everything that another machine needs to run them.
+        services: Vec<String>,
+        /// Puts the key into the archive.
+        with_key: bool,
+    },
+    /// Brings back what an archive holds: answers one [`Event::Restored`].
+    Restore {
+        /// The archive, absolute.
+        file: PathBuf,
+        /// The file of the key that it is sealed with, absolute; none is this machine's own, or the one in the archive.
+        key: Option<PathBuf>,
+        /// Of these services; none is all that it holds.
+        services: Vec<String>,
+    },
     /// The settings of the ingress, after some are changed: answers one [`Event::Ingress`].
     Ingress {
         /// What to change, by setting.
@@ -173,6 +193,26 @@ pub struct UpRequest {
     /// only the last is deployed.
     #[serde(default)]
     pub pushed: Option<Pushed>,
+}
+
+impl UpRequest {
+    /// What `moat up` asks for a blueprint of a folder where nothing else is said: no values, no repository, no remotes.
+    pub fn new(file: impl Into<PathBuf>, text: impl Into<String>) -> Self {
+        Self {
+            file: file.into(),
+            text: text.into(),
+            given: BTreeMap::new(),
+            files: BTreeMap::new(),
+            listen: "127.0.0.1:8080".to_owned(),
+            listen_tls: None,
+            start_timeout_seconds: 900,
+            pass_env: Vec::new(),
+            git: Default::default(),
+            remotes: Vec::new(),
+            prune: false,
+            pushed: None,
+        }
+    }
 }
 
 /// A commit that was pushed to a repository of this machine. Which one it is, [`UpRequest::git`] says.
@@ -295,6 +335,27 @@ pub enum Event {
     Drift {
         /// Each difference.
         differences: Vec<Drift>,
+    },
+    /// A backup was made.
+    BackedUp {
+        /// The archive.
+        file: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The services whose data is in it.
+        services: Vec<Slug>,
+    },
+    /// What services keep was brought back.
+    Restored {
+        /// Of these services.
+        services: Vec<Slug>,
+        /// The snapshot that the content before became.
+        aside: String,
+    },
+    /// Snapshots of a service, oldest first.
+    Snapshots {
+        /// Each.
+        snapshots: Vec<SnapshotRow>,
     },
     /// The settings of the ingress.
     Ingress {

@@ -11,7 +11,7 @@ use crate::settings::Settings;
 use moat_model::{Generation, Service, Slug};
 use moat_planner::memory::Memory;
 use moat_store::{Changes, Documents, EventKind, Store, StoreError};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
 use std::io;
@@ -93,12 +93,43 @@ aggregates! {
     map asked,
 }
 
+/// All of a state in one text, for a machine that is to go on with it.
+#[derive(Serialize, Deserialize)]
+struct Whole {
+    generation: Generation,
+    documents: serde_json::Value,
+}
+
+impl Durable {
+    /// All of it as one text, with secrets in clear.
+    pub fn to_text(&self) -> Result<Vec<u8>, StateError> {
+        let mut documents = Documents::default();
+        documents.apply(&self.changes(&Self::default())?);
+        Ok(serde_json::to_vec(&Whole { generation: self.generation, documents: documents.to_json()? })?)
+    }
+
+    /// What [`Self::to_text`] gave.
+    pub fn from_text(text: &[u8]) -> Result<Self, StateError> {
+        let whole: Whole = serde_json::from_slice(text)?;
+        Ok(Self::read(whole.generation, Documents::from_json(serde_json::from_value(whole.documents)?))?)
+    }
+
+    /// Whether it is of the same installation as another: it goes on with the same addresses and names.
+    pub fn continues(&self, other: &Self) -> bool {
+        let prefix = |durable: &Self| serde_json::to_value(&durable.memory).ok().and_then(|memory| memory.get("ula").cloned());
+        self.memory == Memory::default() || prefix(self) == prefix(other)
+    }
+}
+
 /// Why the state can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// By the store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A state's text is not one.
+    #[error("it is no state of Moat's")]
+    Text(#[from] serde_json::Error),
     /// The state of an earlier version is not readable.
     #[error("can't read `{path}`")]
     Before {
@@ -221,18 +252,8 @@ mod tests {
 
     fn up(secret: &str) -> UpRequest {
         UpRequest {
-            file: PathBuf::from("/app/render.yaml"),
-            text: "services: []".to_owned(),
             given: BTreeMap::from([("TOKEN".to_owned(), Secret::new(secret))]),
-            files: BTreeMap::new(),
-            listen: "127.0.0.1:8080".to_owned(),
-            listen_tls: None,
-            start_timeout_seconds: 9,
-            pass_env: Vec::new(),
-            git: Default::default(),
-            remotes: Vec::new(),
-            prune: false,
-            pushed: None,
+            ..UpRequest::new("/app/render.yaml", "services: []")
         }
     }
 

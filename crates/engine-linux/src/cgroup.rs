@@ -127,6 +127,59 @@ pub fn destroy(group: &str) -> io::Result<()> {
     }
 }
 
+/// How long the kernel may take to stop every process of a group.
+const FREEZES_WITHIN: Duration = Duration::from_secs(5);
+
+/// A control group whose processes stand still for as long as this lives.
+#[derive(Debug)]
+pub struct Frozen(String);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        thaw(&self.0);
+    }
+}
+
+/// Has every process of a group stand still (`cgroup.freeze` in version 2, `freezer.state` in 1). Blocks until they do.
+pub fn freeze(group: &str) -> io::Result<Frozen> {
+    let frozen = Frozen(group.to_owned());
+    let folders = folders(group);
+    let v2 = folders.iter().map(|folder| folder.join("cgroup.freeze")).find(|file| file.exists());
+    let v1 = folders.iter().map(|folder| folder.join("freezer.state")).find(|file| file.exists());
+    let (file, word) = match (v2, v1) {
+        (Some(file), _) => (file, "1"),
+        (None, Some(file)) => (file, "FROZEN"),
+        (None, None) => return Err(io::Error::new(io::ErrorKind::Unsupported, "this machine has no freezer of control groups")),
+    };
+    fs::write(&file, word)?;
+    let stands_still = || match word {
+        "1" => fs::read_to_string(file.with_file_name("cgroup.events")).is_ok_and(|text| text.lines().any(|line| line == "frozen 1")),
+        _ => fs::read_to_string(&file).is_ok_and(|text| text.trim() == word),
+    };
+    let end = Instant::now() + FREEZES_WITHIN;
+    while !stands_still() {
+        if Instant::now() > end {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "its processes do not stand still"));
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    Ok(frozen)
+}
+
+/// Lets every process of a group go on; does nothing where none stands still.
+pub fn thaw(group: &str) {
+    for folder in folders(group) {
+        for (file, word) in [("cgroup.freeze", "0"), ("freezer.state", "THAWED")] {
+            let file = folder.join(file);
+            if file.exists()
+                && let Err(error) = fs::write(&file, word)
+            {
+                tracing::error!(%error, file = %file.display(), "can't thaw");
+            }
+        }
+    }
+}
+
 /// Removes an empty parent group; one that still holds others stays.
 pub fn remove_parent(parent: &str) -> Result<(), EngineError> {
     for folder in folders(parent) {

@@ -45,8 +45,9 @@ fn finding(name: &str, required: bool, found: Result<String, String>, hint: &str
     Finding { name: name.to_owned(), ok, required, found: found.unwrap_or_else(|why| why), hint }
 }
 
-/// Looks at everything: the kernel, the tools, the toolchains. Takes some tenths of a second.
-pub fn facts() -> Vec<Finding> {
+/// Looks at everything: the kernel, the tools, the toolchains, the host's firewall as it is to the Moat of a runtime folder. Takes some
+/// tenths of a second.
+pub fn facts(run: &Path) -> Vec<Finding> {
     let mut out = vec![
         finding("root", true, root(), "run moat as root (sudo)"),
         finding("kernel", true, kernel(), "install a newer kernel (Debian 12 and Ubuntu 22.04 have one)"),
@@ -61,6 +62,7 @@ pub fn facts() -> Vec<Finding> {
             "use a kernel of 5.11 or newer with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (without it, packets between services take the router's whole path)",
         ),
         finding("ipv6", false, exists("/proc/sys/net/ipv6", "on", "off"), "start the kernel without ipv6.disable=1"),
+        egress(run),
         finding("overlayfs", false, overlay(), "modprobe overlay (sources are copied for each instance without it)"),
         cgroups(),
         tool("crun", true, &["--version"], Some(CRUN), "apt-get install crun"),
@@ -172,6 +174,20 @@ fn nftables() -> Result<String, String> {
 fn shortcut() -> Result<String, String> {
     let short = |error: moat_net_linux::ShortcutError| error.to_string().lines().next().unwrap_or("refused").to_owned();
     moat_net_linux::check_shortcut().map(|()| "packets of open flows go from service to service".to_owned()).map_err(short)
+}
+
+/// Whether another firewall of this machine closes the way to the internet.
+fn egress(run: &Path) -> Finding {
+    let obstacles = match moat_net_linux::egress_obstacles(run) {
+        Ok(obstacles) => obstacles,
+        Err(error) => {
+            return finding("egress", false, Err(format!("the host's firewall can't be read: {error}")), "run moat as root (sudo)");
+        }
+    };
+    let join = |words: Vec<&str>| words.join("; ");
+    let hint = join(obstacles.iter().map(|obstacle| obstacle.hint.as_str()).collect());
+    let what = join(obstacles.iter().map(|obstacle| obstacle.what.as_str()).collect());
+    finding("egress", false, if what.is_empty() { Ok("no firewall of this machine is in the way".to_owned()) } else { Err(what) }, &hint)
 }
 
 fn overlay() -> Result<String, String> {

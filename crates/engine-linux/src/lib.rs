@@ -6,7 +6,7 @@
 //!
 //! Folders: `RUN/instances/ID` holds what is known of a live instance, `RUN/crun` the runtime's own state;
 //! `STATE/releases/NAME/project` a build's result (with a `+` before it, a tool of builds), `STATE/images` the layers of published images, `STATE/sources` fetched repositories, `STATE/instances/ID` an instance's writes, `STATE/logs/SLUG/ID.log` its
-//! log, `STATE/cache/SLUG` a service's build cache, `STATE/disks/SERVICE/NAME` and `STATE/data/SERVICE` what it keeps,
+//! log, `STATE/cache/SLUG` a service's build cache, `STATE/disks/SERVICE/NAME` and `STATE/data/SERVICE` what it keeps, `STATE/snapshots` copies of that,
 //! `STATE/certificates/SERVICE.pem` what a database shows to clients that ask for TLS.
 //!
 //! Invariant: once `StopInstance` returns, nothing of the instance is left but its log.
@@ -18,6 +18,7 @@ pub mod datastore;
 mod dockerfile;
 pub mod doctor;
 mod engine;
+pub mod heap;
 mod images;
 mod lock;
 pub mod log;
@@ -29,6 +30,7 @@ mod ranges;
 mod recipe;
 mod release;
 mod site;
+mod snapshot;
 mod source;
 mod sys;
 pub mod toolchain;
@@ -45,6 +47,7 @@ pub use moat_image::{Listed as ListedImage, Mirror};
 pub use recipe::ImageBuildRequest;
 pub use release::{BuildRequest, MissingTool, Prepared, Release};
 pub use site::{Published, SiteRequest};
+pub use snapshot::{Kept, Replacement, Snapshot};
 
 use std::path::PathBuf;
 

@@ -32,8 +32,8 @@ impl Paths {
         }
         let absolute = |folder: &Path| fs::canonicalize(folder).map_err(|error| fail(folder, error));
         let paths = Self { run: absolute(run)?, state: absolute(state)? };
-        let private =
-            ["releases", "instances", "logs", "cache", "disks", "data", "certificates", "builds"].map(|name| paths.state.join(name));
+        let private = ["releases", "instances", "logs", "cache", "disks", "data", "certificates", "builds", "snapshots"]
+            .map(|name| paths.state.join(name));
         for folder in private.iter().chain(&[paths.run.join("instances"), paths.run.join("crun"), paths.run.join("netns")]) {
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| fail(folder, error))?;
             fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(|error| fail(folder, error))?;
@@ -121,6 +121,10 @@ impl Paths {
     /// A datastore's data.
     pub fn data(&self, service: &ServiceId) -> PathBuf {
         self.state.join("data").join(service.as_str())
+    }
+    /// Copies of what services keep.
+    pub fn snapshots(&self) -> PathBuf {
+        self.state.join("snapshots")
     }
     /// A database's certificate and key. Apart from its data, where the service's own user writes.
     pub fn certificate(&self, service: &ServiceId) -> PathBuf {

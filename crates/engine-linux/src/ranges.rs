@@ -31,6 +31,26 @@ impl Ranges {
         Self { lock: Mutex::new(()) }
     }
 
+    /// Hands out the very ranges that another state folder of this installation did, in its `ranges.json`. Fails where one of
+    /// them is another service's here, or a service has another one.
+    pub fn take_over(&self, state: &Path, theirs: &[u8]) -> Result<(), EngineError> {
+        let _one_at_a_time = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = state.join("ranges.json");
+        let doing = "take over user ids";
+        let fail = |error: std::io::Error| EngineError::new(doing, format!("`{}`: {error}", path.display())).caused_by(error);
+        let theirs: BTreeMap<ServiceId, u32> =
+            serde_json::from_slice(theirs).map_err(|error| EngineError::new(doing, error.to_string()))?;
+        let mut ranges: BTreeMap<ServiceId, u32> = files::read_json(&path).map_err(fail)?.unwrap_or_default();
+        for (service, index) in theirs {
+            if ranges.iter().any(|(other, taken)| (*other == service) != (*taken == index)) {
+                return Err(EngineError::new(doing, format!("those of `{service}` are in use on this machine"))
+                    .hint("restore on a machine that has run nothing else, or with another MOAT_STATE_DIR"));
+            }
+            ranges.insert(service, index);
+        }
+        files::write_json(&path, &ranges).map_err(fail)
+    }
+
     /// The first id of a service's range; a new service gets a free one.
     pub fn first(&self, state: &Path, service: &ServiceId) -> Result<u32, EngineError> {
         let _one_at_a_time = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,5 +81,14 @@ mod tests {
         let first = ranges.first(state.path(), &a).unwrap();
         assert_eq!(ranges.first(state.path(), &b).unwrap(), first + IDS);
         assert_eq!(Ranges::new().first(state.path(), &a).unwrap(), first);
+
+        // Another state folder of the same installation has the same; one that has handed them out otherwise refuses.
+        let theirs = std::fs::read(state.path().join("ranges.json")).unwrap();
+        let (new, used) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        ranges.take_over(new.path(), &theirs).unwrap();
+        assert_eq!(ranges.first(new.path(), &b).unwrap(), first + IDS);
+        ranges.take_over(state.path(), &theirs).unwrap();
+        ranges.first(used.path(), &b).unwrap();
+        assert!(ranges.take_over(used.path(), &theirs).is_err());
     }
 }

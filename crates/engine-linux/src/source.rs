@@ -61,7 +61,12 @@ fn ask_git(root: &Path) -> io::Result<Option<Vec<PathBuf>>> {
 }
 
 fn walk(root: &Path, below: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(root.join(below))? {
+    let entries = match fs::read_dir(root.join(below)) {
+        // Removed since its name was read: editors and builds do so.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && below != Path::new("") => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
         if LEFT_OUT.iter().any(|left_out| name == *left_out) {
@@ -74,7 +79,7 @@ fn walk(root: &Path, below: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
 }
 
 /// Reads every file, and copies it to `copy` (an existing folder) when there is one, owned by `owner`. Returns the digest of
-/// names, contents, links and execute bits. Sockets, pipes and devices are left out.
+/// names, contents, links and execute bits. Sockets, pipes and devices are left out, and files that were removed meanwhile.
 pub fn ingest(root: &Path, files: &[PathBuf], copy: Option<(&Path, u32)>) -> io::Result<String> {
     let mut digest = Sha256::new();
     let mut field = |kind: &[u8], bytes: &[u8]| {
@@ -85,7 +90,10 @@ pub fn ingest(root: &Path, files: &[PathBuf], copy: Option<(&Path, u32)>) -> io:
     for path in files {
         let at = |error: io::Error| io::Error::new(error.kind(), format!("`{}`: {error}", path.display()));
         let from = root.join(path);
-        let about = fs::symlink_metadata(&from).map_err(at)?;
+        let about = match fs::symlink_metadata(&from) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            about => about.map_err(at)?,
+        };
         let kind = about.file_type();
         if let Some((to, owner)) = copy {
             folders(to, path.parent().unwrap_or(Path::new("")), owner).map_err(at)?;
@@ -99,7 +107,10 @@ pub fn ingest(root: &Path, files: &[PathBuf], copy: Option<(&Path, u32)>) -> io:
             }
         } else if kind.is_file() {
             let executable = about.permissions().mode() & 0o111 != 0;
-            let mut source = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&from).map_err(at)?;
+            let mut source = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&from) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                source => source.map_err(at)?,
+            };
             let mut target = match copy {
                 Some((to, owner)) => Some(create(&to.join(path), if executable { 0o755 } else { 0o644 }, owner).map_err(at)?),
                 None => None,

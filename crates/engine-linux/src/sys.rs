@@ -3,7 +3,7 @@
 //! Invariant: the only module of this crate with `unsafe`.
 #![expect(
     unsafe_code,
-    reason = "close_range, mount_setattr, open_tree, move_mount, pidfd_open, pidfd_send_signal, fork, madvise and registering a descriptor have no safe wrapper"
+    reason = "close_range, mount_setattr, open_tree, move_mount, pidfd_open, pidfd_send_signal, fork, madvise, mallopt, sbrk and registering a descriptor have no safe wrapper"
 )]
 
 use nix::errno::Errno;
@@ -154,3 +154,38 @@ pub fn fork_single_threaded() -> Result<ForkResult, Errno> {
     // SAFETY: the monitor never starts a thread, so no lock can be held by another one in the child.
     unsafe { nix::unistd::fork() }
 }
+
+/// Has glibc grow its heap by so many bytes at once and never give any back, and the kernel back them with huge pages (mallopt(3),
+/// madvise(2) with `MADV_HUGEPAGE`). Only speed depends on it.
+#[cfg(target_env = "gnu")]
+pub fn grow_heap(bytes: usize) {
+    /// Of the machine; one that has others ignores the advice.
+    const HUGE_PAGE: usize = 2 << 20;
+    // An allocation larger than what is free makes the heap grow; it must not be a mapping of its own.
+    const PROBE: usize = 1 << 20;
+    let Ok(pad) = libc::c_int::try_from(bytes) else { return };
+    // SAFETY: settings of the allocator, plain integers.
+    let set = unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, libc::c_int::MAX) == 1
+            && libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX) == 1
+            && libc::mallopt(libc::M_TOP_PAD, pad) == 1
+    };
+    if !set {
+        return;
+    }
+    let top = || {
+        // SAFETY: asks where the heap ends, and moves nothing.
+        unsafe { libc::sbrk(0) }.addr()
+    };
+    let before = top();
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(PROBE)));
+    let (from, to) = (before.next_multiple_of(HUGE_PAGE), top());
+    if from < to {
+        // SAFETY: these pages are the heap's, which goes on as it is: the advice changes how they are backed, not what is in them.
+        unsafe { libc::madvise(std::ptr::without_provenance_mut(from), to - from, libc::MADV_HUGEPAGE) };
+    }
+}
+
+/// Other allocators do as they do.
+#[cfg(not(target_env = "gnu"))]
+pub fn grow_heap(_bytes: usize) {}

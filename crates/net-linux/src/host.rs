@@ -252,41 +252,6 @@ impl Names {
             .filter(|address| !address.is_loopback())
             .collect())
     }
-
-    /// What in the host's own firewall keeps egress from working, each with what to run.
-    pub fn obstacles(&self) -> Result<Vec<String>, NetError> {
-        let mut found = Vec::new();
-        let link = &self.link;
-        let listing = nft::list(&["list", "ruleset"])?.unwrap_or_default();
-        for chain in listing.iter().filter_map(|item| item.get("chain")) {
-            let word = |key: &str| chain[key].as_str().unwrap_or_default();
-            let (family, table, name) = (word("family"), word("table"), word("name"));
-            if word("hook") != "forward"
-                || word("policy") != "drop"
-                || !matches!(family, "ip" | "ip6" | "inet")
-                || table.starts_with("moat_")
-            {
-                continue;
-            }
-            let passes = listing.iter().filter_map(|item| item.get("rule")).any(|rule| {
-                rule["table"] == chain["table"] && rule["family"] == chain["family"] && rule.to_string().contains(link.as_str())
-            });
-            if !passes {
-                let into = if table == "filter"
-                    && listing.iter().any(|item| item["chain"]["name"] == "DOCKER-USER" && item["chain"]["family"] == family)
-                {
-                    "DOCKER-USER"
-                } else {
-                    name
-                };
-                found.push(format!(
-                    "the chain `{name}` of the table `{family} {table}` drops what is forwarded; services then can't reach the internet. hint: \
-                     `nft insert rule {family} {table} {into} iifname {link} accept` and `nft insert rule {family} {table} {into} oifname {link} ct state established,related accept`"
-                ));
-            }
-        }
-        Ok(found)
-    }
 }
 
 /// Settings that runtime folders share, noted in the labels of their uplinks.

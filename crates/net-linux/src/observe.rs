@@ -1,6 +1,7 @@
 //! What the live network tells: denied flows, obstacles to egress, changes of the host's addresses.
 
 use crate::lower::{DENIED_SETS, TABLE};
+use crate::obstacles::{self, Obstacle};
 use crate::{NetError, Network, nft};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
@@ -44,8 +45,8 @@ impl Network {
 
     /// What in the host's own firewall keeps services from reaching the internet, each with what to run. Moat's own rules
     /// can't override a drop of another table.
-    pub async fn egress_obstacles(&self) -> Result<Vec<String>, NetError> {
-        self.run(|inner| inner.outside(|| inner.names.obstacles())).await
+    pub async fn egress_obstacles(&self) -> Result<Vec<Obstacle>, NetError> {
+        self.run(|inner| inner.outside(|| obstacles::list(&inner.names.link))).await
     }
 
     /// Packets that came with a source that is not their link's, since the filter was loaded.

@@ -65,6 +65,25 @@ pub struct Documents {
 }
 
 impl Documents {
+    /// All of them as one JSON object, by aggregate and key.
+    pub fn to_json(&self) -> Result<Value, StoreError> {
+        let mut all = Map::new();
+        for (aggregate, rows) in &self.rows {
+            let mut list = Map::new();
+            for (key, body) in rows {
+                list.insert(key.clone(), serde_json::from_slice(body).map_err(StoreError::document(aggregate, key))?);
+            }
+            all.insert(aggregate.clone(), Value::Object(list));
+        }
+        Ok(Value::Object(all))
+    }
+
+    /// What [`Self::to_json`] gave.
+    pub fn from_json(all: BTreeMap<String, BTreeMap<String, Value>>) -> Self {
+        let row = |(key, body): (String, Value)| (key, body.to_string().into_bytes());
+        Self { rows: all.into_iter().map(|(aggregate, rows)| (aggregate, rows.into_iter().map(row).collect())).collect() }
+    }
+
     /// Changes them, as a store does.
     pub fn apply(&mut self, changes: &Changes) {
         for (aggregate, key, body) in &changes.rows {

@@ -13,7 +13,7 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const VERSION: u8 = 1;
 const NONCE: usize = 24;
@@ -39,6 +39,33 @@ impl Key {
         Self::read(&files.key)?.ok_or(StoreError::KeyLost { key: files.key, database: files.database })
     }
 
+    /// Where the key of a state folder is.
+    pub fn path(folder: &Path) -> PathBuf {
+        Files::of(folder).key
+    }
+
+    /// The key of these bytes.
+    pub fn from_bytes(bytes: &[u8; LENGTH]) -> Self {
+        Self(XChaCha20Poly1305::new(&(*bytes).into()))
+    }
+
+    /// The bytes of a key in any file, which stays as it is.
+    pub fn bytes_of(path: &Path) -> Result<[u8; LENGTH], StoreError> {
+        let mut bytes = Vec::with_capacity(LENGTH + 1);
+        let file = File::open(path).map_err(StoreError::io(path))?;
+        file.take(LENGTH as u64 + 1).read_to_end(&mut bytes).map_err(StoreError::io(path))?;
+        bytes.try_into().map_err(|_| StoreError::KeyDamaged(path.to_owned()))
+    }
+
+    /// Makes these bytes the key of a state folder that has neither key nor state. Says whether they are its key now.
+    pub fn take_over(folder: &Path, bytes: &[u8; LENGTH]) -> Result<bool, StoreError> {
+        let files = Files::of(folder);
+        if files.is_new() && !files.key.exists() {
+            Self::put(&files.key, bytes)?;
+        }
+        Ok(files.key.exists() && Self::bytes_of(&files.key)? == *bytes)
+    }
+
     /// The key in a file; `None` when there is no file. A file that others could read is closed to them.
     fn read(path: &Path) -> Result<Option<Self>, StoreError> {
         let file = match File::open(path) {
@@ -53,7 +80,7 @@ impl Key {
         let mut bytes = Vec::with_capacity(LENGTH + 1);
         (&file).take(LENGTH as u64 + 1).read_to_end(&mut bytes).map_err(StoreError::io(path))?;
         let bytes: [u8; LENGTH] = bytes.try_into().map_err(|_| StoreError::KeyDamaged(path.to_owned()))?;
-        Ok(Some(Self(XChaCha20Poly1305::new(&bytes.into()))))
+        Ok(Some(Self::from_bytes(&bytes)))
     }
 
     /// The key in a file, made at the first call. Of two that make one at once, both get the same.
@@ -63,8 +90,14 @@ impl Key {
         }
         let mut bytes = [0; LENGTH];
         getrandom::fill(&mut bytes).map_err(StoreError::Random)?;
+        Self::put(path, &bytes)?;
+        Self::read(path)?.ok_or_else(|| StoreError::io(path)(io::ErrorKind::NotFound.into()))
+    }
+
+    /// Makes a key's file, synced; one that is there stays.
+    fn put(path: &Path, bytes: &[u8; LENGTH]) -> Result<(), StoreError> {
         let aside = path.with_extension(format!("new-{}", std::process::id()));
-        let made = write_synced(&aside, &bytes).and_then(|()| match fs::hard_link(&aside, path) {
+        let made = write_synced(&aside, bytes).and_then(|()| match fs::hard_link(&aside, path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(()),
         });
@@ -73,7 +106,7 @@ impl Key {
         if let Some(folder) = path.parent() {
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io(folder))?;
         }
-        Self::read(path)?.ok_or_else(|| StoreError::io(path)(io::ErrorKind::NotFound.into()))
+        Ok(())
     }
 
     /// Seals a text for its place.
@@ -119,6 +152,18 @@ mod tests {
         fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         Key::read(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_key_of_elsewhere_is_taken_over_by_a_new_folder_only() {
+        let (new, used) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        Key::of(used.path()).unwrap();
+        for (folder, expect) in [(new.path(), true), (new.path(), true), (used.path(), false)] {
+            assert_eq!(Key::take_over(folder, &[7; LENGTH]).unwrap(), expect);
+        }
+        assert_eq!(Key::bytes_of(&Key::path(new.path())).unwrap(), [7; LENGTH]);
+        let sealed = Key::from_bytes(&[7; LENGTH]).seal("here", b"text").unwrap();
+        assert_eq!(Key::of(new.path()).unwrap().open("here", &sealed).unwrap(), b"text");
     }
 
     #[test]

@@ -57,6 +57,11 @@ impl FakeEngine {
         self.world().applied.clone()
     }
 
+    /// Looks at what there is, without taking a copy.
+    pub fn look<T>(&self, at: impl FnOnce(&ObservedState) -> T) -> T {
+        at(&self.world().observed)
+    }
+
     /// What an instance that is there was made of.
     pub fn spec(&self, id: &InstanceId) -> Option<InstanceSpec> {
         self.world().specs.get(id).cloned()

@@ -22,6 +22,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "moat-engine", pure: false, may: &["moat-model", "moat-planner"], may_in_tests: &["moat-testkit"] },
     Crate { name: "moat-store", pure: false, may: &["moat-model"], may_in_tests: &[] },
     Crate { name: "moat-certs", pure: false, may: &["moat-model"], may_in_tests: &[] },
+    Crate { name: "moat-archive", pure: false, may: &["moat-store"], may_in_tests: &[] },
     Crate { name: "moat-image", pure: false, may: &[], may_in_tests: &[] },
     Crate { name: "moat-net-linux", pure: false, may: &["moat-model"], may_in_tests: &["moat-blueprint", "moat-planner", "moat-testkit"] },
     Crate {
@@ -60,6 +61,7 @@ const CRATES: &[Crate] = &[
             "moat-dataplane",
             "moat-certs",
             "moat-store",
+            "moat-archive",
         ],
         may_in_tests: &["moat-testkit"],
     },

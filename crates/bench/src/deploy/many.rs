@@ -19,7 +19,7 @@ const GOAL_CPU: f64 = 1.0;
 /// Instances of one service.
 const EACH: usize = 20;
 /// How long a new daemon may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How long CPU time is counted.
 const WATCHED: Duration = Duration::from_secs(20);
 
@@ -80,7 +80,8 @@ pub fn adopted(moat: &Moat, rounds: usize) -> Outcome {
     let ended = many.end();
     let samples = measured?;
     ended?;
-    let title = format!("A daemon that was killed, {count} idle instances: from starting the next until it has adopted all, ms, {rounds} rounds");
+    let title =
+        format!("A daemon that was killed, {count} idle instances: from starting the next until it has adopted all, ms, {rounds} rounds");
     let mut table = Table::new(title, ["what", "median (least–most)", "goal"]);
     let goal = format!("≤ {GOAL_ADOPTED_MS:.0}: {}", verdict(samples.median() <= GOAL_ADOPTED_MS));
     table.row([&"all adopted, as the log of events says", &samples.show(0), &goal]);
@@ -138,7 +139,11 @@ pub fn idle(moat: &Moat) -> Outcome {
     let monitors = format!("{:.0} MB RSS, {:.0} MB PSS", cost.monitors.0, cost.monitors.1);
     table.row([&"memory of all monitors", &monitors, &""]);
     table.row([&"memory of the daemon", &format!("{:.0} MB RSS", cost.daemon_mb), &""]);
-    table.row([&"CPU of the daemon while nothing happens, % of one", &format!("{:.2}", cost.cpu), &format!("< {GOAL_CPU:.0}: {}", verdict(cost.cpu < GOAL_CPU))]);
+    table.row([
+        &"CPU of the daemon while nothing happens, % of one",
+        &format!("{:.2}", cost.cpu),
+        &format!("< {GOAL_CPU:.0}: {}", verdict(cost.cpu < GOAL_CPU)),
+    ]);
     table.row([&"one `moat up` that changes nothing, ms", &format!("{:.0}", cost.again_ms), &""]);
     println!("{table}");
     Ok(())
@@ -201,9 +206,12 @@ fn monitors_below(home: &Path) -> Outcome<Vec<u32>> {
 /// How many instances: as many as asked for by `MOAT_BENCH_INSTANCES`, or the usual number.
 fn instances(usual: usize) -> Outcome<usize> {
     match std::env::var("MOAT_BENCH_INSTANCES") {
-        Ok(text) => text.parse::<usize>().ok().filter(|count| *count > 0).map(|count| count.min(usual)).ok_or_else(|| {
-            Failure::new(format!("`MOAT_BENCH_INSTANCES` holds `{text}`, which is no number of instances"))
-        }),
+        Ok(text) => text
+            .parse::<usize>()
+            .ok()
+            .filter(|count| *count > 0)
+            .map(|count| count.min(usual))
+            .ok_or_else(|| Failure::new(format!("`MOAT_BENCH_INSTANCES` holds `{text}`, which is no number of instances"))),
         Err(_) => Ok(usual),
     }
 }

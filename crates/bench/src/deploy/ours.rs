@@ -38,7 +38,7 @@ impl<'a> Ours<'a> {
         Ok(Self { moat, home, blueprint })
     }
 
-    /// Deploys a release: another value of a variable, so that nothing is built.
+    /// Deploys one of two releases, each of which is built the first time only.
     pub fn deploy(&self, release: usize) -> Outcome<Took> {
         let mut command = self.moat.command(&self.home);
         command.args(["up", "--detach", "--listen", &INGRESS.to_string(), "--set", &format!("RELEASE={release}")]).arg(&self.blueprint);

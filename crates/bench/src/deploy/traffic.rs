@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a release may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -76,7 +76,11 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = server.local_addr().unwrap();
         std::thread::spawn(move || {
-            for answer in ["HTTP/1.1 503 no\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\nrelease=1 start=5\n", "HTTP/1.1 200 OK\r\n\r\nrelease=2 start=2000000\n"] {
+            for answer in [
+                "HTTP/1.1 503 no\r\n\r\n",
+                "HTTP/1.1 200 OK\r\n\r\nrelease=1 start=5\n",
+                "HTTP/1.1 200 OK\r\n\r\nrelease=2 start=2000000\n",
+            ] {
                 let (mut stream, _) = server.accept().unwrap();
                 let _ = stream.read(&mut [0; 1000]).unwrap();
                 stream.write_all(answer.as_bytes()).unwrap();

@@ -9,6 +9,7 @@ use moat_engine_linux::toolchain::instead;
 use moat_engine_linux::toolchain::wanted::wanted;
 use moat_model::{DesiredState, Diagnostic, NativeRuntime, Severity};
 use moat_planner::languages::Asked;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,9 +37,22 @@ pub fn load(file: &Path) -> Result<Checked, CommandError> {
     Ok(checked)
 }
 
+/// Makes the heap ready, in a command that reads this file and ends.
+pub fn make_room(file: &Path) {
+    // What can't be read is said by who reads it.
+    if let Ok(about) = std::fs::metadata(blueprint_of(file)) {
+        moat_engine_linux::heap::expect_text(usize::try_from(about.len()).unwrap_or_default());
+    }
+}
+
+/// The file that is meant, where a folder is given.
+fn blueprint_of(file: &Path) -> Cow<'_, Path> {
+    if file.is_dir() { Cow::Owned(file.join("render.yaml")) } else { Cow::Borrowed(file) }
+}
+
 /// Reads one file; [`Checked::judge`] says the rest.
 pub fn read(file: &Path) -> Result<Checked, CommandError> {
-    let file = if file.is_dir() { &file.join("render.yaml") } else { file };
+    let file = &*blueprint_of(file);
     let bytes = std::fs::read(file).map_err(|error| CommandError::unreadable(file, &error))?;
     let path = std::fs::canonicalize(file).map_err(|error| CommandError::unreadable(file, &error))?;
     let remotes = remotes(path.parent().unwrap_or(Path::new("/")));
@@ -84,7 +98,8 @@ impl Checked {
         self.diagnostics.sort_by_key(|d| (d.span.start, d.severity));
     }
 
-    fn surroundings(&self) -> Vec<Diagnostic> {
+    /// What this machine has to do with it.
+    pub fn surroundings(&self) -> Vec<Diagnostic> {
         let mut known: BTreeMap<(NativeRuntime, Option<String>), Option<String>> = BTreeMap::new();
         let source = self.path.parent().unwrap_or(Path::new("/"));
         moat_planner::languages::notices(&self.blueprint, &mut |Asked { runtime, version: variable, root_dir }| {
@@ -141,6 +156,7 @@ pub fn run(args: &CheckArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     }
     let (mut wrong, mut json) = (false, Vec::new());
     for file in &args.files {
+        make_room(file);
         let mut checked = load(file)?;
         checked.look_around();
         wrong |= checked.has(&[Severity::Error]);
@@ -193,20 +209,7 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
             CommandError::usage(format!("`{}` has errors", checked.shown)).hint(format!("see them with `moat check {}`", checked.shown))
         );
     }
-    let up = UpRequest {
-        file: checked.path,
-        text: checked.text,
-        given: BTreeMap::new(),
-        files: BTreeMap::new(),
-        listen: "127.0.0.1:8080".to_owned(),
-        listen_tls: None,
-        start_timeout_seconds: 900,
-        pass_env: Vec::new(),
-        git: Default::default(),
-        remotes: checked.remotes,
-        prune: false,
-        pushed: None,
-    };
+    let up = UpRequest { remotes: checked.remotes, ..UpRequest::new(checked.path, checked.text) };
     let mut memory = moat_planner::memory::Memory::default();
     Ok(moat_daemon::blueprints::resolve(&[(&up, &checked.blueprint)], &mut memory, &up.listen).state)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 /// Shows what this machine can do; fails when something required is missing.
 pub fn run(ui: &Ui) -> Result<ExitCode, CommandError> {
-    let findings = moat_engine_linux::doctor::facts();
+    let findings = moat_engine_linux::doctor::facts(&moat_daemon::Paths::from_env().run);
     let lacking = findings.iter().filter(|f| f.required && !f.ok).count();
     if ui.json() {
         ui.print_json(&findings)?;

@@ -65,7 +65,7 @@ fn print(ui: &Ui, Recorded { id, event }: &Recorded) {
 
 fn tone(kind: EventKind) -> Tone {
     match kind {
-        EventKind::DeploySucceeded | EventKind::Ready => Tone::Good,
+        EventKind::DeploySucceeded | EventKind::Ready | EventKind::BackedUp | EventKind::Restored => Tone::Good,
         EventKind::DeployFailed | EventKind::Problem | EventKind::StateRestored | EventKind::EventsLost => Tone::Bad,
         EventKind::Restarting | EventKind::NotReady | EventKind::Denied | EventKind::Repaired => Tone::Warn,
         EventKind::DaemonStarted
@@ -77,6 +77,7 @@ fn tone(kind: EventKind) -> Tone {
         | EventKind::DeployCancelled
         | EventKind::InstanceStarted
         | EventKind::InstanceExited
+        | EventKind::Snapshot
         | EventKind::Notice => Tone::Plain,
     }
 }

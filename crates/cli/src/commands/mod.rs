@@ -1,6 +1,7 @@
 //! One module for each verb.
 #![expect(clippy::wildcard_enum_match_arm, reason = "a command picks the events that it is about")]
 
+pub mod backup;
 pub mod cert;
 pub mod check;
 pub mod completions;
@@ -8,6 +9,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod denied;
 pub mod deploys;
+pub mod disk;
 pub mod doctor;
 pub mod domains;
 pub mod down;
@@ -23,6 +25,7 @@ pub mod logs;
 pub mod plan;
 pub mod ps;
 pub mod reach;
+pub mod restore;
 pub mod run;
 pub mod schema;
 pub mod service;
@@ -32,10 +35,12 @@ pub mod upgrade;
 pub mod verify;
 
 use crate::command_error::CommandError;
+use crate::ui::{Tone, Ui};
 use moat_daemon::Paths;
 use moat_daemon::client::{self, ClientError};
 use moat_daemon::protocol::{Event, Request};
 use moat_model::DesiredState;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 /// This program, for the processes it starts of itself.
@@ -74,6 +79,36 @@ pub async fn ask_one<T>(request: Request, pick: impl Fn(Event) -> Option<T>) -> 
         }
     }
     found.ok_or_else(|| ClientError::Broken(std::io::ErrorKind::UnexpectedEof.into()).into())
+}
+
+/// The same, saying what happens meanwhile.
+pub async fn ask_following<T>(request: Request, ui: &Ui, pick: impl Fn(Event) -> Option<T>) -> Result<T, CommandError> {
+    ask_one(request, |event| match event {
+        Event::Notice { service, text } => {
+            let who = service.map(|slug| format!("{slug}: ")).unwrap_or_default();
+            ui.say(&ui.paint_err(Tone::Dim, &format!("{who}{text}")));
+            None
+        }
+        event => pick(event),
+    })
+    .await
+}
+
+/// Asks for a yes at the terminal, unless it was given; without a terminal that is a refusal.
+pub fn confirm(question: &str, yes: bool, ui: &Ui) -> Result<(), CommandError> {
+    if yes {
+        return Ok(());
+    }
+    if !ui.terminal() || !std::io::stdin().is_terminal() {
+        return Err(CommandError::refused("this replaces data, and nobody is here to be asked").hint("say `--yes`"));
+    }
+    ui.say(&format!("{question} [y/N]"));
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    match (read, answer.trim()) {
+        (Ok(_), "y" | "Y" | "yes") => Ok(()),
+        _ => Err(CommandError::refused("nothing was changed")),
+    }
 }
 
 /// The state of what runs, or of a blueprint that need not run.

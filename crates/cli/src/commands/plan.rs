@@ -22,23 +22,28 @@ use std::process::ExitCode;
 
 /// Shows what `up` would do: to what runs, or from nothing.
 pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
+    check::make_room(&args.file);
     let mut checked = check::read(&args.file)?;
     let request = up::request(&args, &checked);
     let paths = Paths::from_env();
     let running = client::is_running(&paths).await;
     let outlook = Outlook::new(ServerImages::from_env());
-    // Judging, planning and looking at the machine's servers need nothing of each other.
-    let (judged, from_nothing) = std::thread::scope(|scope| {
+    // Planning and looking at what the machine has need nothing of each other. What is planned from nothing is judged by planning it.
+    let (around, planned) = std::thread::scope(|scope| {
         let blueprint = &checked.blueprint;
         let is_keyvalue = |service: &ServiceSpec| service.kind.value == TypeSpec::Kind(ServiceKind::KeyValue);
         let (keyvalues, databases) = (blueprint.services.iter().any(is_keyvalue), !blueprint.databases.is_empty());
         let outlook = &outlook;
         scope.spawn(move || outlook.look(keyvalues, databases));
-        let judge = scope.spawn(|| checked.judged());
+        let look = scope.spawn(|| if running { checked.judged() } else { checked.surroundings() });
         let planned = request.as_ref().ok().filter(|_| !running).map(|request| from_nothing(request, blueprint));
-        (judge.join(), planned)
+        (look.join(), planned)
     });
-    checked.add(judged.map_err(|_| CommandError::bug("judging ended early"))?);
+    checked.add(around.map_err(|_| CommandError::bug("looking at this machine ended early"))?);
+    let from_nothing = planned.map(|(planned, said)| {
+        checked.add(said);
+        planned
+    });
     up::refuse(&checked, ui)?;
     let ((plan, state, missing), drift) = match from_nothing {
         Some(planned) => (planned, Vec::new()),
@@ -113,9 +118,11 @@ async fn from_what_runs(paths: &Paths, request: UpRequest, ui: &Ui) -> Result<(P
 /// The plan, the state it leads to, and the values that nobody gave.
 type Planned = (Plan, DesiredState, Vec<String>);
 
-fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> Planned {
+/// What `up` would do where nothing runs, and all that there is to say of the file.
+fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> (Planned, Vec<Diagnostic>) {
     let mut memory = moat_planner::memory::Memory::default();
     let outcome = moat_daemon::blueprints::resolve(&[(request, blueprint)], &mut memory, &request.listen);
+    let said = outcome.diagnostics.into_iter().map(|(_, diagnostic)| diagnostic).collect();
     let missing = outcome.missing.iter().map(|m| format!("{}.{}", m.owner, m.key)).collect();
     let plan = moat_daemon::blueprints::preview(
         &outcome.state,
@@ -125,7 +132,7 @@ fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> Planned {
         &[],
         &mut memory,
     );
-    (plan, outcome.state, missing)
+    ((plan, outcome.state, missing), said)
 }
 
 fn print(ui: &Ui, paths: &Paths, outlook: &Outlook, plan: &Plan, state: &DesiredState, missing: &[String]) {

@@ -68,9 +68,10 @@ impl Load {
     /// Ends them.
     pub fn end(mut self) -> Counted {
         drop(self.0.stdin.take());
-        let said = BufReader::new(self.0.stdout.take().unwrap()).lines().map(Result::unwrap).find(|line| line.starts_with('{'));
-        assert!(self.0.wait().unwrap().success());
-        serde_json::from_str(&said.expect("what was counted")).unwrap()
+        let said: Vec<String> = BufReader::new(self.0.stdout.take().unwrap()).lines().map(Result::unwrap).collect();
+        assert!(self.0.wait().unwrap().success(), "{said:?}");
+        let counted = said.iter().find(|line| line.starts_with('{')).expect("what was counted");
+        serde_json::from_str(counted).unwrap()
     }
 }
 
@@ -96,7 +97,9 @@ fn clients() {
         .collect();
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     over.store(true, Ordering::Relaxed);
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     println!("\n{}", serde_json::to_string(&*counted.lock().unwrap()).unwrap());
 }
 

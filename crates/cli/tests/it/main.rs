@@ -1,6 +1,7 @@
 //! The `moat` command as a person uses it: the real binary, real namespaces, real servers, each test in a "host" of its own.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "these are tests")]
 
+mod backups;
 mod builds;
 mod cycles;
 mod deploys;
@@ -12,6 +13,7 @@ mod host;
 mod images;
 mod languages;
 mod load;
+mod machine;
 mod offline;
 mod plane;
 mod postgres;

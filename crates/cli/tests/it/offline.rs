@@ -79,3 +79,17 @@ fn a_plan_for_programs_holds_no_secret() {
     assert!(started.iter().any(|instance| instance["env"]["TOKEN"] == "***"), "{said}");
     assert!(started.iter().any(|instance| instance["workload"]["password"] == "***"), "{said}");
 }
+
+#[test]
+fn a_plan_is_refused_where_up_would_refuse() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("render.yaml");
+    let blueprint = "services:\n  - type: worker\n    name: w\n    runtime: node\n    buildCommand: \"true\"\n    startCommand: sleep 1\n    envVars:\n      - key: PEER\n        fromService: {type: pserv, name: somewhere, property: host}\n";
+    std::fs::write(&file, blueprint).unwrap();
+    // Another file may have it, as far as one file can say.
+    let check = moat(&["check", file.to_str().unwrap()]);
+    assert!(check.status.success() && text(&check.stdout).contains("N0301"), "{}", text(&check.stdout));
+    let plan = moat(&["plan", file.to_str().unwrap()]);
+    assert_eq!(plan.status.code(), Some(2));
+    assert!(text(&plan.stderr).contains("E0301") && text(&plan.stdout).is_empty(), "{}", text(&plan.stderr));
+}

@@ -11,6 +11,11 @@
 use super::Core;
 use crate::deploy::Deployed;
 use moat_model::{InstanceId, Purpose, Slug};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Between two tries to start one.
+const AGAIN: Duration = Duration::from_secs(10);
 
 fn hook(deployed: &Deployed) -> Option<&str> {
     deployed.service.workload.initial_deploy_hook().filter(|_| deployed.service.workload.needs_release() && !deployed.hook_ran)
@@ -24,7 +29,7 @@ impl Core {
             Some(_) => {
                 let starts = |id: &InstanceId| self.live.get(id).is_some_and(|live| live.slug == *slug);
                 if !self.hooks.iter().any(starts) {
-                    self.hooks_due.insert(slug.clone());
+                    self.hooks_due.insert(slug.clone(), Instant::now());
                 }
             }
             // One that its blueprint names later is none of a first deploy.
@@ -35,12 +40,14 @@ impl Core {
     /// Those that an earlier daemon did not come to.
     pub(super) fn resume_hooks(&mut self) {
         let due = self.durable.deployed.iter().filter(|(_, deployed)| deployed.good && hook(deployed).is_some());
-        self.hooks_due.extend(due.map(|(slug, _)| slug.clone()));
+        self.hooks_due.extend(due.map(|(slug, _)| (slug.clone(), Instant::now())));
     }
 
     /// Starts the jobs of hooks that are due.
     pub(super) async fn start_hooks(&mut self) {
-        for slug in std::mem::take(&mut self.hooks_due) {
+        let now = Instant::now();
+        for slug in self.hooks_due.iter().filter(|(_, due)| **due <= now).map(|(slug, _)| slug.clone()).collect::<Vec<_>>() {
+            self.hooks_due.remove(&slug);
             let Some(deployed) = self.deployed(&slug).cloned() else { continue };
             let Some(command) = hook(&deployed).map(str::to_owned) else { continue };
             self.notice(Some(&slug), format!("running the initial deploy hook: {}", super::deploys::first_line(&command)));
@@ -48,17 +55,30 @@ impl Core {
                 Ok(id) => {
                     self.hooks.insert(id);
                 }
-                Err(why) => self.notice(Some(&slug), why),
+                Err(why) => {
+                    self.notice(Some(&slug), why);
+                    self.hook_again(&slug);
+                }
             }
         }
     }
 
     /// An instance was started, or could not be.
     pub(super) fn hook_started(&mut self, id: &InstanceId, slug: &Slug, runs: bool) {
-        if self.hooks.remove(id) && runs {
+        if !self.hooks.remove(id) {
+            return;
+        }
+        if runs {
             self.hook_runs(slug);
             self.save();
+        } else {
+            self.hook_again(slug);
         }
+    }
+
+    fn hook_again(&mut self, slug: &Slug) {
+        self.hooks_due.insert(slug.clone(), Instant::now() + AGAIN);
+        self.wake_in(AGAIN);
     }
 
     /// A job of the service runs, or ran, that may be its hook.

@@ -10,6 +10,7 @@
 //! * [`instances`] – what became of started instances.
 //! * [`settings`], [`scaling`] – how many instances run, and whether the service is open.
 //! * [`variables`] – the values of its variables.
+//! * [`copies`] – backups, restores and snapshots.
 //! * [`runs`] – one-off commands and cron runs; [`hooks`] – commands of first deploys.
 //! * [`upgrade`] – another program takes over.
 //! * [`record`] – what is written down.
@@ -19,6 +20,7 @@
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
 
 mod acme;
+mod copies;
 mod denials;
 mod deploys;
 mod disks;
@@ -68,6 +70,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 use tokio::time::Instant;
 
+/// The loop looks at everything at least this often.
+const RESTS: Duration = Duration::from_secs(1);
 /// A daemon that has nothing to run ends after this long.
 const IDLE_FOR: Duration = Duration::from_secs(5);
 
@@ -83,6 +87,10 @@ pub enum Msg {
     Said(Slug, String),
     /// The pushed commit of a blueprint was compared with the commits that run: the files that differ from each.
     Compared(PathBuf, String, Result<BTreeMap<String, Vec<String>>, EngineError>),
+    /// A backup, a restore or a snapshot has something to report.
+    Copied(u64, Result<copies::Copied, crate::protocol::Failure>),
+    /// These disks are to have a snapshot.
+    SnapshotsDue(Vec<Slug>),
     /// Disks were measured.
     Disks(Vec<(Slug, DiskUse)>),
     /// A deploy's release was prepared (or could not be).
@@ -214,6 +222,8 @@ pub struct Core {
     pub(crate) writing: record::Writing,
     /// Goes on when there is nothing to run.
     pub(crate) serves: bool,
+    /// The longest that it rests.
+    rests: Duration,
     pub(crate) desired: DesiredState,
     pub(crate) deploys: BTreeMap<Slug, Deploy>,
     /// The deploy of each service that waits for its turn.
@@ -236,6 +246,7 @@ pub struct Core {
     pub(crate) disks: BTreeMap<Slug, DiskUse>,
     /// When disks are measured next; none while they are.
     pub(crate) disks_due: Option<Instant>,
+    pub(crate) copies: copies::Copies,
     pub(crate) sites: sites::Sites,
     pub(crate) shown: public::Shown,
     pub(crate) dataplane: Box<dyn Plane>,
@@ -251,7 +262,7 @@ pub struct Core {
     pub(crate) names: BTreeMap<std::net::IpAddr, String>,
     pub(crate) policy: Arc<NetPolicy>,
     /// Services whose hook of the first deploy is due, and jobs of such hooks that are being started.
-    pub(crate) hooks_due: BTreeSet<Slug>,
+    pub(crate) hooks_due: BTreeMap<Slug, Instant>,
     pub(crate) hooks: BTreeSet<InstanceId>,
     pub(crate) closing: BTreeSet<Slug>,
     pub(crate) sweep: bool,
@@ -281,6 +292,7 @@ pub(crate) struct Parts {
     pub(crate) state: State,
     pub(crate) writing: record::Writing,
     pub(crate) serves: bool,
+    pub(crate) rests: Duration,
 }
 
 /// A request that is answered when something has come about.
@@ -335,14 +347,14 @@ impl Core {
         let folder = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
         let plane = DataPlane::new(paths.run.clone(), folder.join("releases"), tx.clone());
         let dataplane = Box::new(Served::new(plane, engine.network().clone()));
-        let parts =
-            Parts { paths, engine: Arc::new(engine), dataplane, durable, state, writing: record::Writing::new(log, written), serves };
+        let (engine, writing) = (Arc::new(engine), record::Writing::new(log, written));
+        let parts = Parts { paths, engine, dataplane, durable, state, writing, serves, rests: RESTS };
         Ok(Self::of(parts, tx, [said, begun].into_iter().flatten()).await)
     }
 
     /// A loop of these parts, that has adopted what runs; people are told what was found.
     async fn of(parts: Parts, tx: mpsc::UnboundedSender<Msg>, found: impl Iterator<Item = (EventKind, String)>) -> Self {
-        let Parts { paths, engine, dataplane, durable, state, writing, serves } = parts;
+        let Parts { paths, engine, dataplane, durable, state, writing, serves, rests } = parts;
         let (events, _) = broadcast::channel(8192);
         let mut core = Self {
             policy: engine.policy(),
@@ -362,6 +374,7 @@ impl Core {
             cron_next: BTreeMap::new(),
             disks: BTreeMap::new(),
             disks_due: Some(Instant::now()),
+            copies: copies::Copies::default(),
             sites: sites::Sites::default(),
             shown: public::Shown::default(),
             dataplane,
@@ -378,7 +391,8 @@ impl Core {
             state,
             writing,
             serves,
-            hooks_due: BTreeSet::new(),
+            rests,
+            hooks_due: BTreeMap::new(),
             hooks: BTreeSet::new(),
             closing: BTreeSet::new(),
             sweep: false,
@@ -401,6 +415,13 @@ impl Core {
         for (kind, text) in found {
             core.tell(kind, None, text);
         }
+        let settled = match core.engine.linux() {
+            Some(engine) => engine.settle_snapshots().await,
+            None => Ok(()),
+        };
+        if let Err(error) = settled {
+            core.problem(None, format!("what an earlier restore or snapshot left can't be put in order: {error}"));
+        }
         core.adopt().await;
         core
     }
@@ -411,7 +432,7 @@ impl Core {
         let upkeep = self.start_upkeep();
         let mut idle_since = Instant::now();
         loop {
-            match tokio::time::timeout(Duration::from_secs(1), rx.recv()).await {
+            match tokio::time::timeout(self.rests, rx.recv()).await {
                 Ok(Some(msg)) => {
                     if matches!(msg, Msg::Request(..)) {
                         idle_since = Instant::now();
@@ -452,7 +473,11 @@ impl Core {
 
     /// Whether there is nothing to run and nobody to answer: a blueprint was refused, or a second daemon was started in a race.
     fn is_idle(&self) -> bool {
-        self.durable.blueprints.is_empty() && self.live.is_empty() && self.waiting.is_empty() && self.durable.queued.is_empty()
+        self.durable.blueprints.is_empty()
+            && self.live.is_empty()
+            && self.waiting.is_empty()
+            && self.durable.queued.is_empty()
+            && self.copies.is_empty()
     }
 
     async fn handle(&mut self, msg: Msg) {
@@ -463,6 +488,8 @@ impl Core {
             Msg::Said(slug, text) => self.notice(Some(&slug), text),
             Msg::Compared(file, commit, changed) => self.compared(&file, &commit, changed).await,
             Msg::Disks(found) => self.disks_measured(found),
+            Msg::Copied(id, result) => self.copied(id, result),
+            Msg::SnapshotsDue(due) => self.snapshots_due(due),
             Msg::Prepared(slug, id, result) => self.prepared(&slug, &id, result),
             Msg::Provided(slug, fingerprint, result) => self.provided(&slug, &fingerprint, result),
             Msg::Sealed(slug, name, result) => self.sealed(&slug, &name, result),
@@ -488,10 +515,12 @@ impl Core {
         self.begin_waiting();
         self.step_deploys().await;
         self.run_due_cron().await;
+        self.go_on_copying().await;
         self.measure_disks();
         self.measure_use();
         self.reconcile().await;
         self.settle_deploys();
+        self.start_hooks().await;
         self.open_sites().await;
         // Before the sweep, so that no request is answered from what it removes.
         self.ask_for_certificates();

@@ -188,7 +188,7 @@ impl Core {
             deploy.phase == DeployPhase::Starting && ran && moat_planner::diff::is_exclusive(&deploy.service)
         };
         let vips = self.deploys.values().filter(comes).filter_map(|deploy| self.desired.services.get(&deploy.service.slug)?.vip);
-        vips.collect()
+        vips.chain(self.replaced_addresses()).collect()
     }
 
     /// Closes first, opens last: the part that both policies allow, then the new one.
@@ -220,7 +220,7 @@ impl Core {
             if self.deploys.contains_key(&slug) {
                 continue;
             }
-            if self.is_suspended(&slug) {
+            if self.is_suspended(&slug) || self.copies.holds(&slug) {
                 continue;
             }
             let wanted = usize::try_from(self.wanted(&slug)).unwrap_or(usize::MAX);

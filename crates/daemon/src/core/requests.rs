@@ -7,7 +7,8 @@ use crate::history::DeployCause;
 use crate::logs::Wanted;
 use crate::masked;
 use crate::protocol::{
-    Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, Status, UpRequest,
+    Event, Failure, InstanceStatus, MissingValue, Request, ServicePhase, ServiceState, ServiceStatus, ServiceVerb, SnapshotKind, Status,
+    UpRequest,
 };
 use crate::state::Durable;
 use moat_model::state::InstancePhase;
@@ -71,6 +72,8 @@ impl Core {
             }
             Request::GroupVariables { group, show } => self.group_variables(&group, show, &reply),
             Request::SetGroupVariables { group, values } => self.set_group_variables(&group, &values, reply),
+            Request::Backup { file, services, with_key } => self.backup(file, &services, with_key, reply),
+            Request::Restore { file, key, services } => self.restore(file, key.as_deref(), &services, reply),
             Request::Ingress { set } => self.ingress(&set, &reply),
             Request::Certificate(verb) => self.certificate(verb, &reply),
             Request::Authority => self.authority(&reply),
@@ -94,6 +97,9 @@ impl Core {
             ServiceVerb::Variables { show } => self.variables(&slug, show, &reply),
             ServiceVerb::SetVariables { values } => self.set_variables(&slug, &values, reply),
             ServiceVerb::Run { command, detach } => self.run_now(slug, command, detach, reply).await,
+            ServiceVerb::Snapshots => self.snapshots(&slug, reply),
+            ServiceVerb::TakeSnapshot => self.take_snapshot(&slug, SnapshotKind::Asked, reply),
+            ServiceVerb::RestoreSnapshot { snapshot } => self.restore_snapshot(&slug, snapshot, reply).await,
         }
     }
 
@@ -266,7 +272,7 @@ impl Core {
             self.scalers.remove(slug);
             self.durable.settings.remove(slug);
         }
-        self.hooks_due.retain(|slug| !services.contains(slug));
+        self.hooks_due.retain(|slug, _| !services.contains(slug));
     }
 
     /// Stops what was closed: datastores after the services that use them, so that these can end in order. A service
@@ -396,10 +402,11 @@ impl Core {
         let observed = self.engine.observe().await.unwrap_or_default();
         let services = self.desired.services.values().map(|service| {
             let slug = &service.slug;
-            let instances = self
-                .live
-                .iter()
-                .filter(|(_, l)| l.slug == *slug)
+            let mut mine: Vec<_> = self.live.iter().filter(|(_, l)| l.slug == *slug).collect();
+            // Those that serve first, and of them those that go on.
+            mine.sort_by_key(|(_, l)| (l.purpose, l.stopping));
+            let instances = mine
+                .into_iter()
                 .map(|(id, l)| InstanceStatus {
                     id: id.to_string(),
                     purpose: l.purpose,

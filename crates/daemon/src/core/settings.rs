@@ -47,7 +47,7 @@ impl Core {
     /// How many instances of what is deployed should serve.
     pub(crate) fn wanted(&self, slug: &Slug) -> u32 {
         let Some(service) = self.deployed(slug).map(|deployed| &deployed.service) else { return 0 };
-        if self.is_suspended(slug) || service.instances == 0 {
+        if self.is_suspended(slug) || self.copies.holds(slug) || service.instances == 0 {
             return 0;
         }
         match (&service.scaling, self.settings(slug).and_then(|settings| settings.scale.as_ref())) {

@@ -25,6 +25,10 @@ const REAP_EVERY: Duration = Duration::from_secs(1);
 impl Core {
     /// Begins to become `program`, once that has said what it is.
     pub(super) fn upgrade(&self, program: PathBuf, reply: Reply) {
+        if !self.copies.is_empty() {
+            let hint = Some("say it again once that is over".to_owned());
+            return end(&reply, Some(Failure::refused("a backup, a restore or a snapshot is under way", hint)));
+        }
         let tx = self.tx.clone();
         tokio::spawn(async move {
             let looked = match open(&program) {

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// Looks at the network after which idle flows are forgotten.
 const SWEEP_AFTER: u32 = 10;
+/// Looks at the network after which the host's firewall is looked at, which is read as a whole.
+const FIREWALL_AFTER: u32 = 10;
 /// Between two looks at the network.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -21,6 +23,7 @@ impl Core {
             let Some(network) = network else { return };
             let mut probed = false;
             let mut looks = 0u32;
+            let mut obstacles = Vec::new();
             let mut tick = tokio::time::interval(UPKEEP_EVERY);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
@@ -43,6 +46,12 @@ impl Core {
                     && let Err(error) = network.sweep().await
                 {
                     said.push((EventKind::Problem, format!("idle flows could not be forgotten: {}", crate::chain(&error))));
+                }
+                if looks % FIREWALL_AFTER == 1
+                    && let Ok(now) = network.egress_obstacles().await
+                {
+                    said.extend(now.iter().filter(|o| !obstacles.contains(*o)).map(|o| (EventKind::Problem, o.to_string())));
+                    obstacles = now;
                 }
                 match network.refresh_host_addresses().await {
                     Ok(_) => {}
@@ -126,10 +135,9 @@ impl Core {
         self.desired.services.values().find(|s| s.vip.is_some_and(|vip| vip.contains(address))).map(|s| Peer::Service(s.slug.clone()))
     }
 
-    /// Starts the cron runs and hooks that are due.
+    /// Starts the cron runs that are due.
     pub(super) async fn run_due_cron(&mut self) {
         self.go_on_with_cron().await;
-        self.start_hooks().await;
         let now = self.engine.now();
         let schedules: Vec<(Slug, String)> = self
             .durable

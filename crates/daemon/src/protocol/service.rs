@@ -51,6 +51,15 @@ pub enum ServiceVerb {
         /// Answers as soon as it is started, and leaves it alone.
         detach: bool,
     },
+    /// The snapshots of what it keeps: answers one [`super::Event::Snapshots`].
+    Snapshots,
+    /// Takes a snapshot of its disk now: answers one [`super::Event::Snapshots`], of that one.
+    TakeSnapshot,
+    /// Brings a snapshot back: answers one [`super::Event::Restored`].
+    RestoreSnapshot {
+        /// Its name.
+        snapshot: String,
+    },
 }
 
 /// One deploy.

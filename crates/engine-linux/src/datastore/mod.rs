@@ -6,7 +6,9 @@
 
 mod choose;
 mod data;
+mod dump;
 mod inside;
+mod judge;
 
 pub use choose::{ServerImages, Wanted, instead};
 

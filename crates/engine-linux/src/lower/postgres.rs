@@ -45,9 +45,10 @@ pub fn environment(server: &PostgresWorkload) -> [(&'static str, &str); 3] {
     [("PGHOST", SOCKETS), ("PGUSER", &server.user), ("PGDATABASE", &server.database)]
 }
 
-/// Who comes in: by the socket inside, this sandbox's one user as either role; by the network, everyone but the superuser
-/// with a password. The private network decides who gets as far as that.
-const ACCESS: &str = "local all all peer map=moat\nhost all moat all reject\nhost all all all scram-sha-256\n";
+/// Who comes in: by the socket inside, this sandbox's one user as either role, and for copies of the whole server as its
+/// superuser; by the network, everyone but the superuser with a password. The private network decides who gets as far as that.
+const ACCESS: &str =
+    "local all all peer map=moat\nlocal replication moat peer map=moat\nhost all moat all reject\nhost all all all scram-sha-256\n";
 
 fn identities(server: &PostgresWorkload) -> String {
     format!("moat render {SUPERUSER}\nmoat render {}\n", quoted(&server.user))

@@ -2,7 +2,7 @@
 
 #[test]
 fn the_machine_that_runs_these_tests_is_fit_and_what_is_missing_has_a_command() {
-    let facts = moat_engine_linux::doctor::facts();
+    let facts = moat_engine_linux::doctor::facts(std::path::Path::new("/run/moat"));
     for fact in &facts {
         println!("{:18} {:5} {} {}", fact.name, fact.ok, fact.found, fact.hint.as_deref().unwrap_or_default());
         assert!(!fact.found.is_empty());

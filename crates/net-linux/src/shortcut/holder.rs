@@ -74,14 +74,15 @@ impl Holder {
         Ok(())
     }
 
-    /// Attaches again what lost its programs; the names of those links. The first look of a process is at each link's
+    /// Attaches again what lost its programs; the names of those links. One that is not up yet is being made, and gets them before it
+    /// is. The first look of a process is at each link's
     /// programs, later ones at the places that hold them, which cost one question for all links.
     pub fn repair(&self, router: &File, links: &mut Links) -> io::Result<Vec<String>> {
         let Some(shortcut) = self.of(router, links)? else { return Ok(Vec::new()) };
         let looked = self.lock().looked;
         let hooked = links.hooked()?;
         let mut mended = Vec::new();
-        for link in links.all()?.into_iter().filter(|link| LinkName::parse(&link.name).is_some()) {
+        for link in links.all()?.into_iter().filter(|link| link.up && LinkName::parse(&link.name).is_some()) {
             let whole = hooked.contains(&link.index) && (looked || attached(links, link.index)?.iter().all(Option::is_some));
             if !whole && shortcut.attach(links, link.index).is_ok() {
                 mended.push(link.name);

@@ -209,15 +209,15 @@ fn a_flushed_host_stays_closed_and_is_repaired() {
 fn other_firewalls_that_drop_forwarding_are_named() {
     on_a_machine(async |world| {
         world.network.ensure_router().await.unwrap();
-        assert_eq!(world.network.egress_obstacles().await.unwrap(), Vec::<String>::new());
+        assert_eq!(world.network.egress_obstacles().await.unwrap(), []);
         sh("nft 'table ip filter {\nchain FORWARD {\ntype filter hook forward priority filter; policy drop;\n}\n}'");
         let obstacles = world.network.egress_obstacles().await.unwrap();
-        assert!(obstacles.len() == 1 && obstacles[0].contains("`FORWARD`") && obstacles[0].contains("hint:"), "{obstacles:?}");
-        let hints: Vec<&str> = obstacles[0].split('`').filter(|part| part.starts_with("nft insert")).collect();
+        assert!(obstacles.len() == 1 && obstacles[0].what.contains("`FORWARD`"), "{obstacles:?}");
+        let hints: Vec<&str> = obstacles[0].hint.split('`').filter(|part| part.starts_with("nft insert")).collect();
         for hint in hints {
             sh(hint);
         }
-        assert_eq!(world.network.egress_obstacles().await.unwrap(), Vec::<String>::new());
+        assert_eq!(world.network.egress_obstacles().await.unwrap(), []);
     });
 }
 

@@ -65,6 +65,12 @@ kinds! {
     Notice = "notice",
     /// Events came faster than they could be written.
     EventsLost = "events-lost",
+    /// A backup was made.
+    BackedUp = "backed-up",
+    /// What a service keeps, or everything, was brought back from a backup or a snapshot.
+    Restored = "restored",
+    /// A snapshot of a disk was taken.
+    Snapshot = "snapshot",
 }
 
 impl fmt::Display for EventKind {

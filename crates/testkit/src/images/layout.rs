@@ -197,7 +197,7 @@ fn with(base: &str, users: &[User], line: impl Fn(&User) -> String) -> String {
 }
 
 /// The first half of a SHA-256 over a value.
-fn hash(value: &impl serde::Serialize) -> io::Result<String> {
+pub(crate) fn hash(value: &impl serde::Serialize) -> io::Result<String> {
     let digest = oci::hex(&Sha256::digest(serde_json::to_vec(value)?));
     Ok(digest[..32].to_owned())
 }

@@ -20,6 +20,10 @@ mod wheel;
 pub use layout::{docker_archive, layout};
 pub use registry::Registry;
 
+pub(crate) use cache::Cache;
+pub(crate) use debian::run;
+pub(crate) use layout::hash;
+
 use serde::Serialize;
 
 /// What an image holds and how it is run. All of it counts for the cache: another word is another image.

@@ -43,20 +43,24 @@ impl Core {
         let now = self.engine.now();
         self.durable.history.ask(&slug, &ask.id, ask.cause.clone(), now);
         self.durable.deploying.insert(slug.clone());
-        let Some(running) = self.deploys.get(&slug) else { return self.begin(ask) };
-        let running = running.id.clone();
+        let until = match (self.deploys.get(&slug), self.copies.blocks(&slug)) {
+            (Some(running), _) => format!("{} is over (`moat deploy cancel {slug}` ends that one)", running.id),
+            (None, Some(copy)) => format!("{copy} is over"),
+            (None, None) => return self.begin(ask),
+        };
         let new = ask.id.clone();
         if let Some(skipped) = self.next.insert(slug.clone(), ask) {
             let why = format!("{new} was asked for before its turn");
             self.durable.history.end(&slug, &skipped.id, DeployState::Skipped, Some(&why), now);
             self.notice(Some(&slug), format!("deploy {}, which waited, is skipped: {why}", skipped.id));
         }
-        self.notice(Some(&slug), format!("deploy {new} waits until {running} is over (`moat deploy cancel {slug}` ends that one)"));
+        self.notice(Some(&slug), format!("deploy {new} waits until {until}"));
     }
 
     /// Begins the deploys whose turn has come.
     pub(super) fn begin_waiting(&mut self) {
-        for slug in self.next.keys().filter(|slug| !self.deploys.contains_key(*slug)).cloned().collect::<Vec<_>>() {
+        let free = |slug: &&Slug| !self.deploys.contains_key(*slug) && self.copies.blocks(slug).is_none();
+        for slug in self.next.keys().filter(free).cloned().collect::<Vec<_>>() {
             if let Some(ask) = self.next.remove(&slug) {
                 self.durable.deploying.insert(slug);
                 self.begin(ask);

@@ -5,10 +5,10 @@ use moat_engine_linux::ImageBuildRequest;
 use std::collections::BTreeSet;
 
 impl Core {
-    /// Removes releases that nothing runs and nobody can go back to, once no deploy is under way. The loop waits for it, so that no deploy begins
+    /// Removes releases that nothing runs and nobody can go back to, once no deploy is under way, and no backup. The loop waits for it, so that no deploy begins
     /// whose release would be taken for garbage.
     pub(in super::super) async fn sweep_releases(&mut self) {
-        if !self.sweep || !self.deploys.is_empty() {
+        if !self.sweep || !self.deploys.is_empty() || !self.copies.is_empty() {
             return;
         }
         self.sweep = false;

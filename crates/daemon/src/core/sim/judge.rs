@@ -5,7 +5,7 @@ use super::world::World;
 use crate::history::{DeployState, same};
 use crate::state::Durable;
 use moat_model::state::{InstancePhase, ObservedInstance};
-use moat_model::{AddressPair, Endpoint, InstanceId, Peer, Proto, Purpose, ServiceKind, Slug};
+use moat_model::{AddressPair, Endpoint, Peer, Proto, Purpose, ServiceKind, Slug};
 use moat_planner::diff::is_exclusive;
 use moat_planner::memory::Memory;
 use moat_planner::plan::InstanceSpec;
@@ -18,8 +18,8 @@ const fn is_alive(phase: &InstancePhase) -> bool {
 }
 
 /// What no instance of may ever be opened to.
-fn receives_nothing(spec: &InstanceSpec) -> bool {
-    spec.purpose != Purpose::Serve || ["mill", "tick"].contains(&spec.slug.as_str())
+fn receives_nothing(purpose: Purpose, slug: &Slug) -> bool {
+    purpose != Purpose::Serve || ["mill", "tick"].contains(&slug.as_str())
 }
 
 impl World {
@@ -40,7 +40,7 @@ impl World {
         if observed.router && !observed.policy.sources.contains_key(&spec.id) {
             self.wrong(format!("{} starts before the policy knows it", spec.id));
         }
-        if receives_nothing(spec) && takes(&observed.policy, spec.address) {
+        if receives_nothing(spec.purpose, &spec.slug) && takes(&observed.policy, spec.address) {
             self.wrong(format!("{} receives", spec.id));
         }
         let release = spec.release.as_ref().filter(|_| spec.purpose != Purpose::Build);
@@ -51,30 +51,31 @@ impl World {
 
     /// The policy is another.
     pub(super) fn judge_policy(&self) {
-        let observed = self.observed();
         let state = self.accepted();
-        let specs: BTreeMap<&InstanceId, InstanceSpec> =
-            observed.instances.keys().filter_map(|id| Some((id, self.engine.spec(id)?))).collect();
-        for (id, spec) in &specs {
-            if receives_nothing(spec) && takes(&observed.policy, spec.address) {
-                self.wrong(format!("{id} receives"));
-            }
-        }
         let web = Endpoint { proto: Proto::Tcp, port: 4000 };
-        for (from, one) in &specs {
-            let Some(source) = observed.policy.sources.get(*from) else { continue };
-            for (to, other) in specs.iter().filter(|(to, _)| *to != from) {
-                let known = |slug: &Slug| state.services.contains_key(slug);
-                if !known(&one.slug) || !known(&other.slug) || one.purpose != Purpose::Serve || other.purpose != Purpose::Serve {
-                    continue;
-                }
-                let opened = source.zone.is_some_and(|zone| observed.policy.receivers.contains(&(zone, other.address)))
-                    || observed.policy.pairs.contains(&(source.address, other.address));
-                let (a, b) = (Peer::Service(one.slug.clone()), Peer::Service(other.slug.clone()));
-                if opened && !reach::verdict(&state, &a, &b, Some(web)).is_allowed() {
-                    self.wrong(format!("{from} → {to} is open"));
+        let mut wrong = Vec::new();
+        self.engine.look(|observed| {
+            let (policy, instances) = (&observed.policy, || observed.instances.values());
+            wrong.extend(
+                instances()
+                    .filter(|i| receives_nothing(i.purpose, &i.slug) && takes(policy, i.address))
+                    .map(|i| format!("{} receives", i.id)),
+            );
+            let serve = || instances().filter(|i| i.purpose == Purpose::Serve && state.services.contains_key(&i.slug));
+            for one in serve() {
+                let Some(source) = policy.sources.get(&one.id) else { continue };
+                for other in serve().filter(|other| other.id != one.id) {
+                    let opened = source.zone.is_some_and(|zone| policy.receivers.contains(&(zone, other.address)))
+                        || policy.pairs.contains(&(source.address, other.address));
+                    let (a, b) = (Peer::Service(one.slug.clone()), Peer::Service(other.slug.clone()));
+                    if opened && !reach::verdict(&state, &a, &b, Some(web)).is_allowed() {
+                        wrong.push(format!("{} → {} is open", one.id, other.id));
+                    }
                 }
             }
+        });
+        for what in wrong {
+            self.wrong(what);
         }
     }
 
@@ -84,12 +85,16 @@ impl World {
         if steady.is_empty() {
             return;
         }
-        let (policy, serving) = (self.observed().policy, self.serving());
-        let serving: BTreeMap<AddressPair, InstanceId> =
-            serving.into_iter().filter_map(|id| Some((self.engine.spec(&id)?.address, id))).collect();
+        let serving = self.serving();
+        let mut counts: BTreeMap<Slug, usize> = BTreeMap::new();
+        self.engine.look(|observed| {
+            let behind: BTreeSet<&AddressPair> = observed.policy.services.values().flatten().collect();
+            for one in observed.instances.values().filter(|i| behind.contains(&i.address) && serving.contains(&i.id)) {
+                *counts.entry(one.slug.clone()).or_default() += 1;
+            }
+        });
         for (slug, least) in steady {
-            let behind = policy.services.values().flatten().filter_map(|address| serving.get(address));
-            let count = behind.filter(|id| self.engine.spec(id).is_some_and(|spec| spec.slug == slug)).count();
+            let count = counts.get(&slug).copied().unwrap_or_default();
             if count < least {
                 self.wrong(format!("{at}: of `{slug}` {count} instances serve, {least} should"));
             }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Simulated seconds within which everything has to come about once nothing fails any more.
-const PATIENCE: u64 = 1500;
+const PATIENCE: u64 = 600;
 
 /// What is done next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,9 @@ pub(super) enum Stage {
     /// Nothing more.
     Over,
 }
+
+/// The blueprint that is the accepted one when a request was; none is none.
+struct Accepted(Option<String>);
 
 /// An answer that is waited for.
 struct Open {
@@ -57,20 +60,7 @@ fn file() -> PathBuf {
 }
 
 fn up(text: &Text) -> Request {
-    Request::Up(UpRequest {
-        file: file(),
-        text: text.yaml.clone(),
-        given: BTreeMap::new(),
-        files: BTreeMap::new(),
-        listen: "127.0.0.1:8080".to_owned(),
-        listen_tls: None,
-        start_timeout_seconds: 20,
-        pass_env: Vec::new(),
-        git: Default::default(),
-        remotes: Vec::new(),
-        prune: false,
-        pushed: None,
-    })
+    Request::Up(UpRequest { start_timeout_seconds: 20, ..UpRequest::new(file(), text.yaml.clone()) })
 }
 
 impl People {
@@ -116,7 +106,7 @@ impl People {
                 }
                 Stage::Down => {
                     self.tries += 1;
-                    self.ask(world, tx, "down", Request::Down { file: None }, Some(None));
+                    self.ask(world, tx, "down", Request::Down { file: None }, Some(Accepted(None)));
                     self.answered(world).await;
                 }
                 Stage::Over => return,
@@ -184,8 +174,8 @@ impl People {
             }
             22..25 => self.end_one(world),
             25 => self.make_one_sick(world),
-            26 => self.ask(world, tx, "down", Request::Down { file: Some(file()) }, Some(None)),
-            27 => self.ask(world, tx, "down with everything", Request::Down { file: None }, Some(None)),
+            26 => self.ask(world, tx, "down", Request::Down { file: Some(file()) }, Some(Accepted(None))),
+            27 => self.ask(world, tx, "down with everything", Request::Down { file: None }, Some(Accepted(None))),
             28 => {
                 world.tell("the machine starts anew");
                 world.engine.reboot();
@@ -207,7 +197,7 @@ impl People {
                 *least = (*least).min(usize::try_from(*count).unwrap());
             }
         }
-        self.ask(world, tx, what, up(text), Some(Some(text.yaml.clone())));
+        self.ask(world, tx, what, up(text), Some(Accepted(Some(text.yaml.clone()))));
     }
 
     fn running(&mut self, world: &World) -> Option<InstanceId> {
@@ -238,10 +228,10 @@ impl People {
     }
 
     /// Asks; what an accepted request makes of the blueprint is noted.
-    fn ask(&mut self, world: &World, tx: &mpsc::UnboundedSender<Msg>, what: &str, request: Request, makes: Option<Option<String>>) {
+    fn ask(&mut self, world: &World, tx: &mpsc::UnboundedSender<Msg>, what: &str, request: Request, makes: Option<Accepted>) {
         world.tell(format!("asked: {what}"));
         let (reply, events) = mpsc::unbounded_channel();
-        let asked = makes.map(|blueprint| {
+        let asked = makes.map(|Accepted(blueprint)| {
             self.asked.push(blueprint);
             self.asked.len() - 1
         });
@@ -255,24 +245,21 @@ impl People {
         let mut answered = Vec::new();
         self.open.retain_mut(|open| {
             while let Ok(event) = open.events.try_recv() {
-                match event {
-                    Event::End { error } => {
-                        let why = error.as_ref().map_or("done", |failure| failure.message.as_str());
-                        world.tell(format!("answered: {}: {why}", open.what));
-                        // Refused by a disk or an engine that failed: nothing was changed.
-                        let refused = error.as_ref().is_some_and(|failure| failure.exit_code != 1);
-                        answered.push((open.asked, refused));
-                        // It may be gone before anybody looks again.
-                        if self.stage == Stage::Down && error.is_none() {
-                            self.stage = Stage::Over;
-                        }
-                        return false;
-                    }
-                    Event::Refused { diagnostics } => {
-                        world.wrong(format!("refused: {}", diagnostics.iter().map(|d| d.rendered.clone()).collect::<String>()));
-                    }
-                    _ => {}
+                if let Event::Refused { diagnostics } = &event {
+                    world.wrong(format!("refused: {}", diagnostics.iter().map(|d| d.rendered.clone()).collect::<String>()));
                 }
+                // What else is said on the way is for people.
+                let Event::End { error } = event else { continue };
+                let why = error.as_ref().map_or("done", |failure| failure.message.as_str());
+                world.tell(format!("answered: {}: {why}", open.what));
+                // Refused by a disk or an engine that failed: nothing was changed.
+                let refused = error.as_ref().is_some_and(|failure| failure.exit_code != 1);
+                answered.push((open.asked, refused));
+                // It may be gone before anybody looks again.
+                if self.stage == Stage::Down && error.is_none() {
+                    self.stage = Stage::Over;
+                }
+                return false;
             }
             true
         });
@@ -311,7 +298,7 @@ impl People {
         world.spare();
         let mut before = None;
         for _ in 0..PATIENCE {
-            tokio::time::sleep(Duration::from_millis(1100)).await;
+            tokio::time::sleep(Duration::from_millis(2300)).await;
             self.listen(world);
             let missing = world.missing().or_else(|| self.open.first().map(|open| format!("`{}` is not answered", open.what)));
             // Twice, so that it is not just between two.
@@ -340,7 +327,7 @@ impl People {
             world.wrong("the clean blueprint is not the accepted one");
         }
         let (durable, state) = (world.durable(), world.accepted());
-        if world.inner().hooks == 0 && durable.deployed.keys().any(|slug| slug.as_str() == "shop") {
+        if world.inner().hooks == 0 && durable.deployed.values().any(|deployed| deployed.service.slug.as_str() == "shop" && deployed.good) {
             world.wrong("the hook of the first deploy never ran");
         }
         for service in state.services.values() {

@@ -5,7 +5,7 @@
 use super::programs::Program;
 use super::rng::Rng;
 use crate::state::{Disk, Durable, State};
-use moat_model::state::{InstancePhase, ObservedState};
+use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
 use moat_model::{DesiredState, Generation, InstanceId, Slug};
 use moat_store::{Changes, Documents, StoreError};
 use moat_testkit::{FakeEngine, now};
@@ -207,13 +207,13 @@ impl World {
 
     /// Instances that run and listen where they should.
     pub(super) fn serving(&self) -> BTreeSet<InstanceId> {
-        let observed = self.observed();
+        self.settle();
         let inner = self.inner();
         let time = inner.time();
-        let runs = observed.instances.values().filter(|instance| instance.phase == InstancePhase::Running);
-        runs.filter(|instance| inner.programs.get(&instance.id).is_some_and(|program| program.serves(time)))
-            .map(|instance| instance.id.clone())
-            .collect()
+        let serves = |instance: &&ObservedInstance| {
+            instance.phase == InstancePhase::Running && inner.programs.get(&instance.id).is_some_and(|program| program.serves(time))
+        };
+        self.engine.look(|observed| observed.instances.values().filter(serves).map(|instance| instance.id.clone()).collect())
     }
 
     /// The durable state as a daemon would find it.
