@@ -59,7 +59,7 @@ impl Facts {
 }
 
 /// Whether a certificate's name stands for a host name: the same one, or a wildcard for exactly one label (RFC 6125 §6.4.3).
-pub fn covers(own: &str, name: &str) -> bool {
+fn covers(own: &str, name: &str) -> bool {
     match own.strip_prefix("*.") {
         Some(rest) => {
             name == own || name.split_once('.').is_some_and(|(label, parent)| parent == rest && !label.is_empty() && label != "*")

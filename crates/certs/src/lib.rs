@@ -12,4 +12,4 @@ mod facts;
 
 pub use acme::{Acme, AcmeError, Directory, Proof, Shown, Way};
 pub use authority::{Authority, AuthorityError, Pair};
-pub use facts::{Facts, FactsError, covers};
+pub use facts::{Facts, FactsError};

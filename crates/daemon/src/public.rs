@@ -126,15 +126,15 @@ pub struct StoredCertificate {
     pub names: Vec<String>,
     /// It and its key.
     pub pair: Pair,
-    /// A server gave it by itself, and gives the next.
+    /// When the server that gave it is asked for the next, in seconds since 1970; none of one that people gave.
     #[serde(default)]
-    pub by_acme: bool,
+    pub renew: Option<i64>,
 }
 
 impl StoredCertificate {
     /// Where it comes from, in a word.
     pub const fn source(&self) -> &'static str {
-        if self.by_acme { "acme" } else { "file" }
+        if self.renew.is_some() { "acme" } else { "file" }
     }
 }
 

@@ -65,6 +65,7 @@ impl Core {
 
     fn hosts(&self) -> BTreeMap<String, Host> {
         let mut hosts = BTreeMap::new();
+        let to_https = self.to_https();
         for service in self.desired.services.values().filter(|s| s.kind.is_public()) {
             let mut upstreams: Vec<SocketAddr> = self
                 .live
@@ -92,7 +93,7 @@ impl Core {
             for (name, moved_to) in super::core::public_names(service) {
                 let state = moved_to.map_or_else(|| state.clone(), |host| HostState::Moved { host });
                 let (service, upstreams, allow) = (service.slug.clone(), upstreams.clone(), service.public.allow.clone());
-                let https = self.redirects_to(&name);
+                let https = to_https(&name);
                 hosts.insert(name, Host { service, upstreams, state, allow, https });
             }
         }

@@ -191,6 +191,11 @@ impl Network {
     pub async fn refresh_host_addresses(&self) -> Result<bool, NetError> {
         self.run(Inner::refresh_host_addresses).await
     }
+
+    /// The host's own addresses, the uplink's and loopback left out.
+    pub async fn host_addresses(&self) -> Result<BTreeSet<IpAddr>, NetError> {
+        self.run(|inner| inner.outside(|| inner.names.host_addresses())).await
+    }
 }
 
 impl Inner {

@@ -49,14 +49,11 @@ impl Core {
         if !self.shown.is_time_to_ask() {
             return;
         }
-        let now = self.engine.now().as_second();
+        let (now, given) = (self.engine.now().as_second(), self.given());
         let due = |name: &String| {
             let asked = self.durable.asked.get(name);
-            let certificate = match self.stored_for(name) {
-                None => 0,
-                Some(stored) if !stored.by_acme => return None,
-                Some(stored) => Facts::of(&stored.pair.chain).map_or(0, |facts| renew_at(&facts)),
-            };
+            // One that people gave is theirs to renew.
+            let certificate = given.find(name).map_or(Some(0), |stored| stored.renew)?;
             Some(certificate.max(asked.map_or(0, |asked| asked.next)))
         };
         // One for all names of a kind is given for a proof in DNS only.
@@ -85,15 +82,23 @@ impl Core {
             News::Certificate(name, outcome) => {
                 self.shown.asking = false;
                 self.shown.prove(None);
-                match outcome {
-                    Ok(pair) => {
+                let now = self.engine.now().as_second();
+                let read = outcome.and_then(|pair| match Facts::of(&pair.chain) {
+                    Ok(facts) => Ok((pair, facts)),
+                    Err(error) => Err(AcmeError::Server(error.to_string())),
+                });
+                match read {
+                    // Somebody gave one meanwhile, which is the one to show.
+                    Ok(_) if self.given().find(&name).is_some_and(|stored| stored.renew.is_none()) => {}
+                    Ok((pair, facts)) => {
                         self.durable.asked.remove(&name);
                         self.record(EventKind::Notice, None, format!("`{name}` has a new certificate"), json!({ "name": name }));
-                        let stored = StoredCertificate { names: vec![name.clone()], pair, by_acme: true };
+                        // Where a clock is wrong it is not asked in a loop.
+                        let renew = Some(renew_at(&facts).max(now + TOO_OFTEN));
+                        let stored = StoredCertificate { names: vec![name.clone()], pair, renew };
                         self.durable.certificates.insert(name, stored);
                     }
                     Err(error) => {
-                        let now = self.engine.now().as_second();
                         let asked = self.durable.asked.entry(name.clone()).or_default();
                         let failures = asked.failures.saturating_add(1);
                         let mut wait = pause(failures);

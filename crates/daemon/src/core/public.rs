@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use moat_certs::{Authority, AuthorityError, Facts, Pair, Proof};
 use moat_dataplane::{CertificateSet, NamedCertificate};
 use moat_model::{Secret, Service, Slug};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -92,27 +92,37 @@ pub(super) fn is_local(name: &str) -> bool {
     name == DOMAIN || name.strip_suffix(DOMAIN).is_some_and(|rest| rest.ends_with('.'))
 }
 
+/// Certificates by each of their names.
+pub(super) struct Given<'a>(HashMap<&'a str, &'a StoredCertificate>);
+
+impl<'a> Given<'a> {
+    /// The one that is shown for a name: one for the very name before one for all of its kind.
+    pub(super) fn find(&self, name: &str) -> Option<&'a StoredCertificate> {
+        let of_its_kind = || self.0.get(format!("*.{}", name.split_once('.')?.1).as_str());
+        self.0.get(name).or_else(of_its_kind).copied()
+    }
+}
+
 impl Core {
     pub(super) fn names(&self) -> BTreeMap<String, (Slug, Option<String>)> {
         let all = self.desired.services.values();
         all.flat_map(|service| public_names(service).into_iter().map(|(name, to)| (name, (service.slug.clone(), to)))).collect()
     }
 
-    /// The port of HTTPS that clients of a name without TLS are sent to.
-    pub(crate) fn redirects_to(&self, name: &str) -> Option<u16> {
-        let port = self.dataplane.listening_https()?.port();
-        (self.durable.public.https_redirect && self.has_certificate(name)).then_some(port)
+    /// Gives the port of HTTPS that clients of a name without TLS are sent to.
+    pub(crate) fn to_https(&self) -> impl Fn(&str) -> Option<u16> + '_ {
+        let listening = self.dataplane.listening_https().filter(|_| self.durable.public.https_redirect);
+        let there = listening.map(|address| (address.port(), self.given()));
+        move |name| {
+            let (port, given) = there.as_ref()?;
+            (self.shown.local.contains_key(name) || given.find(name).is_some()).then_some(*port)
+        }
     }
 
-    fn has_certificate(&self, name: &str) -> bool {
-        self.shown.local.contains_key(name) || self.stored_for(name).is_some()
-    }
-
-    pub(super) fn stored_for(&self, name: &str) -> Option<&StoredCertificate> {
+    /// The certificates that people and servers gave.
+    pub(super) fn given(&self) -> Given<'_> {
         let all = self.durable.certificates.values();
-        // One for the very name before one for all of its kind.
-        let exact = all.clone().find(|stored| stored.names.iter().any(|own| own == name));
-        exact.or_else(|| all.clone().find(|stored| stored.names.iter().any(|own| moat_certs::covers(own, name))))
+        Given(all.flat_map(|stored| stored.names.iter().map(move |name| (name.as_str(), stored))).collect())
     }
 
     /// Has the data plane show the certificates that the public names of now have.
@@ -138,7 +148,8 @@ impl Core {
                 }
             }
         }
-        let local = self.shown.local.iter().filter(|(name, _)| self.stored_for(name).is_none());
+        let given = self.given();
+        let local = self.shown.local.iter().filter(|(name, _)| given.find(name).is_none());
         let local = local.map(|(name, (pair, _))| named(vec![name.clone()], pair));
         let stored = self.durable.certificates.values().map(|stored| named(stored.names.clone(), &stored.pair));
         let shown = local.chain(stored).collect();
@@ -165,9 +176,10 @@ impl Core {
         Ok(authority)
     }
 
-    pub(super) fn public_url(&self, service: &Service) -> String {
+    /// Where people find a service. `to_https`: what [`Self::to_https`] gives.
+    pub(super) fn public_url(&self, service: &Service, to_https: impl Fn(&str) -> Option<u16>) -> String {
         let name = public_names(service).into_iter().next().map_or_else(|| subdomain(service), |(name, _)| name);
-        if let Some(port) = self.redirects_to(&name) {
+        if let Some(port) = to_https(&name) {
             return if port == 443 { format!("https://{name}") } else { format!("https://{name}:{port}") };
         }
         let port = self.dataplane.listening().map_or(80, |address| address.port());
@@ -215,7 +227,8 @@ impl Core {
         };
         let stored = self.durable.certificates.values();
         let stored = stored.filter_map(|stored| row(stored.names.clone(), stored.source(), &stored.pair.chain));
-        let local = self.shown.local.iter().filter(|(name, _)| self.stored_for(name).is_none());
+        let given = self.given();
+        let local = self.shown.local.iter().filter(|(name, _)| given.find(name).is_none());
         let local = local.filter_map(|(name, (pair, _))| row(vec![name.clone()], "local", &pair.chain));
         let _ = reply.send(Event::Certificates { certificates: stored.chain(local).collect() });
         end(reply, None);
@@ -241,7 +254,7 @@ impl Core {
             stored.names.retain(|name| !names.contains(name));
         }
         self.durable.certificates.retain(|_, stored| !stored.names.is_empty());
-        self.durable.certificates.insert(first, StoredCertificate { names, pair: Pair { chain, key }, by_acme: false });
+        self.durable.certificates.insert(first, StoredCertificate { names, pair: Pair { chain, key }, renew: None });
         self.certificates_changed();
         Ok(())
     }
@@ -268,18 +281,23 @@ impl Core {
     /// Says of each custom domain what DNS must say and what it says.
     pub(super) fn domains(&self, reply: Reply) {
         let names = self.names().into_iter().filter(|(name, _)| !is_local(name));
+        let given = self.given();
         let rows: Vec<DomainRow> = names
             .map(|(name, (service, moved_to))| {
-                let certificate = self.stored_for(&name).map(|stored| stored.source().to_owned());
+                let certificate = given.find(&name).map(|stored| stored.source().to_owned());
                 let problem = self.durable.asked.get(&name).and_then(|asked| asked.why.clone());
                 let (found, wanted) = (Vec::new(), Vec::new());
                 DomainRow { name, service, moved_to, certificate, problem, found, wanted, error: None, good: false }
             })
             .collect();
-        let own = self.engine.linux().and_then(|engine| engine.network().host_addresses().ok()).unwrap_or_default();
-        let own: BTreeSet<IpAddr> = own.into_iter().filter(|address| is_reachable(*address)).collect();
+        let network = self.engine.linux().map(|engine| engine.network().clone());
         let resolvers = self.dataplane.resolvers();
         tokio::spawn(async move {
+            let own = match &network {
+                Some(network) => network.host_addresses().await.unwrap_or_default(),
+                None => BTreeSet::new(),
+            };
+            let own: BTreeSet<IpAddr> = own.into_iter().filter(|address| is_reachable(*address)).collect();
             let mut answered = Vec::new();
             for mut row in rows {
                 // Any name of a wildcard does.

@@ -400,6 +400,7 @@ impl Core {
     async fn status(&self) -> Status {
         // Pids are the system's to know; a failure leaves them out.
         let observed = self.engine.observe().await.unwrap_or_default();
+        let to_https = self.to_https();
         let services = self.desired.services.values().map(|service| {
             let slug = &service.slug;
             let mut mine: Vec<_> = self.live.iter().filter(|(_, l)| l.slug == *slug).collect();
@@ -429,7 +430,7 @@ impl Core {
                 }),
                 name: service.name.clone(),
                 blueprint: service.blueprint.clone(),
-                url: service.kind.is_public().then(|| self.public_url(service)),
+                url: service.kind.is_public().then(|| self.public_url(service, &to_https)),
                 internal: service.vip.map(|_| match self.main_port(service) {
                     Some(port) => format!("{slug}:{port}"),
                     None => slug.to_string(),
