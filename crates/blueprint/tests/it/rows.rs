@@ -63,7 +63,7 @@ fn fields_and_shapes() {
         ("    region: ohio\n", &["E0210 6:5 services/0/region"]),
         ("    startCmd: x\n", &["E0201 6:5 services/0/startCmd"]),
         ("    domains: example.com\n", &["E0204 6:14 services/0/domains"]),
-        ("    domain: www.example.com\n", &["E0210 6:5 services/0/domain"]),
+        ("    domain: www.example.com\n", &[]),
         ("    domains: [https://example.com]\n", &["E0216 6:15 services/0/domains/0"]),
         ("    disk: /data\n", &["E0204 6:11 services/0/disk"]),
         ("    disk: {name: d, mountPath: data}\n", &["E0216 6:32 services/0/disk/mountPath"]),

@@ -154,7 +154,8 @@ async fn grpc_goes_by_http2_with_its_trailers() {
     }
     assert_eq!(connections.load(Ordering::SeqCst), 1, "one connection carries all");
     // An instance that went away is found gone, not waited for.
-    let mut gone = connect(&Ingress::shop(&[crate::support::closed().await]).await).await;
+    let ingress = Ingress::shop(&[crate::support::closed().await]).await;
+    let mut gone = connect(&ingress).await;
     let call = request(Method::POST, "/x").header("content-type", "application/grpc").body(full("")).unwrap();
     assert_eq!(gone.send_request(call).await.unwrap().status(), 502);
 }
