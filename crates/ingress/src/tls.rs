@@ -51,15 +51,29 @@ impl Certificate {
     /// # Errors
     /// When either is not what it should be, or they do not belong together.
     pub fn from_pem(chain: &str, key: &str) -> Result<Self, CertificateError> {
-        let chain: Vec<CertificateDer<'static>> =
-            CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().map_err(CertificateError::Chain)?;
-        if chain.is_empty() {
-            return Err(CertificateError::NoCertificate);
-        }
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(CertificateError::Key)?;
+        let (chain, key) = read(chain, key)?;
         let certified = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(CertificateError::Unfit)?;
         Ok(Self(Arc::new(certified)))
     }
+
+    /// The same for one of [`Certificates::proofs`]. What such a one says is critical and for servers of certificates alone
+    /// (RFC 8737 §3): nobody else can judge it.
+    ///
+    /// # Errors
+    /// When either is not what it should be.
+    pub fn proof_from_pem(chain: &str, key: &str) -> Result<Self, CertificateError> {
+        let (chain, key) = read(chain, key)?;
+        let key = ring::default_provider().key_provider.load_private_key(key).map_err(CertificateError::Unfit)?;
+        Ok(Self(Arc::new(CertifiedKey::new(chain, key))))
+    }
+}
+
+fn read(chain: &str, key: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CertificateError> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().map_err(CertificateError::Chain)?;
+    if chain.is_empty() {
+        return Err(CertificateError::NoCertificate);
+    }
+    Ok((chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(CertificateError::Key)?))
 }
 
 /// Every certificate, by name.
@@ -178,6 +192,16 @@ mod tests {
         assert!(tls.is_same("a.example.com", "b.example.com") && !tls.is_same("a.example.com", "shop.example.com"));
         assert!(!tls.is_same("a.b.c", "a.b.c"), "two names without a certificate share none");
         assert!(tls.knows("a.example.com") && !tls.knows("catalog"));
+    }
+
+    #[test]
+    fn a_proof_says_what_only_its_server_knows() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(["shop.test".to_owned()]).unwrap();
+        params.custom_extensions = vec![rcgen::CustomExtension::new_acme_identifier(&[7; 32])];
+        let (chain, key) = (params.self_signed(&key).unwrap().pem(), key.serialize_pem());
+        assert!(matches!(Certificate::from_pem(&chain, &key), Err(CertificateError::Unfit(_))));
+        assert!(Certificate::proof_from_pem(&chain, &key).is_ok());
     }
 
     #[test]

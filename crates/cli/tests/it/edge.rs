@@ -1,6 +1,6 @@
 //! The public side: TLS by Moat's own authority and by certificates from files, custom domains, who may ask, and ACME.
 
-use crate::host::{Host, Said, host, wait_for};
+use crate::host::{Host, Said, host, service, wait_for};
 use std::process::{Child, Stdio};
 
 const SERVICES: &str = r"
@@ -22,11 +22,16 @@ services:
     ipAllowList: [{source: 192.0.2.0/24, description: the office}]
 ";
 
+/// What a script says that runs in the machine's own folder.
+fn sh(host: &Host, script: &str) -> Said {
+    host.sh(&format!("cd '{}' && {{ {script}; }}", host.path("").display()))
+}
+
 /// What curl gets from a public name: version, status and body, or its exit code.
 fn get(host: &Host, url: &str, more: &[&str]) -> String {
     let mut command = host.command("curl");
     command.args(["-s", "--max-time", "20", "-w", " [%{http_version} %{http_code} %{redirect_url}]"]);
-    command.args(["--connect-to", "::127.0.0.1:", "--cacert", "authority.pem"]).args(more).arg(url);
+    command.args(["--connect-to", "::127.0.0.1:", "--cacert"]).arg(host.path("authority.pem")).args(more).arg(url);
     let said: Said = command.output().unwrap().into();
     if said.code == 0 { said.out.replace('\n', "") } else { format!("exit {}", said.code) }
 }
@@ -54,7 +59,7 @@ fn tls_domains_and_who_may_ask() {
     check(&host, "https://shop.localhost:8443/", &["--http1.1", "--tls-max", "1.2"], "hello [1.1 200 ]");
     check(&host, "http://shop.localhost:8080/", &["--http2-prior-knowledge"], "hello [2 200 ]");
     assert_eq!(get(&host, "https://www.example.com:8443/", &[]), "exit 35", "it vouches for names below `localhost` only");
-    let shown = host.sh("openssl x509 -in authority.pem -noout -text").ok().out;
+    let shown = sh(&host, "openssl x509 -in authority.pem -noout -text").ok().out;
     assert!(shown.contains("CA:TRUE, pathlen:0") && shown.contains("DNS:localhost"), "{shown}");
 
     // Domains: the listed one of a pair is the one to use, a wildcard is for one label, and the sub-domain may be off.
@@ -71,11 +76,11 @@ fn tls_domains_and_who_may_ask() {
 
     // Who may ask: by the connection's address, or by what a trusted proxy says.
     check(&host, "http://office.example.com:8080/", &[], "[1.1 403 ]");
-    check(&host, "http://office.example.com:8080/", &["--interface", "192.0.2.77"], "[1.1 403 ]");
+    check(&host, "http://office.example.com:8080/", &["--interface", "192.0.2.77"], "for-the-office [1.1 200 ]");
     host.moat(&["ingress", "proxy-protocol=127.0.0.0/8"]).ok();
     let ask = |line: &str| {
         let request = format!("{line}\\r\\nGET / HTTP/1.1\\r\\nHost: office.example.com\\r\\nConnection: close\\r\\n\\r\\n");
-        host.sh(&format!("exec 3<>/dev/tcp/127.0.0.1/8080; printf '{request}' >&3; timeout 20 cat <&3")).out
+        sh(&host, &format!("exec 3<>/dev/tcp/127.0.0.1/8080; printf '{request}' >&3; timeout 20 cat <&3")).out
     };
     let let_in = ask("PROXY TCP4 192.0.2.9 127.0.0.1 5000 80");
     assert!(let_in.starts_with("HTTP/1.1 200") && let_in.ends_with("for-the-office\n"), "{let_in}");
@@ -83,14 +88,17 @@ fn tls_domains_and_who_may_ask() {
     host.moat(&["ingress", "proxy-protocol=off"]).ok();
 
     // A certificate from files, for every name it has; HTTPS only, from now on.
-    host.sh(
+    sh(
+        &host,
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 -subj /CN=x \
          -addext subjectAltName=DNS:www.example.com,DNS:example.com,DNS:*.shops.example.com -keyout key.pem -out own.pem && cat own.pem >> authority.pem",
     )
     .ok();
-    let refused = host.moat(&["cert", "add", "office.example.com", "--cert", "own.pem", "--key", "key.pem"]);
+    let (own, key) = (host.path("own.pem"), host.path("key.pem"));
+    let files = ["--cert", own.to_str().unwrap(), "--key", key.to_str().unwrap()];
+    let refused = host.moat(&[&["cert", "add", "office.example.com"], &files[..]].concat());
     assert!(refused.code == 2 && refused.err.contains("not for `office.example.com`"), "{refused:?}");
-    let listed = host.moat(&["cert", "add", "--cert", "own.pem", "--key", "key.pem"]).ok().out;
+    let listed = host.moat(&[&["cert", "add"], &files[..]].concat()).ok().out;
     assert!(listed.contains("www.example.com, example.com, *.shops.example.com") && listed.contains("local"), "{listed}");
     check(&host, "https://www.example.com:8443/", &[], "hello [2 200 ]");
     check(&host, "https://one.shops.example.com:8443/", &[], "hello [2 200 ]");
@@ -101,11 +109,13 @@ fn tls_domains_and_who_may_ask() {
     check(&host, "http://example.com:8080/x", &[], "[1.1 301 https://www.example.com:8443/x]");
     check(&host, "http://office.example.com:8080/", &[], "[1.1 403 ]");
     check(&host, "https://www.example.com:8443/", &["-i"], "strict-transport-security: max-age=300");
-    assert_eq!(host.ps()["services"][1]["url"], "https://www.example.com:8443");
+    let ps = host.ps();
+    assert_eq!(service(&ps, "shop")["url"], "https://shop.localhost:8443");
+    assert_eq!(service(&ps, "office")["url"], "http://office.example.com:8080", "it has no sub-domain and no certificate");
 
     // No key lies on the disk as it is, and what serves goes on without the daemon and with the next.
-    let clear = host.sh("grep -rl -e 'PRIVATE KEY' state run");
-    assert_eq!(clear.out, "", "a key in clear");
+    let clear = sh(&host, "grep -rl -e 'PRIVATE KEY' state run key.pem");
+    assert_eq!(clear.out, "key.pem\n", "a key in clear");
     host.kill(host.daemon().unwrap(), "KILL");
     check(&host, "https://www.example.com:8443/", &[], "hello [2 200 ]");
     host.moat(&["cert", "list"]).ok();
@@ -132,9 +142,12 @@ services:
 /// A server of certificates (RFC 8555) that nobody here wrote, which looks at names at this machine's ports, and the file with the
 /// authority that its own certificate is trusted by.
 fn pebble(host: &Host) -> [Child; 2] {
-    host.sh("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 -subj /CN=pebble \
-         -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -keyout pebble-key.pem -out pebble.pem")
-        .ok();
+    sh(
+        host,
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 -subj /CN=pebble \
+         -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -keyout pebble-key.pem -out pebble.pem",
+    )
+    .ok();
     let path = |name: &str| host.path(name).display().to_string();
     let settings = serde_json::json!({ "pebble": {
         "listenAddress": "127.0.0.1:14000", "managementListenAddress": "127.0.0.1:15000",
@@ -147,26 +160,14 @@ fn pebble(host: &Host) -> [Child; 2] {
         command.args(args).env("PEBBLE_VA_NOSLEEP", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap_or_else(|error| panic!("`{program}`: {error}: `cargo xtask test` installs it"))
     };
-    let names = [
-        "-http01",
-        "",
-        "-https01",
-        "",
-        "-tlsalpn01",
-        "",
-        "-doh",
-        "",
-        "-management",
-        "",
-        "-dns01",
-        ":8053",
-        "-defaultIPv4",
-        "127.0.0.1",
-        "-defaultIPv6",
-        "",
-    ];
-    let processes = [spawn("pebble-challtestsrv", &names), spawn("pebble", &["-config", "pebble.json", "-dnsserver", "127.0.0.1:8053"])];
-    wait_for("pebble", || host.sh("curl -sk https://127.0.0.1:14000/dir").out.contains("newOrder"));
+    let mut names = vec!["-dns01", ":8053", "-defaultIPv4", "127.0.0.1"];
+    for off in ["-http01", "-https01", "-tlsalpn01", "-management", "-defaultIPv6"] {
+        names.extend([off, ""]);
+    }
+    let processes =
+        [spawn("pebble-challtestsrv", &names), spawn("pebble", &["-config", &path("pebble.json"), "-dnsserver", "127.0.0.1:8053"])];
+    wait_for("pebble", || sh(host, "curl -sk https://127.0.0.1:14000/dir").out.contains("newOrder"));
+    wait_for("its names", || !sh(host, "ss -Hlun 'sport = 8053'").out.is_empty());
     processes
 }
 
@@ -181,15 +182,16 @@ fn a_server_gives_certificates_by_itself() {
     assert!(wrong.code == 2 && wrong.err.contains("letsencrypt"), "{wrong:?}");
     host.moat(&["ingress", "acme=https://localhost:14000/dir", "acme-proof=http", "https-redirect=on", &root]).ok();
     let serial = || {
-        host.sh("openssl s_client -connect 127.0.0.1:8443 -servername shop.example.org </dev/null 2>/dev/null | openssl x509 -noout -serial -issuer").out
+        sh(&host, "openssl s_client -connect 127.0.0.1:8443 -servername shop.example.org </dev/null 2>/dev/null | openssl x509 -noout -serial -issuer").out
     };
     wait_for("a certificate by an answer", || serial().contains("Pebble"));
-    host.sh("curl -sk https://127.0.0.1:15000/roots/0 > authority.pem").ok();
+    sh(&host, "curl -sk https://127.0.0.1:15000/roots/0 > authority.pem").ok();
     check(&host, "https://shop.example.org:8443/", &[], "hello [2 200 ]");
     check(&host, "http://shop.example.org:8080/", &[], "[1.1 301 https://shop.example.org:8443/]");
     let listed = host.moat(&["cert", "list"]).ok().out;
     assert!(listed.contains("acme") && !listed.contains("wild"), "a wildcard is not asked for: {listed}");
-    assert_eq!(host.sh("grep -rl -e 'PRIVATE KEY' -e example.org/acme state run").out, "", "a key in clear");
+    let clear = sh(&host, "grep -rl -e 'PRIVATE KEY' state run pebble-key.pem");
+    assert_eq!(clear.out, "pebble-key.pem\n", "a key in clear");
 
     // Anew by the other way: what it shows goes on until then, and the account is the same.
     let first = serial();

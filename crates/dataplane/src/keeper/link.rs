@@ -43,8 +43,8 @@ impl Known {
     }
 }
 
-/// What a process is to serve by, as it changes.
-pub(super) type Wanted = (watch::Receiver<Arc<CertificateSet>>, watch::Receiver<Option<Arc<Config>>>);
+/// What a process is to serve by, as it changes; what is not known yet leaves it as it is.
+pub(super) type Wanted = (watch::Receiver<Option<Arc<CertificateSet>>>, watch::Receiver<Option<Arc<Config>>>);
 
 /// One process.
 #[derive(Debug)]
@@ -135,8 +135,10 @@ async fn converse(
                 if changed.is_err() {
                     return Ok(());
                 }
-                let now = Arc::clone(&certificates.borrow_and_update());
-                channel.send(&Order::Certificates(now), &[]).await?;
+                let now = certificates.borrow_and_update().clone();
+                if let Some(now) = now {
+                    channel.send(&Order::Certificates(now), &[]).await?;
+                }
             }
             changed = config.changed() => {
                 if changed.is_err() {

@@ -54,7 +54,7 @@ struct Told {
 pub struct Keeper {
     commands: mpsc::UnboundedSender<Command>,
     config: watch::Sender<Option<Arc<Config>>>,
-    certificates: watch::Sender<Arc<CertificateSet>>,
+    certificates: watch::Sender<Option<Arc<CertificateSet>>>,
     told: watch::Receiver<Told>,
     /// Of the last configuration, here or before.
     stamp: Option<Stamp>,
@@ -65,7 +65,7 @@ impl Keeper {
     pub async fn find(place: Place, said: impl Fn(String) + Send + Sync + 'static) -> (Self, Option<Sockets>) {
         let (commands, asked) = mpsc::unbounded_channel();
         let (config, configured) = watch::channel(None);
-        let (certificates, shown) = watch::channel(Arc::default());
+        let (certificates, shown) = watch::channel(None);
         let (telling, told) = watch::channel(Told::default());
         let (pulse, news) = watch::channel(());
         let mut met = start::find(&place.run).await;
@@ -147,9 +147,9 @@ impl Keeper {
     /// Has these certificates shown from now on, by whatever process serves.
     pub fn show(&self, certificates: CertificateSet) {
         self.certificates.send_if_modified(|shown| {
-            let changed = **shown != certificates;
+            let changed = shown.as_deref() != Some(&certificates);
             if changed {
-                *shown = Arc::new(certificates);
+                *shown = Some(Arc::new(certificates));
             }
             changed
         });
@@ -209,7 +209,7 @@ struct Task {
     outdated: bool,
     draining: Vec<Link>,
     config: watch::Receiver<Option<Arc<Config>>>,
-    certificates: watch::Receiver<Arc<CertificateSet>>,
+    certificates: watch::Receiver<Option<Arc<CertificateSet>>>,
     telling: watch::Sender<Told>,
     /// Given to each link, which tells by it that it knows something new.
     pulse: watch::Sender<()>,

@@ -1,7 +1,7 @@
 //! The certificates that are shown: read once, and kept while they are wanted.
 
 use crate::{CertificateSet, NamedCertificate, chain};
-use moat_ingress::{Certificate, Certificates};
+use moat_ingress::{Certificate, CertificateError, Certificates};
 use moat_model::Secret;
 use std::collections::HashMap;
 
@@ -14,15 +14,15 @@ impl Shown {
     /// The table of these certificates. One that can't be read is left out.
     pub fn update(&mut self, wanted: &CertificateSet) -> Certificates {
         let before = std::mem::take(&mut self.0);
-        let mut table = |certificates: &[NamedCertificate]| {
+        let mut table = |certificates: &[NamedCertificate], read: fn(&str, &str) -> Result<Certificate, CertificateError>| {
             let mut by_name = HashMap::new();
             for NamedCertificate { names, chain: pem, key } in certificates {
                 let place = (pem.clone(), key.clone());
-                let read = match before.get(&place).or_else(|| self.0.get(&place)) {
+                let outcome = match before.get(&place).or_else(|| self.0.get(&place)) {
                     Some(known) => Ok(known.clone()),
-                    None => Certificate::from_pem(pem, key.expose()),
+                    None => read(pem, key.expose()),
                 };
-                match read {
+                match outcome {
                     Ok(certificate) => {
                         by_name.extend(names.iter().map(|name| (name.clone(), certificate.clone())));
                         self.0.insert(place, certificate);
@@ -32,7 +32,8 @@ impl Shown {
             }
             by_name
         };
-        let (by_name, proofs) = (table(&wanted.shown), table(&wanted.proofs));
+        let by_name = table(&wanted.shown, Certificate::from_pem);
+        let proofs = table(&wanted.proofs, Certificate::proof_from_pem);
         Certificates { by_name, proofs }
     }
 }
