@@ -33,9 +33,14 @@ pub enum DaemonError {
     /// Another one that serves.
     #[error("`moat serve` runs with `{0}` already")]
     Serves(PathBuf),
-    /// `MOAT_SHORTCUT` can't be read.
-    #[error("`MOAT_SHORTCUT` holds `{0}`: write `on` or `off`")]
-    Shortcut(String),
+    /// A setting of the environment that is on or off can't be read.
+    #[error("`{name}` holds `{held}`: write `on` or `off`")]
+    Switch {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        held: String,
+    },
     /// `MOAT_REGISTRY_MIRRORS` can't be read.
     #[error("`MOAT_REGISTRY_MIRRORS` holds `{0}`: write `REGISTRY=HOST[:PORT][/PATH]`, several with commas between")]
     Mirrors(String),
@@ -59,7 +64,7 @@ impl DaemonError {
             Self::Locked(_)
             | Self::Serves(_)
             | Self::Io { .. }
-            | Self::Shortcut(_)
+            | Self::Switch { .. }
             | Self::Mirrors(_)
             | Self::Engine(_)
             | Self::State(_) => 3,
@@ -116,11 +121,13 @@ pub async fn run(paths: Paths, own_exe: PathBuf, mode: Mode) -> Result<(), Daemo
         pass_env: Vec::new(),
         mirrors: mirrors(&std::env::var("MOAT_REGISTRY_MIRRORS").unwrap_or_default())?,
         server_images: ServerImages::from_env(),
-        shortcut: shortcut(&std::env::var("MOAT_SHORTCUT").unwrap_or_default())?,
+        shortcut: is_on("MOAT_SHORTCUT")?,
         own_exe,
     })?;
     let (tx, rx) = mpsc::unbounded_channel();
-    let core = Core::load(paths.clone(), engine, tx.clone(), mode == Mode::Serve).await?;
+    let mends = is_on("MOAT_REPAIR")?;
+    let mut core = Core::load(paths.clone(), engine, tx.clone(), mode == Mode::Serve).await?;
+    core.mends = mends;
 
     let socket = paths.socket();
     // The lock is held, so a socket that lies there is a dead daemon's.
@@ -155,12 +162,12 @@ async fn relieve(paths: &Paths) -> Result<(), DaemonError> {
     }
 }
 
-/// Whether packets of open flows may go from link to link: they may unless told otherwise.
-fn shortcut(text: &str) -> Result<bool, DaemonError> {
-    match text {
-        "" | "on" => Ok(true),
-        "off" => Ok(false),
-        other => Err(DaemonError::Shortcut(other.to_owned())),
+/// A setting of the environment that is on unless told otherwise.
+fn is_on(name: &'static str) -> Result<bool, DaemonError> {
+    match std::env::var(name).unwrap_or_default() {
+        text if text.is_empty() || text == "on" => Ok(true),
+        text if text == "off" => Ok(false),
+        held => Err(DaemonError::Switch { name, held }),
     }
 }
 

@@ -9,8 +9,10 @@
 )]
 
 use crate::link::{self, End, FAR_MAC, Links, ROUTER_MAC};
+use crate::listing::{self, Listing};
 use crate::lower::{Facts, UPLINK};
 use crate::record::HostRecord;
+use crate::rules::{self, Watch};
 use crate::{NetError, fnv, nft, sysctl};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::BTreeSet;
@@ -120,19 +122,27 @@ impl Names {
         Ok(done)
     }
 
-    /// Loads the host's table unless it is there; what was done.
-    pub fn ensure_table(&self, record: &HostRecord) -> Result<Vec<String>, NetError> {
-        let body = self.table_body(record);
-        let version = format!("version_{:016x}", fnv(body.as_bytes()));
-        if nft::has_chain(&self.table, &version)? {
+    /// Loads the host's table unless it is there as it should be; what was done.
+    pub fn ensure_table(&self, record: &HostRecord, watch: &Watch) -> Result<Vec<String>, NetError> {
+        let now = rules::generation().map_err(NetError::io("ask for the generation of the host's rules"))?;
+        if watch.knows(now) {
             return Ok(Vec::new());
         }
         let table = &self.table;
-        nft::apply(
-            &format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n  chain {version} {{ }}\n{body}}}\n"),
-            "load the host's table",
-        )?;
-        Ok(vec![format!("loaded the table `inet {table}` (masquerading of egress)")])
+        let text = format!("table inet {table} {{\n{}}}\n", self.table_body(record));
+        let live = Listing::here(&["table", "inet", table])?;
+        let changes = Listing::expected(&text)?.differences(&live, "the host");
+        if changes.is_empty() {
+            watch.settle(now);
+            return Ok(Vec::new());
+        }
+        nft::apply(&format!("table inet {table}\ndelete table inet {table}\n{text}"), "load the host's table")?;
+        let what = format!("the table `inet {table}` (masquerading of egress)");
+        Ok(vec![if live == Listing::default() {
+            format!("loaded {what}")
+        } else {
+            format!("loaded {what} again: {}", listing::summary(&changes))
+        }])
     }
 
     fn table_body(&self, record: &HostRecord) -> String {

@@ -153,6 +153,23 @@ pub fn default_route(index: u32, gateway: IpAddr) -> Request {
     (RouteNetlinkMessage::NewRoute(message), REPLACE)
 }
 
+/// Takes a link away.
+pub fn removal(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    (RouteNetlinkMessage::DelLink(message), 0)
+}
+
+/// Takes an address from a link.
+pub fn address_removal(index: u32, net: IpNet) -> Request {
+    let mut message = AddressMessage::default();
+    message.header.family = family(net.addr());
+    message.header.prefix_len = net.prefix_len();
+    message.header.index = index;
+    message.attributes = vec![AddressAttribute::Address(net.addr()), AddressAttribute::Local(net.addr())];
+    (RouteNetlinkMessage::DelAddress(message), 0)
+}
+
 /// A range that is nowhere.
 pub fn unreachable(net: IpNet) -> Request {
     (RouteNetlinkMessage::NewRoute(route(net, RouteType::Unreachable, RouteScope::Universe)), REPLACE)

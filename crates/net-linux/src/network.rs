@@ -2,7 +2,9 @@
 //!
 //! Blocking work runs on tokio's blocking threads; whatever belongs to a namespace runs in a thread that entered it.
 //! Invariant: changes hold the lock of the runtime folder, so two processes never interleave.
-#![expect(clippy::needless_pass_by_value, clippy::single_match_else, reason = "the two ways of making the router read side by side")]
+#![expect(clippy::needless_pass_by_value, reason = "work moves to another thread with what it needs")]
+
+mod repair;
 
 use crate::conntrack::{self, Ends};
 use crate::decide::{Known, flow_is_allowed};
@@ -10,13 +12,16 @@ use crate::elements::Batch;
 use crate::host::Names;
 use crate::leaving::Leaving;
 use crate::link::Links;
-use crate::lower::{self, Facts, TABLE};
+use crate::listing::Difference;
+use crate::lower::{self, Facts};
 use crate::mount::Pin;
 use crate::record::{HostRecord, Records, Stamp};
+use crate::rules::Watch;
 use crate::shortcut::{Counts, Holder};
+use crate::ways::Bell;
 use crate::{NetError, nft, ns, router};
 use moat_model::policy::NetPolicy;
-use moat_model::{AddressPair, LinkName};
+use moat_model::{AddressPair, InstanceId, LinkName};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -24,7 +29,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::linux::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where the network keeps its things.
@@ -34,6 +39,16 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Whether packets of open flows may go from link to link where the kernel can do it.
     pub shortcut: bool,
+}
+
+/// What [`Network::repair`] found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Repairs {
+    /// What was mended, in words.
+    pub done: Vec<String>,
+    /// Listed instances that had no link in this look and the one before, or whose own end was down: [`Network::attach`]
+    /// mends it.
+    pub lost: BTreeSet<InstanceId>,
 }
 
 /// The network of one runtime folder. Cheap to clone.
@@ -50,6 +65,12 @@ pub(crate) struct Inner {
     applied: Mutex<Option<(Stamp, Arc<NetPolicy>)>>,
     leaving: Leaving,
     shortcut: Holder,
+    /// The router's rules.
+    rules: Watch,
+    /// Those of the host, which are others' too.
+    host_rules: Watch,
+    /// Tells of changes of the router's links, addresses, routes and neighbours.
+    bell: Bell,
     /// Whether this process knows that no flow is left that the policy forbids.
     settled: AtomicBool,
 }
@@ -74,6 +95,9 @@ impl Network {
                 applied: Mutex::new(None),
                 leaving: Leaving::default(),
                 shortcut: Holder::new(config.shortcut),
+                rules: Watch::default(),
+                host_rules: Watch::default(),
+                bell: Bell::default(),
                 settled: AtomicBool::new(false),
             }),
         })
@@ -91,12 +115,18 @@ impl Network {
     /// Makes whatever is missing of the router namespace, its closed filter, its uplink and the host's masquerading;
     /// whether something was missing.
     pub async fn ensure_router(&self) -> Result<bool, NetError> {
-        Ok(!self.repair().await?.is_empty())
+        Ok(!self.repair().await?.done.is_empty())
     }
 
-    /// The same, saying what was done: a flushed table of the host, forwarding turned off, an uplink removed.
-    pub async fn repair(&self) -> Result<Vec<String>, NetError> {
+    /// The same, saying what was done: an element deleted from the filter, a flushed table of the host, forwarding turned
+    /// off, an uplink removed, a route added.
+    pub async fn repair(&self) -> Result<Repairs, NetError> {
         self.run(Inner::ensure).await
+    }
+
+    /// What of the router's filter is not as it should be, without mending it; empty while a change of it is unfinished.
+    pub async fn foreign_changes(&self) -> Result<Vec<Difference>, NetError> {
+        self.run(Inner::foreign_changes).await
     }
 
     /// Makes the filter decide by `policy`, in one transaction, and then cuts open flows that it forbids between
@@ -245,68 +275,20 @@ impl Inner {
         Ok(record)
     }
 
-    fn ensure(&self) -> Result<Vec<String>, NetError> {
-        let _lock = self.records.lock()?;
-        let mut record = self.record()?;
-        let mut done = Vec::new();
-        let router = match self.pin.open().map_err(NetError::io("open the router namespace"))? {
-            Some(router) => {
-                done.extend(self.ensure_inside(&router, &record)?);
-                router
-            }
-            None => {
-                self.records.begin()?;
-                record.facts.host_addresses = self.outside(|| self.names.host_addresses())?;
-                self.records.write_host(&record)?;
-                let closed = lower::base(&record.facts);
-                let router = self.pin.create(|| prepare(&closed))?;
-                self.records.finish(&NetPolicy::default())?;
-                done.push("made the router namespace".to_owned());
-                router
-            }
-        };
-        done.extend(self.outside(|| {
-            let mut done = self.names.ensure_uplink(&record, &router)?;
-            done.extend(self.names.ensure_table(&record)?);
-            done.extend(self.names.ensure_forwarding(&mut record, |record| self.records.write_host(record))?);
-            Ok(done)
-        })?);
-        if self.refresh(&router)? {
-            done.push("brought the set of the host's addresses up to date".to_owned());
+    /// Makes one ruleset of another, in one transaction: elements straight to the kernel, the rest as text.
+    fn change(&self, router: &File, old: &lower::Ruleset, new: &lower::Ruleset) -> Result<(), NetError> {
+        match Batch::between(old, new) {
+            Some(batch) => within(router, || self.rules.during(|| batch.run()))?
+                .map_err(|error| NetError::Nft { doing: "change elements of the filter", output: error.to_string() }),
+            None => within(router, || self.rules.during(|| nft::apply(&lower::transaction(old, new), "change the filter")))?,
         }
-        Ok(done)
     }
 
-    /// Makes what is missing inside an existing router namespace.
-    fn ensure_inside(&self, router: &File, record: &HostRecord) -> Result<Vec<String>, NetError> {
-        let mut done = Vec::new();
-        let closed = lower::base(&record.facts);
-        if !within(router, || nft::has_chain(TABLE, &lower::version_chain(&closed)))?? {
-            self.load(router, &record.facts, self.known_policy()?.unwrap_or_default())?;
-            done.push("loaded the filter of the router".to_owned());
-        }
-        done.extend(within(router, inside_settings)??);
-        let mended = within(router, || self.shortcut.repair(router, &mut Links::open()?))?;
-        done.extend(
-            mended
-                .map_err(NetError::link("look at the links' programs"))?
-                .into_iter()
-                .map(|name| format!("gave the link `{name}` its shortcut back")),
-        );
-        // Another process may have ended between removing a link and forgetting its flows.
-        if !self.settled.load(Ordering::Acquire) {
-            if let Some(policy) = self.known_policy()? {
-                self.cut_forbidden(router, &record.facts, &policy)?;
-            }
-            self.settled.store(true, Ordering::Release);
-        }
-        Ok(done)
-    }
-
-    /// Loads the whole filter and cuts what it forbids.
+    /// Loads the whole filter in place of whatever rules are there, and cuts what it forbids.
     fn load(&self, router: &File, facts: &Facts, policy: Arc<NetPolicy>) -> Result<(), NetError> {
         self.records.begin()?;
-        let text = lower::replace(&lower::full(facts, &policy));
+        let text = format!("flush ruleset\n{}", lower::replace(&lower::full(facts, &policy)));
+        self.rules.forget();
         within(router, || nft::apply(&text, "load the filter"))??;
         self.cut_forbidden(router, facts, &policy)?;
         self.records.finish(&policy)?;
@@ -326,14 +308,14 @@ impl Inner {
         let (gone, come) = lower::difference(&old, &policy);
         let nothing = NetPolicy::default();
         if gone == nothing && come == nothing {
-            let live = within(&router, || nft::has_chain(TABLE, &lower::version_chain(&lower::base(&facts))))??;
+            let live = self.has_filter(&router, &facts)?;
             if !live {
                 self.load(&router, &facts, policy)?;
             }
             return Ok(!live);
         }
         self.records.begin()?;
-        match change(&router, &lower::full(&facts, &gone), &lower::full(&facts, &come)) {
+        match self.change(&router, &lower::full(&facts, &gone), &lower::full(&facts, &come)) {
             Ok(()) => {}
             // The live filter is not what it was believed to be: somebody flushed or changed it.
             Err(NetError::Nft { .. }) => {
@@ -371,7 +353,7 @@ impl Inner {
         }
         let old = lower::base(&record.facts);
         record.facts.host_addresses = now;
-        if let Err(error) = change(router, &old, &lower::base(&record.facts)) {
+        if let Err(error) = self.change(router, &old, &lower::base(&record.facts)) {
             tracing::warn!(%error, "the live filter is not what it was; loading it again");
             self.load(router, &record.facts, self.known_policy()?.unwrap_or_default())?;
         } else if let Some(policy) = self.known_policy()? {
@@ -458,6 +440,8 @@ impl Inner {
             changed = true;
         }
         self.shortcut.forget();
+        self.rules.forget();
+        self.host_rules.forget();
         changed |= self.outside(|| self.names.remove(record.as_ref()))?;
         changed |= self.pin.remove()?;
         *self.applied() = None;
@@ -470,15 +454,6 @@ impl Inner {
 /// Runs work in a namespace.
 fn within<T: Send>(ns: &impl AsFd, work: impl FnOnce() -> T + Send) -> Result<T, NetError> {
     ns::in_ns(ns, work).map_err(NetError::io("enter the router namespace"))
-}
-
-/// Makes one ruleset of another, in one transaction: elements straight to the kernel, the rest as text.
-fn change(router: &File, old: &lower::Ruleset, new: &lower::Ruleset) -> Result<(), NetError> {
-    match Batch::between(old, new) {
-        Some(batch) => within(router, || batch.run())?
-            .map_err(|error| NetError::Nft { doing: "change elements of the filter", output: error.to_string() }),
-        None => within(router, || nft::apply(&lower::transaction(old, new), "change the filter"))?,
-    }
 }
 
 /// Whether what a policy lost may have closed a flow of which both ends are still listed.
@@ -495,19 +470,4 @@ fn closes_between_listed(gone: &NetPolicy, policy: &NetPolicy) -> bool {
 /// Addresses that a policy listed.
 fn addresses_of(policy: &NetPolicy) -> BTreeSet<IpAddr> {
     policy.sources.values().flat_map(|entry| [IpAddr::V4(entry.address.v4), IpAddr::V6(entry.address.v6)]).collect()
-}
-
-/// Readies a new router namespace, which the calling thread is in: filter first, forwarding last.
-fn prepare(closed: &lower::Ruleset) -> Result<(), NetError> {
-    router::ensure_settings().map_err(NetError::io("set the router namespace's settings"))?;
-    nft::apply(&lower::replace(closed), "load the closed filter")?;
-    inside_settings().map(drop)
-}
-
-/// Settings, loopback and forwarding of the router namespace; what was changed.
-fn inside_settings() -> Result<Vec<String>, NetError> {
-    let mut changed = router::ensure_settings().map_err(NetError::io("set the router namespace's settings"))?;
-    router::ensure_loopback().map_err(NetError::link("configure the router's loopback"))?;
-    changed.extend(router::ensure_forwarding().map_err(NetError::io("set the router namespace's forwarding"))?);
-    Ok(changed.into_iter().map(|name| format!("set `net/{name}` of the router back")).collect())
 }

@@ -2,12 +2,11 @@
 
 use crate::lower::{DENIED_SETS, TABLE};
 use crate::obstacles::{self, Obstacle};
+use crate::rules::{self, Learned};
 use crate::{NetError, Network, nft};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use serde::Serialize;
-use serde_json::Value;
-use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
@@ -30,13 +29,9 @@ impl Network {
     /// Flows that were denied in the last hour, most recent kinds first lost when there are more than 4096 per family.
     pub async fn denied(&self) -> Result<Vec<DeniedFlow>, NetError> {
         self.run(|inner| {
-            let mut found = Vec::new();
-            for set in DENIED_SETS {
-                let items = inner.inside(|| nft::list(&["-p", "list", "set", "inet", TABLE, set]))??;
-                for item in items.unwrap_or_default() {
-                    found.extend(item["set"]["elem"].as_array().into_iter().flatten().filter_map(denied_flow));
-                }
-            }
+            let ask = || DENIED_SETS.iter().map(|set| rules::learned(set)).collect::<io::Result<Vec<_>>>();
+            let found = inner.inside(ask)?.map_err(NetError::io("list denied flows"))?;
+            let mut found: Vec<_> = found.iter().flatten().filter_map(denied_flow).collect();
             found.sort();
             Ok(found)
         })
@@ -92,37 +87,46 @@ impl AddressWatch {
     }
 }
 
-fn denied_flow(item: &Value) -> Option<DeniedFlow> {
-    let element = item.get("elem")?;
-    let key = element["val"]["concat"].as_array()?;
-    let address = |i: usize| key.get(i)?.as_str()?.parse().ok();
-    Some(DeniedFlow {
-        from: address(0)?,
-        to: address(1)?,
-        proto: key.get(2).and_then(protocol)?,
-        port: key.get(3).and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
-        packets: element["counter"]["packets"].as_u64().unwrap_or(0),
-    })
+/// The key is source, destination, protocol and, for protocols that have one, destination port.
+fn denied_flow(element: &Learned) -> Option<DeniedFlow> {
+    let (ends, rest) = match element.key.len() {
+        12 | 16 => element.key.split_at(8),
+        36 | 40 => element.key.split_at(32),
+        _ => return None,
+    };
+    let (from, to) = ends.split_at(ends.len() / 2);
+    let port = rest.get(4..6).and_then(|port| port.try_into().ok()).map_or(0, u16::from_be_bytes);
+    Some(DeniedFlow { from: address(from)?, to: address(to)?, proto: *rest.first()?, port, packets: element.packets })
 }
 
-/// A protocol as `nft` prints it: a number, or a name of `/etc/protocols`.
-fn protocol(value: &Value) -> Option<u8> {
-    let names = HashMap::from([
-        ("tcp", 6),
-        ("udp", 17),
-        ("sctp", 132),
-        ("icmp", 1),
-        ("ipv6-icmp", 58),
-        ("icmpv6", 58),
-        ("udplite", 136),
-        ("dccp", 33),
-        ("esp", 50),
-        ("ah", 51),
-        ("comp", 108),
-    ]);
-    match value {
-        Value::Number(number) => number.as_u64().and_then(|number| u8::try_from(number).ok()),
-        Value::String(name) => name.parse().ok().or_else(|| names.get(name.as_str()).copied()),
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denied_flow_is_read_from_its_key() {
+        let v4 = [&[10, 64, 0, 1, 10, 64, 0, 2, 6, 0, 0, 0][..], &[0x18, 0xeb, 0, 0]].concat();
+        let v6 = [&[0xfd; 16][..], &[0xfe; 16], &[58, 0, 0, 0]].concat();
+        for (key, expected) in [
+            (v4.clone(), Some(("10.64.0.1", "10.64.0.2", 6, 6379))),
+            (v4[..12].to_vec(), Some(("10.64.0.1", "10.64.0.2", 6, 0))),
+            (v6, Some(("fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd", "fefe:fefe:fefe:fefe:fefe:fefe:fefe:fefe", 58, 0))),
+            (v4[..11].to_vec(), None),
+            (Vec::new(), None),
+        ] {
+            let expected = expected.map(|(from, to, proto, port)| DeniedFlow {
+                from: from.parse().unwrap(),
+                to: to.parse().unwrap(),
+                proto,
+                port,
+                packets: 4,
+            });
+            assert_eq!(denied_flow(&Learned { key, packets: 4 }), expected);
+        }
     }
 }

@@ -4,11 +4,20 @@ use super::ask_one;
 use crate::args::VerifyArgs;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
-use moat_daemon::protocol::{Event, Request, Verified, VerifiedPair};
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use moat_daemon::Paths;
+use moat_daemon::client;
+use moat_daemon::protocol::{Event, EventKind, Recorded, Request, Verified, VerifiedPair};
 use std::process::ExitCode;
 
 /// More disagreements than this are counted: the pairs in the table name them all.
 const SHOWN: usize = 40;
+
+/// What was mended so long ago is told beside the result, which does not show it any more.
+const LATELY: SignedDuration = SignedDuration::from_mins(10);
+/// At most so many of these.
+const MENDED_SHOWN: usize = 5;
 
 /// Runs the probes; exit code 1 on any disagreement.
 pub async fn run(args: VerifyArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
@@ -24,8 +33,28 @@ pub async fn run(args: VerifyArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         ui.print_json(&verified.report)?;
     } else {
         print(ui, &verified, args.all);
+        tell_mended(ui).await?;
     }
     Ok(if verified.passed { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Says what somebody else changed and Moat put right before this verification could see it.
+async fn tell_mended(ui: &Ui) -> Result<(), CommandError> {
+    let since = Timestamp::now().checked_sub(LATELY).map_or(0, Timestamp::as_millisecond);
+    let (service, kind, last) = (None, Some(EventKind::Repaired), Some(MENDED_SHOWN));
+    let mut talk = client::ask(&Paths::from_env(), &Request::Events { service, kind, since: Some(since), last, follow: false }).await?;
+    while let Some(event) = talk.next().await? {
+        match event {
+            Event::Recorded(Recorded { event, .. }) => {
+                let time = Timestamp::from_millisecond(event.time).unwrap_or_default().to_zoned(TimeZone::system());
+                let text = format!("{} changed by somebody else and mended since: {}", time.strftime("%H:%M:%S"), event.message);
+                ui.line(&ui.paint(Tone::Warn, &text));
+            }
+            Event::End { .. } => break,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn print(ui: &Ui, verified: &Verified, all: bool) {

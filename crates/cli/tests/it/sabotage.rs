@@ -1,6 +1,6 @@
 //! `moat verify` sees sabotage and names the pair.
 
-use crate::host::{Host, example, host, service};
+use crate::host::{Host, Said, example, host, service, wait_for};
 
 fn verify_fails_naming(host: &Host, what: &str, names: &[&str]) {
     let said = host.moat(&["verify"]);
@@ -14,7 +14,9 @@ fn verify_fails_naming(host: &Host, what: &str, names: &[&str]) {
 fn every_kind_of_sabotage_is_seen_and_named() {
     let Some(host) = host() else { return };
     let file = example(&host, "hello");
-    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    // It would be mended within a second otherwise.
+    let up = host.moat_command(&["up", "-d", file.to_str().unwrap()]).env("MOAT_REPAIR", "off").output().unwrap();
+    Said::from(up).ok();
     host.moat(&["verify"]).ok();
     let ps = host.ps();
     let address = |slug: &str| service(&ps, slug)["instances"][0]["address"]["v4"].as_str().unwrap().to_owned();
@@ -64,4 +66,37 @@ fn every_kind_of_sabotage_is_seen_and_named() {
     verify_fails_naming(&host, "a host route", &["host", "greeter"]);
     host.sh(&format!("ip route del {greeter}/32 dev {uplink}")).ok();
     host.moat(&["verify"]).ok();
+}
+
+#[test]
+fn what_somebody_changed_is_mended_and_told() {
+    let Some(host) = host() else { return };
+    let file = example(&host, "hello");
+    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    let greeter = service(&host.ps(), "greeter")["instances"][0]["address"]["v4"].as_str().unwrap().to_owned();
+    let told = |what: &str| {
+        wait_for(what, || host.moat(&["events"]).ok().out.lines().any(|line| line.contains("repaired") && line.contains(what)));
+        let verified = host.moat(&["verify"]).ok().out;
+        assert!(verified.lines().any(|line| line.contains("mended since") && line.contains(what)), "{what}:\n{verified}");
+    };
+    // An element of the filter, a rule of it, a table beside it, a rule of the host's table, the way to an instance.
+    let list = host.router("nft list set inet moat receivers4").ok().out;
+    let (_, elements) = list.split_once("elements = {").expect("elements");
+    let element = elements.split(['}', ',']).map(str::trim).find(|e| e.contains(&greeter)).expect("an element of the greeter").to_owned();
+    host.router(&format!("nft delete element inet moat receivers4 '{{ {element} }}'")).ok();
+    told(&greeter);
+    assert!(host.router("nft list set inet moat receivers4").ok().out.contains(&element));
+    host.router("nft insert rule inet moat forward accept").ok();
+    told("has a foreign rule");
+    host.router("nft add table ip sly").ok();
+    told("sly");
+    assert_eq!(host.router("nft list tables").ok().out.trim(), "table inet moat");
+    let table = host.sh("nft list tables | awk '/moat_/{print $3; exit}'").ok().out.trim().to_owned();
+    host.sh(&format!("nft flush chain inet {table} input")).ok();
+    told("lacks the rule");
+    host.router(&format!("ip route del {greeter}")).ok();
+    told("no route");
+    let link = host.router(&format!("ip -o route get {greeter} | grep -o 'mt[0-9a-f]*' | head -1")).ok().out.trim().to_owned();
+    host.router(&format!("ip link del {link}")).ok();
+    told("connected again");
 }

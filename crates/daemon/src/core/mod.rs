@@ -257,6 +257,8 @@ pub struct Core {
     pub(crate) denied: BTreeMap<FlowKey, denials::Denied>,
     pub(crate) denials: denials::Budget,
     pub(crate) probing: Probing,
+    /// Whether what somebody else changed of the network is mended, or only told.
+    pub(crate) mends: bool,
     /// Held while the upkeep works on the network; true once the network is being removed, so that nothing repairs it.
     pub(crate) removed: Arc<Mutex<bool>>,
     pub(crate) names: BTreeMap<std::net::IpAddr, String>,
@@ -385,6 +387,7 @@ impl Core {
             denied: BTreeMap::new(),
             denials: denials::Budget::default(),
             probing: Probing::default(),
+            mends: true,
             removed: Arc::default(),
             names: BTreeMap::new(),
             durable,

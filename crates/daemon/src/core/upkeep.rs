@@ -2,8 +2,11 @@
 
 use super::{Core, Msg};
 use crate::protocol::DeniedFlow;
-use moat_model::{Endpoint, Peer, Proto, Purpose, ServiceKind, Slug, Verdict};
+use moat_engine_linux::LinuxEngine;
+use moat_model::{Endpoint, InstanceId, Peer, Proto, Purpose, ServiceKind, Slug, Verdict};
+use moat_net_linux::Repairs;
 use moat_store::EventKind;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -14,13 +17,28 @@ const FIREWALL_AFTER: u32 = 10;
 /// Between two looks at the network.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// Gives instances that have lost their link a new one.
+async fn reconnect(engine: &LinuxEngine, lost: BTreeSet<InstanceId>) -> Vec<(EventKind, String)> {
+    let mut said = Vec::new();
+    for id in lost {
+        match engine.reconnect(&id).await {
+            Ok(true) => said.push((EventKind::Repaired, format!("the link of `{id}` was gone: it is connected again"))),
+            Ok(false) => {}
+            Err(error) => said.push((EventKind::Problem, crate::chain(&error))),
+        }
+    }
+    said
+}
+
 impl Core {
     /// Starts the task that looks after the network.
     pub(crate) fn start_upkeep(&self) -> tokio::task::JoinHandle<()> {
-        let network = self.engine.linux().map(|engine| engine.network().clone());
+        let engine = self.engine.linux().cloned();
+        let mends = self.mends;
         let (tx, probing, removed) = (self.tx.clone(), self.probing.clone(), self.removed.clone());
         tokio::spawn(async move {
-            let Some(network) = network else { return };
+            let Some(engine) = engine else { return };
+            let network = engine.network();
             let mut probed = false;
             let mut looks = 0u32;
             let mut obstacles = Vec::new();
@@ -59,8 +77,23 @@ impl Core {
                         said.push((EventKind::Problem, format!("the host's addresses could not be read: {}", crate::chain(&error))));
                     }
                 }
-                match network.repair().await {
-                    Ok(repairs) => said.extend(repairs.into_iter().map(|text| (EventKind::Repaired, text))),
+                let looked = if mends {
+                    match network.repair().await {
+                        Ok(Repairs { done, lost }) => {
+                            let repaired = done.into_iter().map(|text| (EventKind::Repaired, text));
+                            Ok(repaired.chain(reconnect(&engine, lost).await).collect())
+                        }
+                        Err(error) => Err(error),
+                    }
+                } else {
+                    let told = |found: Vec<_>| {
+                        let what = format!("somebody changed the filter, and it is left so: {}", moat_net_linux::listing::summary(&found));
+                        Vec::from_iter((!found.is_empty()).then_some((EventKind::Problem, what)))
+                    };
+                    network.foreign_changes().await.map(told)
+                };
+                match looked {
+                    Ok(looked) => said.extend(looked),
                     Err(error) => said.push((EventKind::Problem, format!("a repair failed: {}", crate::chain(&error)))),
                 }
                 let denied = network.denied().await.unwrap_or_default();

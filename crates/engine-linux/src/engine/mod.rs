@@ -4,6 +4,7 @@ mod command;
 mod exec;
 pub mod folder;
 pub mod leftovers;
+mod reconnect;
 mod start;
 mod stop;
 

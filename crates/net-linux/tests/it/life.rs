@@ -3,7 +3,7 @@
 use crate::outside::inventory;
 use crate::world::*;
 use moat_model::policy::NetPolicy;
-use moat_net_linux::{Config, NetError, Network, lower};
+use moat_net_linux::{Config, NetError, Network, Repairs, lower};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -162,9 +162,23 @@ fn whatever_is_changed_in_the_filter_is_seen_and_reloaded() {
         ] {
             sh_in(&router, &sabotage);
             assert_ne!(drift(world), Vec::<String>::new(), "{sabotage}");
-            world.network.reload().await.unwrap();
+            assert_ne!(world.network.foreign_changes().await.unwrap(), [], "{sabotage}");
+            let repaired = world.network.repair().await.unwrap().done;
+            assert!(repaired.len() == 1 && repaired[0].starts_with("loaded the filter of the router again: "), "{sabotage}: {repaired:?}");
             assert_eq!(drift(world), Vec::<String>::new(), "{sabotage}");
+            assert_eq!(world.network.repair().await.unwrap(), Repairs::default(), "{sabotage}");
+            assert_eq!(world.network.foreign_changes().await.unwrap(), [], "{sabotage}");
         }
+        // What somebody does between two changes of ours is seen too.
+        world.open(3).await;
+        assert_eq!(world.network.repair().await.unwrap(), Repairs::default());
+        sh_in(&router, &format!("nft delete element inet moat receivers4 {{ 2 . {} }}", a.v4()));
+        world.open(4).await;
+        let repaired = world.network.repair().await.unwrap().done;
+        assert!(
+            matches!(&repaired[..], [what] if what.contains("lacks the element") && what.contains(&a.v4().to_string())),
+            "{repaired:?}"
+        );
         // A change that the live filter refuses makes it load as a whole.
         sh_in(&router, &format!("nft delete element inet moat receivers4 {{ 2 . {} }}", a.v4()));
         world.policy.receivers.clear();
@@ -174,6 +188,50 @@ fn whatever_is_changed_in_the_filter_is_seen_and_reloaded() {
         assert!(world.network.set_policy(world.policy.clone()).await.unwrap(), "the same policy, but the table is gone");
         assert!(!world.network.set_policy(world.policy.clone()).await.unwrap());
         assert_eq!(drift(world), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn whatever_is_changed_of_links_and_routes_is_mended_and_told() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let (a, b) = (world.open(1).await, world.open(2).await);
+        serve(&a, 80, "a");
+        let router = world.router();
+        assert_eq!(world.network.repair().await.unwrap(), Repairs::default());
+        let (link, v4, v6) = (&a.link, a.v4(), a.v6());
+        for (sabotage, told) in [
+            (format!("ip route del {v4}"), format!("no route to `{v4}`")),
+            (format!("ip route replace {v4} dev {}", b.link), format!("no route to `{v4}`")),
+            (format!("ip -6 route del {v6}"), format!("no route to `{v6}`")),
+            (format!("ip neigh del {v4} dev {link}"), format!("its neighbour `{v4}`")),
+            (format!("ip neigh replace {v6} lladdr 02:00:00:00:00:09 nud permanent dev {link}"), format!("its neighbour `{v6}`")),
+            (format!("ip link set {link} down"), format!("`{link}` was down")),
+            (format!("ip addr add 10.64.7.7/24 dev {}", b.link), "the address `10.64.7.7/24`".to_owned()),
+            ("ip route add 10.64.9.0/24 dev uplink".to_owned(), "the route to `10.64.9.0/24`".to_owned()),
+            (format!("ip route add {v4} dev {} table 77", b.link), format!("the route to `{v4}/32`")),
+            ("ip link add sly type veth peer name sly2; ip link set sly up".to_owned(), "the link `sly`".to_owned()),
+        ] {
+            sh_in(&router, &sabotage);
+            let (first, second) = (world.network.repair().await.unwrap(), world.network.repair().await.unwrap());
+            let done = [first.done, second.done].concat();
+            assert!(done.iter().any(|what| what.contains(&told)), "{sabotage}: {done:?}");
+            must_open(&b, v4, 80);
+            must_open(&b, v6, 80);
+            for _ in 0..2 {
+                assert_eq!(world.network.repair().await.unwrap(), Repairs::default(), "{sabotage}");
+            }
+        }
+        for (place, sabotage) in [(&router, format!("ip link del {link}")), (&a.room.ns, "ip link set eth0 down".to_owned())] {
+            sh_in(place, &sabotage);
+            assert_eq!(world.network.repair().await.unwrap(), Repairs::default(), "a link may just be coming");
+            let repairs = world.network.repair().await.unwrap();
+            assert!(repairs.done.is_empty() && repairs.lost.len() == 1, "{sabotage}: {repairs:?}");
+            world.network.attach(a.pid(), a.address, link).await.unwrap();
+            must_open(&b, v4, 80);
+            must_open(&b, v6, 80);
+            assert_eq!(world.network.repair().await.unwrap(), Repairs::default(), "{sabotage}");
+        }
     });
 }
 

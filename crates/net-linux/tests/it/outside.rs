@@ -190,15 +190,15 @@ fn a_flushed_host_stays_closed_and_is_repaired() {
             must_close(&a, b.v4(), 80);
             must_close(&a, ip(HOST_V4), 7777);
             assert!(!tcp_within(&a, ip(INTERNET_V4), 80, CLOSED).is_open(), "`{sabotage}` must break egress");
-            let repaired = world.network.repair().await.unwrap();
+            let repaired = world.network.repair().await.unwrap().done;
             assert!(!repaired.is_empty(), "`{sabotage}` must be noticed");
             must_open(&a, ip(INTERNET_V4), 80);
             must_open(&a, ip(INTERNET_V6), 80);
-            assert_eq!(world.network.repair().await.unwrap(), Vec::<String>::new(), "after `{sabotage}`");
+            assert_eq!(world.network.repair().await.unwrap().done, Vec::<String>::new(), "after `{sabotage}`");
         }
         // The same inside the router: whatever is gone comes back, with the policy.
         sh_in(&world.router(), "nft flush ruleset");
-        assert!(!world.network.repair().await.unwrap().is_empty());
+        assert!(!world.network.repair().await.unwrap().done.is_empty());
         serve(&a, 80, "a");
         must_open(&b, a.v4(), 80);
         must_close(&a, b.v4(), 80);

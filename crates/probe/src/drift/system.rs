@@ -7,14 +7,13 @@ use ipnet::IpNet;
 use moat_model::net::{GATEWAY_V4, GATEWAY_V6};
 use moat_model::{AddressPair, LinkName, Peer};
 use moat_net_linux::link::{LinkFacts, Links};
-use moat_net_linux::netlink::RouteSocket;
+use moat_net_linux::routes::{Route, routes};
 use moat_net_linux::{ns, ports, sysctl};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::route::RouteType;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// Settings that must be so for every link of the router. With any other value a packet could go round the filter's idea
 /// of who sent it (bypasses: route_localnet, accept_ra, redirects, source routes).
@@ -29,69 +28,6 @@ const SETTINGS: [(&str, &str, &str); 8] = [
     ("ipv6/conf", "proxy_ndp", "0"),
 ];
 const DNS: u16 = 53;
-
-/// A route, of any table.
-#[derive(Debug, Clone)]
-struct Route {
-    to: IpNet,
-    kind: RouteType,
-    links: Vec<u32>,
-    gateways: Vec<IpAddr>,
-}
-
-fn address(from: &RouteAddress) -> Option<IpAddr> {
-    if let RouteAddress::Inet(v4) = from {
-        Some(IpAddr::V4(*v4))
-    } else if let RouteAddress::Inet6(v6) = from {
-        Some(IpAddr::V6(*v6))
-    } else {
-        None
-    }
-}
-
-impl Route {
-    fn read(message: &RouteMessage) -> Option<Self> {
-        let any: IpAddr = if message.header.address_family == AddressFamily::Inet {
-            Ipv4Addr::UNSPECIFIED.into()
-        } else if message.header.address_family == AddressFamily::Inet6 {
-            Ipv6Addr::UNSPECIFIED.into()
-        } else {
-            return None;
-        };
-        let mut route = Self { to: IpNet::new(any, 0).ok()?, kind: message.header.kind, links: Vec::new(), gateways: Vec::new() };
-        route.note(&message.attributes);
-        for attribute in &message.attributes {
-            if let RouteAttribute::Destination(to) = attribute {
-                route.to = IpNet::new(address(to)?, message.header.destination_prefix_length).ok()?;
-            } else if let RouteAttribute::MultiPath(hops) = attribute {
-                for hop in hops {
-                    route.links.push(hop.interface_index);
-                    route.note(&hop.attributes);
-                }
-            }
-        }
-        Some(route)
-    }
-
-    fn note(&mut self, attributes: &[RouteAttribute]) {
-        for attribute in attributes {
-            if let RouteAttribute::Oif(index) = attribute {
-                self.links.push(*index);
-            } else if let RouteAttribute::Gateway(gateway) = attribute {
-                self.gateways.extend(address(gateway));
-            }
-        }
-    }
-}
-
-/// The routes of the namespace of the calling thread.
-fn routes() -> io::Result<Vec<Route>> {
-    let found = RouteSocket::open()?.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
-    Ok(found
-        .iter()
-        .filter_map(|message| if let RouteNetlinkMessage::NewRoute(route) = message { Route::read(route) } else { None })
-        .collect())
-}
 
 const fn is_link_local(address: IpAddr) -> bool {
     match address {

@@ -358,7 +358,7 @@ impl World {
 
     /// Makes good what was broken; what was done.
     pub fn repair(&self) -> Vec<String> {
-        self.runtime.block_on(self.network.repair()).unwrap()
+        self.runtime.block_on(self.network.repair()).unwrap().done
     }
 
     /// Tells the router which addresses the host has now.
