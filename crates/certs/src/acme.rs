@@ -91,12 +91,12 @@ pub enum AcmeError {
 
 impl From<Error> for AcmeError {
     fn from(error: Error) -> Self {
-        match &error {
-            Error::Api(problem) if problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:rateLimited") => {
-                Self::TooOften(problem.to_string())
-            }
-            _ => Self::Server(error.to_string()),
+        if let Error::Api(problem) = &error
+            && problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:rateLimited")
+        {
+            return Self::TooOften(problem.to_string());
         }
+        Self::Server(error.to_string())
     }
 }
 

@@ -39,10 +39,10 @@ impl Facts {
         let block = blocks.find(|block| block.label == "CERTIFICATE").ok_or(FactsError::NoCertificate)?;
         let certificate = block.parse_x509().map_err(|error| unreadable(&error))?;
         let alternatives = certificate.subject_alternative_name().map_err(|error| unreadable(&error))?;
-        let names = alternatives.iter().flat_map(|found| &found.value.general_names).filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-            _ => None,
-        });
+        let names = alternatives
+            .iter()
+            .flat_map(|found| &found.value.general_names)
+            .filter_map(|name| if let GeneralName::DNSName(name) = name { Some(name.to_ascii_lowercase()) } else { None });
         let time = |seconds: i64| Timestamp::from_second(seconds).map_err(|error| unreadable(&error));
         Ok(Self {
             names: names.collect(),

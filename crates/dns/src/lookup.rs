@@ -76,8 +76,9 @@ async fn ask(resolver: SocketAddr, name: &Name, kind: RecordType) -> Result<BTre
         }
     };
     let answer = timeout(PATIENCE, exchange).await.map_err(|_| broken(io::ErrorKind::TimedOut.into()))?.map_err(broken)?;
-    match answer.metadata.response_code {
-        ResponseCode::NoError | ResponseCode::NXDomain => Ok(answer.answers.iter().filter_map(|record| record.data.ip_addr()).collect()),
-        other => Err(LookupError::Failed(other)),
+    let code = answer.metadata.response_code;
+    if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
+        return Err(LookupError::Failed(code));
     }
+    Ok(answer.answers.iter().filter_map(|record| record.data.ip_addr()).collect())
 }

@@ -32,7 +32,12 @@ fn row(domain: &DomainRow) -> Vec<Cell> {
         (None, found) => found.join(", "),
     };
     // Any of them does; a name that is a domain of its own can't be a CNAME.
-    let wanted = if domain.good { String::new() } else { format!("one of {}", domain.wanted.join(", ")) };
+    let wanted = match (domain.good, domain.wanted.as_slice()) {
+        (true, _) => String::new(),
+        (false, []) => "an address that leads here".to_owned(),
+        (false, [only]) => only.clone(),
+        (false, many) => format!("one of {}", many.join(", ")),
+    };
     let moved = domain.moved_to.as_ref().map(|to| format!("leads to {to}"));
     let more: Vec<String> = moved.into_iter().chain(domain.problem.clone()).collect();
     let more = more.join("; ");

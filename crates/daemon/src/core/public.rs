@@ -215,7 +215,7 @@ impl Core {
     pub(super) fn certificate(&mut self, verb: CertificateVerb, reply: &Reply) {
         let outcome = match verb {
             CertificateVerb::List => Ok(()),
-            CertificateVerb::Add { names, chain, key } => self.add_certificate(names, chain, key),
+            CertificateVerb::Add { names, chain, key } => self.add_certificate(&names, chain, key),
             CertificateVerb::Remove { name } => self.remove_certificate(&name),
         };
         if let Err(failure) = outcome {
@@ -234,7 +234,7 @@ impl Core {
         end(reply, None);
     }
 
-    fn add_certificate(&mut self, names: Vec<String>, chain: String, key: Secret) -> Result<(), Failure> {
+    fn add_certificate(&mut self, names: &[String], chain: String, key: Secret) -> Result<(), Failure> {
         let refused = |message: String, hint: &str| Failure { message, hint: Some(hint.to_owned()), exit_code: 2 };
         let hint = "give a PEM file with the certificate and those that signed it, and one with its private key";
         let facts = Facts::of(&chain).map_err(|error| refused(error.to_string(), hint))?;

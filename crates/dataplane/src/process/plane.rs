@@ -174,8 +174,8 @@ impl Plane {
         }
         self.zones.store(Arc::new(config.zones));
         self.resolvers.store(Arc::new(config.resolvers));
-        let hsts = config.public.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
-        let policy = Policy { proxies: config.public.proxies, hsts };
+        let promise = config.public.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
+        let policy = Policy { proxies: config.public.proxies, hsts: promise };
         self.routes.set(Routes { hosts, proofs: config.proofs.into_iter().collect(), policy });
         let before = std::mem::replace(&mut state.sites, sites);
         let gone = before.into_values().map(|(files, site)| (files.folder, Arc::downgrade(&site)));
@@ -258,7 +258,7 @@ async fn greet(plane: Arc<Plane>, mut channel: Channel) {
             return;
         }
     };
-    let fds = sockets.as_ref().map(|sockets| sockets.each().to_vec()).unwrap_or_default();
+    let fds = sockets.as_ref().map(Sockets::each).unwrap_or_default();
     if channel.send(&hello, &fds).await.is_ok() {
         drop(sockets);
         converse(plane, channel).await;
