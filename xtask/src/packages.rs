@@ -63,6 +63,7 @@ pub const TO_TEST: &[Need] = &[
     Need { what: "`git`", present: Present::Program(&["git"]), packages: &["git"] },
     Need { what: "a container registry", present: Present::Program(&["docker-registry"]), packages: &["docker-registry"] },
     Need { what: "a way out for pretended machines", present: Present::Program(&["slirp4netns"]), packages: &["slirp4netns"] },
+    Need { what: "ids for users who are not root", present: Present::Program(&["newuidmap"]), packages: &["uidmap"] },
     Need { what: "`skopeo`", present: Present::Program(&["skopeo"]), packages: &["skopeo"] },
     Need { what: "`curl`", present: Present::Program(&["curl"]), packages: &["curl"] },
     Need { what: "`openssl`", present: Present::Program(&["openssl"]), packages: &["openssl"] },

@@ -11,13 +11,17 @@ use args::{Cli, DeployVerb, Verb};
 use clap::Parser as _;
 use command_error::CommandError;
 use moat_daemon::protocol::ServiceVerb;
+use moat_engine_linux::rootless;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The monitor comes first: it must stay small and single-threaded.
+    // These come first: they must stay small and single-threaded.
     let mut raw = std::env::args_os().skip(1);
     match raw.next().as_deref().and_then(|a| a.to_str()) {
         Some("__monitor") => return moat_engine_linux::monitor::main(&raw.collect::<Vec<_>>()),
+        Some(rootless::HOLDER) => return rootless::holder(&raw.collect::<Vec<_>>()),
+        Some(rootless::OUTSIDE) => return rootless::outside(&raw.collect::<Vec<_>>()),
+        Some(rootless::ENTER) => return rootless::enter(&raw.collect::<Vec<_>>()),
         Some("__daemon") => return commands::daemon::main(moat_daemon::Mode::WhileNeeded),
         Some("__dataplane") => return commands::dataplane::main(),
         _ => {}

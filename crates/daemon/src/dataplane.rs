@@ -5,6 +5,7 @@
 use crate::core::Msg;
 use crate::protocol::Failure;
 use moat_dataplane::{CertificateSet, Config, KeepError, Keeper, Place, Sockets, Stamp};
+use moat_net_linux::outside::{self, Outside};
 use moat_net_linux::{Network, ns};
 use std::collections::BTreeSet;
 use std::io;
@@ -12,7 +13,6 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 /// How long the loop waits for a configuration to hold. One that takes longer holds later.
@@ -93,11 +93,11 @@ impl DataPlane {
     /// Without one for HTTPS that stays as it was.
     pub async fn listen(&mut self, http: &str, https: Option<&str>) -> Result<(), Failure> {
         self.find().await;
-        if let Some((listener, address)) = listener(http, self.listening, "--listen").await? {
+        if let Some((listener, address)) = listener(http, self.listening, "--listen")? {
             (self.ingress, self.listening) = (Some(listener), Some(address));
         }
         if let Some(https) = https
-            && let Some((listener, address)) = listener(https, self.listening_https, "--listen-tls").await?
+            && let Some((listener, address)) = listener(https, self.listening_https, "--listen-tls")?
         {
             (self.https, self.listening_https) = (Some(listener), Some(address));
         }
@@ -211,7 +211,7 @@ impl DataPlane {
 }
 
 /// A listener at an address, unless `now` is that already. `option`: where people write it.
-async fn listener(address: &str, now: Option<SocketAddr>, option: &str) -> Result<Option<(OwnedFd, SocketAddr)>, Failure> {
+fn listener(address: &str, now: Option<SocketAddr>, option: &str) -> Result<Option<(OwnedFd, SocketAddr)>, Failure> {
     let wanted: SocketAddr = address.parse().map_err(|_| Failure {
         message: format!("`{address}` is not an address to listen on"),
         hint: Some("write it as `127.0.0.1:8080`".to_owned()),
@@ -229,16 +229,21 @@ async fn listener(address: &str, now: Option<SocketAddr>, option: &str) -> Resul
     }
     let failed = |error: io::Error| {
         let other = wanted.port().saturating_add(1);
-        let hint = if error.kind() == io::ErrorKind::AddrInUse {
+        let hint = if error.kind() == io::ErrorKind::PermissionDenied && Outside::of_process().is_some() {
+            format!(
+                "ports below 1024 are root's: `sudo sysctl -w net.ipv4.ip_unprivileged_port_start={}`, or choose another with `{option}`",
+                wanted.port()
+            )
+        } else if error.kind() == io::ErrorKind::AddrInUse {
             format!("another program listens on {wanted}: stop it, or choose another port with `{option} 127.0.0.1:{other}`")
         } else {
             format!("choose another address with `{option}`")
         };
         Failure { message: format!("can't listen on {wanted}: {error}"), hint: Some(hint), exit_code: 3 }
     };
-    let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+    let listener = outside::public_listener(wanted).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    Ok(Some((listener.into_std().map_err(failed)?.into(), address)))
+    Ok(Some((listener.into(), address)))
 }
 
 /// The host's resolvers. systemd-resolved's list is preferred to its stub, which does not forward to itself.

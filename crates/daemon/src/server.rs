@@ -4,6 +4,7 @@ use crate::core::{Core, Msg};
 use crate::protocol::{Event, Failure, GREETING, Request};
 use crate::{Paths, access, client};
 use moat_engine_linux::{Config, LinuxEngine, Mirror, ServerImages};
+use moat_net_linux::outside::Outside;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
@@ -44,6 +45,9 @@ pub enum DaemonError {
     /// `MOAT_REGISTRY_MIRRORS` can't be read.
     #[error("`MOAT_REGISTRY_MIRRORS` holds `{0}`: write `REGISTRY=HOST[:PORT][/PATH]`, several with commas between")]
     Mirrors(String),
+    /// Without root, and the process outside is gone.
+    #[error("the process outside of this user namespace does not answer: {0}; say it again")]
+    Outside(#[source] io::Error),
     /// The engine can't start.
     #[error(transparent)]
     Engine(#[from] moat_engine::EngineError),
@@ -66,6 +70,7 @@ impl DaemonError {
             | Self::Io { .. }
             | Self::Switch { .. }
             | Self::Mirrors(_)
+            | Self::Outside(_)
             | Self::Engine(_)
             | Self::State(_) => 3,
         }
@@ -94,9 +99,17 @@ pub async fn run(paths: Paths, own_exe: PathBuf, mode: Mode) -> Result<(), Daemo
         let path = path.clone();
         move |source| DaemonError::Io { path, source }
     };
+    let outside = Outside::of_process();
+    // Others pass to the socket of a machine's Moat, and nobody to that of a user's.
+    let others = if outside.is_some() { 0o700 } else { 0o711 };
     for folder in [&paths.state, &paths.run] {
         fs::create_dir_all(folder).map_err(io_error(folder))?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).map_err(io_error(folder))?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(others)).map_err(io_error(folder))?;
+    }
+    if let Some(outside) = &outside {
+        for lack in outside.about().map_err(DaemonError::Outside)?.lacks {
+            tracing::warn!("without root: {lack}");
+        }
     }
     if mode == Mode::Serve {
         relieve(&paths).await?;
@@ -146,6 +159,11 @@ pub async fn run(paths: Paths, own_exe: PathBuf, mode: Mode) -> Result<(), Daemo
     }
     accept.abort();
     signals.abort();
+    if let Some(outside) = outside.filter(|_| !paths.run.join("netns").exists())
+        && let Err(error) = outside.end()
+    {
+        tracing::warn!(%error, "the process outside could not be told to end");
+    }
     let _ = fs::remove_file(&socket);
     // The last answers leave through tasks of their own.
     tokio::time::sleep(Duration::from_millis(50)).await;

@@ -26,12 +26,20 @@ pub enum Layout {
     V1,
     /// Version 1 controllers with a version 2 hierarchy beside them.
     Hybrid,
-    /// None is mounted.
+    /// None is mounted, or none is ours: without root they belong to others.
     Missing,
+}
+
+/// How the OCI runtime is told who makes control groups, if anybody does.
+pub const fn manager(ours: bool) -> &'static str {
+    if ours { "--cgroup-manager=cgroupfs" } else { "--cgroup-manager=disabled" }
 }
 
 /// Looks at what is mounted.
 pub fn layout() -> Layout {
+    if crate::rootless::inside() {
+        return Layout::Missing;
+    }
     let root = Path::new(ROOT);
     if mounts::is_kind(root, "cgroup2") {
         Layout::V2

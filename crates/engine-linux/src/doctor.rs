@@ -4,6 +4,7 @@
 
 use crate::cgroup::{self, Layout};
 use crate::datastore;
+use crate::rootless;
 use crate::toolchain::{self, version};
 use moat_model::NativeRuntime;
 use moat_net_linux::{link, ns};
@@ -88,6 +89,10 @@ pub fn facts(run: &Path) -> Vec<Finding> {
 }
 
 fn root() -> Result<String, String> {
+    if rootless::inside() {
+        let ids = rootless::IDS;
+        return Ok(format!("not needed: a user namespace of your own, with {ids} ids that services share"));
+    }
     let user = nix::unistd::geteuid();
     if user.is_root() { Ok("yes".to_owned()) } else { Err(format!("user {user}")) }
 }
@@ -178,6 +183,13 @@ fn shortcut() -> Result<String, String> {
 
 /// Whether another firewall of this machine closes the way to the internet.
 fn egress(run: &Path) -> Finding {
+    if rootless::inside() {
+        let (found, hint) = match rootless::egress_program() {
+            Ok(program) => (Ok(format!("by `{}`", program.display())), String::new()),
+            Err(rootless::NoEgress { why, hint }) => (Err(format!("without root: {why}")), hint),
+        };
+        return finding("egress", false, found, &hint);
+    }
     let obstacles = match moat_net_linux::egress_obstacles(run) {
         Ok(obstacles) => obstacles,
         Err(error) => {
@@ -212,6 +224,10 @@ fn cgroups() -> Finding {
             let words = if layout == Layout::V1 { "version 1" } else { "hybrid: version 1 limits beside a version 2 tree" };
             (words, lacks(&|controller| Path::new(cgroup::ROOT).join(controller).is_dir()))
         }
+        Layout::Missing if rootless::inside() => {
+            let found = Err("without root: memory and CPU of services are not limited, processes are".to_owned());
+            return finding("cgroups", false, found, "run Moat with sudo where services must not take each other's memory");
+        }
         Layout::Missing => ("none is mounted", wanted.join(", ")),
     };
     let found = if missing.is_empty() { Ok(words.to_owned()) } else { Err(format!("{words}, without {missing}")) };
@@ -227,7 +243,9 @@ fn version_in(text: &str) -> Option<&str> {
 
 /// What a program says of itself.
 fn first_line(program: &Path, args: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+    // Without root, a runtime makes a folder of its own there whatever it is asked.
+    let output =
+        Command::new(program).args(args).env_remove("XDG_RUNTIME_DIR").stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }

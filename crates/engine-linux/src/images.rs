@@ -10,7 +10,7 @@ use crate::lower::sandbox::{HOME, Machine, UID};
 use crate::release::Release;
 use crate::toolchain::Toolchain;
 use moat_engine::EngineError;
-use moat_image::{Credentials, ImageError, ImageId, Listed, LoadOptions, Progress, PullOptions, Reference, Store};
+use moat_image::{Credentials, ImageError, ImageId, Listed, LoadOptions, Owners, Progress, PullOptions, Reference, Store};
 use moat_model::Secret;
 use moat_planner::plan::InstanceSpec;
 use nix::sys::signal::Signal;
@@ -114,7 +114,8 @@ pub fn pull(
 
 /// The store of images.
 pub fn store(inner: &Inner) -> Result<Store, ImageError> {
-    Store::open(&inner.paths.images())
+    let store = Store::open(&inner.paths.images())?;
+    Ok(if crate::rootless::inside() { store.owned(Owners::From(crate::ranges::FIRST)) } else { store })
 }
 
 /// An error of the store in the engine's form, with all of its causes.

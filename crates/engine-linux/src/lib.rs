@@ -29,6 +29,7 @@ mod paths;
 mod ranges;
 mod recipe;
 mod release;
+pub mod rootless;
 mod site;
 mod snapshot;
 mod source;

@@ -1,6 +1,7 @@
 //! Which ids of the host a service's users are: a range of its own for each service, kept in `STATE/ranges.json`.
 //!
-//! Invariant: two services never share an id of the host, and a service keeps its range for as long as the state folder lives.
+//! Invariant: two services never share an id of the host, and a service keeps its range for as long as the state folder lives. Without
+//! root there is one range, which all services share.
 
 use crate::lower::sandbox::IDS;
 use crate::monitor::files;
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// The first id of the first range.
-const FIRST: u32 = 1_000_000;
+pub const FIRST: u32 = 1_000_000;
 /// How many ranges there are.
 const COUNT: u32 = 30_000;
 
@@ -23,17 +24,22 @@ pub const fn offset(id: u32) -> u32 {
 /// The ranges handed out.
 pub struct Ranges {
     lock: Mutex<()>,
+    /// There is but one.
+    shared: bool,
 }
 
 impl Ranges {
     /// Nothing is read until it is asked for.
     pub fn new() -> Self {
-        Self { lock: Mutex::new(()) }
+        Self { lock: Mutex::new(()), shared: crate::rootless::inside() }
     }
 
     /// Hands out the very ranges that another state folder of this installation did, in its `ranges.json`. Fails where one of
     /// them is another service's here, or a service has another one.
     pub fn take_over(&self, state: &Path, theirs: &[u8]) -> Result<(), EngineError> {
+        if self.shared {
+            return Ok(());
+        }
         let _one_at_a_time = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let path = state.join("ranges.json");
         let doing = "take over user ids";
@@ -53,6 +59,9 @@ impl Ranges {
 
     /// The first id of a service's range; a new service gets a free one.
     pub fn first(&self, state: &Path, service: &ServiceId) -> Result<u32, EngineError> {
+        if self.shared {
+            return Ok(FIRST);
+        }
         let _one_at_a_time = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let path = state.join("ranges.json");
         let fail = |error: std::io::Error| EngineError::new("choose user ids", format!("`{}`: {error}", path.display())).caused_by(error);

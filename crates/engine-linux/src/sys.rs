@@ -29,23 +29,20 @@ pub fn close_from(first: RawFd) -> io::Result<()> {
 /// Makes a mount and everything below it read-only, without set-user-id programs and without devices
 /// (mount_setattr(2) with `AT_RECURSIVE`, Linux 5.12).
 pub fn seal_mount(path: &Path) -> io::Result<()> {
+    set_mount(path, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV, libc::AT_RECURSIVE)
+}
+
+/// Takes set-user-id programs and devices from one mount, and leaves what else it is without (mount_setattr(2)).
+pub fn harden_mount(path: &Path) -> io::Result<()> {
+    set_mount(path, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV, 0)
+}
+
+fn set_mount(path: &Path, attr_set: u64, flags: libc::c_int) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: `path` is NUL-terminated, `attributes` lives across the call and its true size is passed.
     let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
+        libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, path.as_ptr(), flags, &raw const attributes, size_of::<libc::mount_attr>())
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

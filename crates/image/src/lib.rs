@@ -36,5 +36,5 @@ pub use progress::{LayerStart, Progress};
 pub use pull::{Cancel, LayoutImage, Mirror, PullOptions, pull_layout};
 pub use reference::{Reference, ReferenceError};
 pub use store::{Collected, Image, ImageId, Listed, Store};
-pub use unpack::{LayerProblem, LeftOut};
+pub use unpack::{LayerProblem, LeftOut, Owners};
 pub use users::User;

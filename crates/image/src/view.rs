@@ -109,8 +109,9 @@ fn look_up(folders: &[PathBuf], name: &OsStr) -> Result<Node, ImageError> {
     Ok(if merged.is_empty() { Node::Missing } else { Node::Folder(merged) })
 }
 
-/// Whether a folder hides those of the layers below.
+/// Whether a folder hides those of the layers below, by either of overlayfs' signs.
 pub(crate) fn is_opaque(folder: &Path) -> bool {
     let mut value = [0; 2];
-    matches!(rustix::fs::lgetxattr(folder, "trusted.overlay.opaque", &mut value[..]), Ok(1) if value[0] == b'y')
+    let mut says = |name: &str| matches!(rustix::fs::lgetxattr(folder, name, &mut value[..]), Ok(1) if value[0] == b'y');
+    says("trusted.overlay.opaque") || says("user.overlay.opaque")
 }

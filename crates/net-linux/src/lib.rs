@@ -23,6 +23,7 @@ pub mod nft;
 pub mod ns;
 mod observe;
 mod obstacles;
+pub mod outside;
 mod packet;
 pub mod ports;
 mod record;

@@ -15,6 +15,7 @@ use crate::link::Links;
 use crate::listing::Difference;
 use crate::lower::{self, Facts};
 use crate::mount::Pin;
+use crate::outside::Outside;
 use crate::record::{HostRecord, Records, Stamp};
 use crate::rules::Watch;
 use crate::shortcut::{Counts, Holder};
@@ -65,6 +66,8 @@ pub(crate) struct Inner {
     applied: Mutex<Option<(Stamp, Arc<NetPolicy>)>>,
     leaving: Leaving,
     shortcut: Holder,
+    /// Where this process runs in a user namespace: who knows the machine's own addresses.
+    beyond: Option<Outside>,
     /// The router's rules.
     rules: Watch,
     /// Those of the host, which are others' too.
@@ -95,6 +98,7 @@ impl Network {
                 applied: Mutex::new(None),
                 leaving: Leaving::default(),
                 shortcut: Holder::new(config.shortcut),
+                beyond: Outside::of_process(),
                 rules: Watch::default(),
                 host_rules: Watch::default(),
                 bell: Bell::default(),
@@ -224,7 +228,7 @@ impl Network {
 
     /// The host's own addresses, the uplink's and loopback left out.
     pub async fn host_addresses(&self) -> Result<BTreeSet<IpAddr>, NetError> {
-        self.run(|inner| inner.outside(|| inner.names.host_addresses())).await
+        self.run(Inner::host_addresses).await
     }
 }
 
@@ -347,7 +351,7 @@ impl Inner {
 
     fn refresh(&self, router: &File) -> Result<bool, NetError> {
         let mut record = self.record()?;
-        let now = self.outside(|| self.names.host_addresses())?;
+        let now = self.host_addresses().or_else(|error| self.known_addresses(&record, error))?;
         if record.facts.host_addresses == now {
             return Ok(false);
         }
@@ -361,6 +365,24 @@ impl Inner {
         }
         self.records.write_host(&record)?;
         Ok(true)
+    }
+
+    /// The host's own addresses. In a user namespace these are those of its namespace, and the machine's.
+    fn host_addresses(&self) -> Result<BTreeSet<IpAddr>, NetError> {
+        let mut all = self.outside(|| self.names.host_addresses())?;
+        if let Some(beyond) = &self.beyond {
+            all.extend(beyond.addresses().map_err(NetError::io("ask the process outside for the machine's addresses"))?);
+        }
+        Ok(all)
+    }
+
+    /// Those last seen, while the process outside is away: nothing leaves without it.
+    fn known_addresses(&self, record: &HostRecord, error: NetError) -> Result<BTreeSet<IpAddr>, NetError> {
+        if self.beyond.is_none() {
+            return Err(error);
+        }
+        tracing::debug!(%error, "going on with the machine's addresses as they were");
+        Ok(record.facts.host_addresses.clone())
     }
 
     fn attach(&self, pid: u32, address: AddressPair, link: &LinkName) -> Result<(), NetError> {

@@ -20,6 +20,7 @@ use moat_model::net::GATEWAY_V4;
 use moat_model::{AddressPair, Family, Peer, Proto, Verdict};
 use moat_net_linux::link::{Links, ROUTER_MAC};
 use moat_net_linux::ns::{self, in_ns};
+use moat_net_linux::outside::Outside;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, TcpListener};
@@ -376,14 +377,15 @@ fn place_words(prober: &Prober) -> String {
     }
 }
 
-/// The host's own addresses, but loopback and link-local ones.
+/// The host's own addresses, but loopback and link-local ones; in a user namespace the machine's beside those of the namespace.
 fn host_addresses() -> io::Result<Vec<IpAddr>> {
-    let all = Links::open()?.addresses()?;
+    let own = Links::open()?.addresses()?.into_iter().map(|(_, net)| net.addr());
+    let beyond = Outside::of_process().map(|outside| outside.addresses()).transpose()?.unwrap_or_default();
     let usable = |address: &IpAddr| match address {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
     };
-    Ok(all.into_iter().map(|(_, net)| net.addr()).filter(usable).collect())
+    Ok(own.chain(beyond).filter(usable).collect())
 }
 
 /// How many sockets may be open at once.

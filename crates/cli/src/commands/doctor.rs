@@ -1,12 +1,24 @@
 //! `moat doctor`.
 
+use super::rootless;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
 use std::process::ExitCode;
 
 /// Shows what this machine can do; fails when something required is missing.
 pub fn run(ui: &Ui) -> Result<ExitCode, CommandError> {
-    let findings = moat_engine_linux::doctor::facts(&moat_daemon::Paths::from_env().run);
+    let paths = moat_daemon::Paths::from_env();
+    let without_root = if nix::unistd::geteuid().is_root() { None } else { Some(rootless::enter_scratch(&paths)) };
+    let mut findings = moat_engine_linux::doctor::facts(&paths.run);
+    match without_root {
+        None => {}
+        // It would not have come back otherwise.
+        Some(Ok(error)) => return Err(error),
+        Some(Err(why)) => findings.iter_mut().filter(|finding| finding.name == "root").for_each(|finding| {
+            finding.found = format!("{}; {}", finding.found, why.what);
+            finding.hint = why.hint.clone().or(finding.hint.take());
+        }),
+    }
     let lacking = findings.iter().filter(|f| f.required && !f.ok).count();
     if ui.json() {
         ui.print_json(&findings)?;

@@ -1,6 +1,6 @@
 //! `moat install` and `moat uninstall`: `moat serve` as a service of systemd.
 
-use super::{need_root, own_exe};
+use super::{need_real_root, own_exe};
 use crate::args::InstallArgs;
 use crate::command_error::CommandError;
 use crate::ui::Ui;
@@ -36,7 +36,7 @@ pub fn install(args: &InstallArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         ui.line(unit.trim_end());
         return Ok(ExitCode::SUCCESS);
     }
-    need_root()?;
+    need_real_root("a service of the machine")?;
     let state = Paths::from_env().state;
     fs::create_dir_all(&state)
         .and_then(|()| fs::set_permissions(&state, Permissions::from_mode(0o711)))
@@ -69,7 +69,7 @@ pub fn install(args: &InstallArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
 
 /// Stops the service and removes the unit.
 pub fn uninstall(ui: &Ui) -> Result<ExitCode, CommandError> {
-    need_root()?;
+    need_real_root("a service of the machine")?;
     if !Path::new(UNIT).exists() {
         ui.say("Moat is not installed");
         return Ok(ExitCode::SUCCESS);

@@ -26,6 +26,7 @@ pub mod plan;
 pub mod ps;
 pub mod reach;
 pub mod restore;
+pub mod rootless;
 pub mod run;
 pub mod schema;
 pub mod service;
@@ -48,15 +49,21 @@ pub fn own_exe() -> Result<PathBuf, CommandError> {
     std::env::current_exe().map_err(|error| CommandError::engine(format!("can't find my own program: {error}")))
 }
 
-/// Refuses early and clearly when not root.
+/// Goes on as root: of the machine, or of a user namespace of one's own, in which this very command is run again. What keeps that from
+/// being done is the error.
 pub fn need_root() -> Result<(), CommandError> {
-    if nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    Err(CommandError::refused("no permission: Moat makes network namespaces and needs root for that").hint("run it with sudo"))
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(rootless::enter(&Paths::from_env())) }
 }
 
-/// Refuses early and clearly when not root, unless a Moat runs that hears this user.
+/// Refuses early and clearly when not root of the machine.
+pub fn need_real_root(what: &str) -> Result<(), CommandError> {
+    if nix::unistd::geteuid().is_root() && !moat_engine_linux::rootless::inside() {
+        return Ok(());
+    }
+    Err(CommandError::refused(format!("no permission: {what} needs root")).hint("run it with sudo"))
+}
+
+/// As [`need_root`], unless a Moat runs that hears this user.
 pub async fn need_root_or_daemon(paths: &Paths) -> Result<(), CommandError> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());

@@ -1,6 +1,6 @@
 //! `moat trust`.
 
-use super::{ask_one, need_root, need_root_or_daemon, own_exe};
+use super::{ask_one, need_real_root, need_root_or_daemon, own_exe};
 use crate::command_error::CommandError;
 use crate::ui::Ui;
 use moat_daemon::Paths;
@@ -36,12 +36,15 @@ pub async fn run(print: bool, ui: &Ui) -> Result<ExitCode, CommandError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    need_root()?;
     let Some((folder, [program, arguments @ ..])) = STORES.iter().find(|(folder, _)| Path::new(folder).is_dir()) else {
         return Err(CommandError::refused("where this machine keeps the authorities that it trusts is not known here")
             .hint("`moat trust --print` prints the certificate, to add it by hand"));
     };
     let path = Path::new(folder).join(FILE);
+    need_real_root("trust of the whole machine").map_err(|error| {
+        let command = [&[*program], arguments].concat().join(" ");
+        CommandError { hints: vec![format!("`moat trust --print | sudo tee {}`, then `sudo {command}`", path.display())], ..error }
+    })?;
     let failed = |error: std::io::Error| CommandError::engine(format!("can't write `{}`: {error}", path.display()));
     std::fs::write(&path, certificate).map_err(failed)?;
     let output = Command::new(program).args(arguments).output();

@@ -2,7 +2,7 @@
 
 use super::check::{self, Checked};
 use super::logs::Painter;
-use super::{down, need_root_or_daemon, own_exe};
+use super::{down, need_root_or_daemon, own_exe, rootless};
 use crate::args::UpArgs;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
@@ -21,11 +21,13 @@ pub const REFUSED: [Severity; 2] = [Severity::Error, Severity::Unsupported];
 
 /// Runs the blueprint; in the foreground until Ctrl-C.
 pub async fn run(args: UpArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
-    let checked = load(&args.file, ui)?;
     let paths = Paths::from_env();
+    // First of all: what was said before would be said again.
     need_root_or_daemon(&paths).await?;
+    let checked = load(&args.file, ui)?;
     let mut request = request(&args, &checked)?;
     client::ensure(&paths, &own_exe()?).await?;
+    rootless::say_lacks(&paths, ui);
     let mut stop = Stop::new()?;
     let status = loop {
         let talk = client::ask(&paths, &Request::Up(request.clone())).await?;

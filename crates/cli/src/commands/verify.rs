@@ -29,6 +29,7 @@ pub async fn run(args: VerifyArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         _ => None,
     })
     .await?;
+    super::rootless::say_lacks(&Paths::from_env(), ui);
     if ui.json() {
         ui.print_json(&verified.report)?;
     } else {

@@ -18,6 +18,7 @@ mod offline;
 mod plane;
 mod postgres;
 mod push;
+mod rootless;
 mod run;
 mod sabotage;
 mod serve;

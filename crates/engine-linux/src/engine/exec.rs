@@ -1,6 +1,7 @@
 //! Runs a command inside a live instance.
 
 use super::{LinuxEngine, folder};
+use crate::cgroup;
 use crate::lower::oci::{Process, Spec};
 use crate::lower::sandbox::{INIT, LIBRARIES};
 use crate::monitor::{ENTER_FLAG, RUN_FLAG, VERB, files};
@@ -65,10 +66,12 @@ impl LinuxEngine {
             .arg(&self.inner.runtime)
             .arg("--root")
             .arg(self.inner.paths.runtime_root())
-            .args(["--cgroup-manager=cgroupfs", "exec", "--process"])
+            .args([cgroup::manager(self.inner.machine.limits), "exec", "--process"])
             .arg(&file)
             .arg(id.as_str())
             .current_dir("/")
+            // Where a runtime without root would keep things of its own.
+            .env_remove("XDG_RUNTIME_DIR")
             .stdin(input)
             .stdout(output)
             .stderr(errors)

@@ -177,6 +177,7 @@ fn machine(config: &Config) -> Result<Machine, EngineError> {
     Ok(Machine {
         arch: std::env::consts::ARCH,
         open_files: open_files.min(1_048_576),
+        limits: !crate::rootless::inside(),
         swap_accounting: cgroup::counts_swap(),
         usr_merge,
         etc: HOST_ETC.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),

@@ -194,6 +194,8 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         root: places.root.clone(),
         grace_seconds: GRACE,
         stop_signal: image.as_ref().map(|image| image.stop_signal),
+        limits: inner.machine.limits,
+        rootless: crate::rootless::inside(),
     };
     for folder in [files::BUNDLE, files::ROOTFS] {
         make(&dir.join(folder), 0o700, 0)?;

@@ -128,8 +128,9 @@ pub struct Linux {
     pub namespaces: Vec<Namespace>,
     /// Control group, from the root of each hierarchy.
     pub cgroups_path: String,
-    /// Limits.
-    pub resources: Resources,
+    /// Limits; none where control groups are not ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
     /// System call filter.
     pub seccomp: super::seccomp::Filter,
     /// Paths that show nothing.

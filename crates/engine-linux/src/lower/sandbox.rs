@@ -155,6 +155,8 @@ pub struct Machine {
     pub arch: &'static str,
     /// The hard limit of open files of this process, which can't be raised.
     pub open_files: u64,
+    /// Whether control groups are ours to make.
+    pub limits: bool,
     /// Whether the kernel counts swap by control group.
     pub swap_accounting: bool,
     /// `bin`, `lib`, … of the host's root: the link's target, or none for a real folder.
@@ -280,6 +282,17 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
     let soft = input.machine.open_files.min(65_536);
     let ceiling = i64::from(limits.cpu_millis.max(1000)) * 100;
     let memory = i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX);
+    let mut rlimits = vec![
+        Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: input.machine.open_files, soft },
+        Rlimit { kind: "RLIMIT_CORE".to_owned(), hard: 0, soft: 0 },
+    ];
+    // PID 1 is ours, but for an image's, and does not count against the service.
+    let pids = i64::from(limits.pids) + 1;
+    if !input.machine.limits {
+        // Counted for each user of each user namespace since Linux 5.14, so for this instance alone.
+        let pids = u64::from(limits.pids) + 1;
+        rlimits.push(Rlimit { kind: "RLIMIT_NPROC".to_owned(), hard: pids, soft: pids });
+    }
     let oci = Spec {
         oci_version: "1.0.2".to_owned(),
         process: Process {
@@ -289,15 +302,12 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
             env: process.env.into_iter().map(|(key, value)| format!("{key}={}", value.expose())).collect(),
             cwd: process.cwd,
             capabilities: process.capabilities,
-            rlimits: vec![
-                Rlimit { kind: "RLIMIT_NOFILE".to_owned(), hard: input.machine.open_files, soft },
-                Rlimit { kind: "RLIMIT_CORE".to_owned(), hard: 0, soft: 0 },
-            ],
+            rlimits,
             no_new_privileges: true,
         },
         root: Root { path: input.places.root.clone(), readonly: false },
         hostname: instance.host_name().to_owned(),
-        mounts: runtime_mounts(shared_memory(instance)),
+        mounts: runtime_mounts(shared_memory(instance), input.machine.limits),
         linux: Linux {
             uid_mappings: mapping.clone(),
             gid_mappings: mapping,
@@ -306,12 +316,11 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
                 .map(|kind| Namespace { kind: kind.to_owned() })
                 .collect(),
             cgroups_path: input.places.cgroup.clone(),
-            resources: Resources {
+            resources: input.machine.limits.then(|| Resources {
                 memory: Memory { limit: memory, swap: input.machine.swap_accounting.then_some(memory) },
                 cpu: Cpu { shares: (u64::from(limits.cpu_millis) * 1024 / 1000).max(2), quota: Some(ceiling), period: Some(100_000) },
-                // PID 1 is ours, but for an image's, and does not count against the service.
-                pids: Pids { limit: i64::from(limits.pids) + 1 },
-            },
+                pids: Pids { limit: pids },
+            }),
             seccomp: filter,
             masked_paths: strings(&[
                 "/proc/acpi",
@@ -354,21 +363,24 @@ fn shared_memory(instance: &InstanceSpec) -> u64 {
     }
 }
 
-fn runtime_mounts(shared_memory: u64) -> Vec<Mount> {
+fn runtime_mounts(shared_memory: u64, limits: bool) -> Vec<Mount> {
     let mount = |destination: &str, kind: &str, options: &[&str]| Mount {
         destination: destination.to_owned(),
         kind: kind.to_owned(),
         source: kind.to_owned(),
         options: strings(options),
     };
-    vec![
+    let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={}k", shared_memory >> 10)]),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
-    ]
+    ];
+    if limits {
+        mounts.push(mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]));
+    }
+    mounts
 }
 
 /// The working folder.

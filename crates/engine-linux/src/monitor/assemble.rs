@@ -22,11 +22,13 @@ use std::path::{Component, Path, PathBuf};
 const ROOT_SIZE: &str = "mode=0755,size=32m";
 const NONE: Option<&str> = None;
 
-/// Makes everything below `rootfs` (an empty folder), then moves it to `root`, whose parents every user can pass.
-pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp]) -> Result<(), String> {
+/// Makes everything below `rootfs` (an empty folder), then moves it to `root`, whose parents every user can pass. `rootless` where this
+/// is root of a user namespace only.
+pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp], rootless: bool) -> Result<(), String> {
     let fail = |what: &str, path: &Path, error: &dyn std::fmt::Display| format!("{what} `{}`: {error}", path.display());
     let (layered, ops) = if let Some((MountOp::Layers { layers, scratch, first_id }, rest)) = ops.split_first() {
-        layers::mount_root(layers, scratch, *first_id, rootfs).map_err(|error| format!("mounting the image's layers: {error}"))?;
+        layers::mount_root(layers, scratch, *first_id, rootfs, rootless)
+            .map_err(|error| format!("mounting the image's layers: {error}"))?;
         (true, rest)
     } else {
         mount(Some("moat"), rootfs, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(ROOT_SIZE))
@@ -35,7 +37,7 @@ pub fn assemble(rootfs: &Path, root: &Path, ops: &[MountOp]) -> Result<(), Strin
     };
     let top = open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|error| fail("opening", rootfs, &error))?;
-    let inside = RootFs { top, layered };
+    let inside = RootFs { top, layered, rootless };
     for op in ops {
         inside.apply(op).map_err(|error| match op {
             MountOp::ReadOnly { source, .. } | MountOp::Writable { source, .. } | MountOp::Storage { source, .. } => {
@@ -54,6 +56,8 @@ struct RootFs {
     top: OwnedFd,
     /// It is an image's: paths are looked up as inside, where links lead as they do there and never out.
     layered: bool,
+    /// This is root of a user namespace only.
+    rootless: bool,
 }
 
 impl RootFs {
@@ -86,9 +90,7 @@ impl RootFs {
             }
             MountOp::Writable { source, target } => {
                 self.bind(source, target)?;
-                let handle = self.existing(target)?;
-                let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-                Ok(mount(NONE, &handle_path(&handle), NONE, flags, NONE)?)
+                sys::harden_mount(&handle_path(&self.existing(target)?))
             }
             MountOp::Storage { source, target } => self.bind(source, target),
             MountOp::Overlay { lower, scratch, target } => self.overlay(lower, scratch, target),
@@ -125,7 +127,7 @@ impl RootFs {
         }
         std::os::unix::fs::chown(&upper, Some(owner.uid()), Some(owner.gid()))?;
         fs::set_permissions(&upper, owner.permissions())?;
-        let options = layers::options(&layers::escaped(lower), &upper, &work);
+        let options = layers::options(&layers::escaped(lower), &upper, &work, self.rootless);
         let point = self.folder(target)?;
         match mount(Some("overlay"), &handle_path(&point), Some("overlay"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(&options)) {
             Ok(()) => Ok(()),

@@ -53,6 +53,17 @@ pub struct Job {
     /// input.
     #[serde(default)]
     pub stop_signal: Option<i32>,
+    /// Whether its control group is ours to make.
+    #[serde(default = "yes")]
+    pub limits: bool,
+    /// Whether root is that of a user namespace only.
+    #[serde(default)]
+    pub rootless: bool,
+}
+
+/// Monitors of before had control groups.
+const fn yes() -> bool {
+    true
 }
 
 /// A process, told apart from a later one with the same number by its start time.

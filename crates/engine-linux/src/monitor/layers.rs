@@ -20,9 +20,12 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
-/// Mounts the layers, the topmost first, on `target`; writes go to `scratch`.
-pub fn mount_root(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Path) -> io::Result<()> {
-    let users = users(first_id)?;
+const NONE: Option<&str> = None;
+
+/// Mounts the layers, the topmost first, on `target`; writes go to `scratch`. Layers that were unpacked without root have the ids of
+/// the one range of services already.
+pub fn mount_root(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Path, rootless: bool) -> io::Result<()> {
+    let users = if rootless { None } else { Some(users(first_id)?) };
     let [upper, work, shown] = ["upper", "work", "layers"].map(|name| scratch.join(name));
     for folder in [&upper, &work, &shown] {
         fs::create_dir_all(folder)?;
@@ -35,6 +38,11 @@ pub fn mount_root(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Pa
     for (index, layer) in layers.iter().enumerate() {
         let point = shown.join(index.to_string());
         fs::create_dir(&point)?;
+        let Some(users) = &users else {
+            mount(Some(layer), &point, NONE, MsFlags::MS_BIND, NONE)?;
+            lower.push(index.to_string());
+            continue;
+        };
         let tree = sys::idmapped(layer, users.as_fd()).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => io::Error::other(format!(
                 "`{}`: {error}: images need Linux 5.19 and a file system below the state folder that can be shown with other ids, such as ext4, xfs or btrfs",
@@ -51,15 +59,15 @@ pub fn mount_root(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Pa
     }
     let before = std::env::current_dir()?;
     std::env::set_current_dir(&shown)?;
-    let done = overlay(&lower.join(":"), &upper, &work, target);
+    let done = overlay(&lower.join(":"), &upper, &work, target, rootless);
     std::env::set_current_dir(before)?;
     done?;
     // The overlay holds what it needs of them.
     Ok(umount2(&shown, MntFlags::MNT_DETACH)?)
 }
 
-fn overlay(lower: &str, upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
-    let options = options(lower.as_bytes(), upper, work);
+fn overlay(lower: &str, upper: &Path, work: &Path, target: &Path, rootless: bool) -> io::Result<()> {
+    let options = options(lower.as_bytes(), upper, work, rootless);
     // Set-user-id programs of the image give ids of the service's range at most, and `no_new_privileges` forbids even that.
     mount(Some("overlay"), target, Some("overlay"), MsFlags::MS_NODEV, Some(&options)).map_err(|error| {
         if error == Errno::EINVAL {
@@ -70,9 +78,11 @@ fn overlay(lower: &str, upper: &Path, work: &Path, target: &Path) -> io::Result<
     })
 }
 
-/// The options of an overlay over `lower`, which is as the kernel reads it: folders with colons between.
-pub fn options(lower: &[u8], upper: &Path, work: &Path) -> PathBuf {
-    let parts = [&b"lowerdir="[..], lower, b",upperdir=", &escaped(upper), b",workdir=", &escaped(work)];
+/// The options of an overlay over `lower`, which is as the kernel reads it: folders with colons between. Without root its own signs
+/// are attributes that users may write (`userxattr`, Linux 5.11).
+pub fn options(lower: &[u8], upper: &Path, work: &Path, rootless: bool) -> PathBuf {
+    let signs: &[u8] = if rootless { b",userxattr" } else { b"" };
+    let parts = [&b"lowerdir="[..], lower, b",upperdir=", &escaped(upper), b",workdir=", &escaped(work), signs];
     PathBuf::from(OsString::from_vec(parts.concat()))
 }
 
@@ -126,7 +136,8 @@ mod tests {
     #[test]
     fn names_are_read_as_names_whatever_they_hold() {
         let odd = Path::new(OsStr::from_bytes(b"/a:b,c\\d\xff"));
-        let text = options(b"0:1", odd, Path::new("/w"));
+        let text = options(b"0:1", odd, Path::new("/w"), false);
         assert_eq!(text.as_os_str().as_bytes(), b"lowerdir=0:1,upperdir=/a\\:b\\,c\\\\d\xff,workdir=/w");
+        assert!(options(b"0:1", odd, Path::new("/w"), true).as_os_str().as_bytes().ends_with(b",workdir=/w,userxattr"));
     }
 }

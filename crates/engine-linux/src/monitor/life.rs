@@ -122,7 +122,9 @@ fn own_mounts(job: &Job) -> io::Result<()> {
         umount2(&point, MntFlags::MNT_DETACH)?;
     }
     if cgroup::layout() == cgroup::Layout::Hybrid {
-        umount2(cgroup::UNIFIED, MntFlags::MNT_DETACH)?;
+        if job.limits {
+            umount2(cgroup::UNIFIED, MntFlags::MNT_DETACH)?;
+        }
         // The runtime makes its folder here all the same: let that be in memory of our own.
         mount(Some("moat"), cgroup::UNIFIED, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=64k"))?;
     }
@@ -185,7 +187,7 @@ fn become_runtime(dir: &Path, job: &Job, mut gate: File, [lifeline, out, err]: [
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| text(&error))?;
         let list = dir.join(files::MOUNTS);
         let ops: Vec<MountOp> = files::read_json(&list).map_err(|error| text(&error))?.ok_or("the list of mounts is missing")?;
-        super::assemble::assemble(&dir.join(files::ROOTFS), &job.root, &ops)?;
+        super::assemble::assemble(&dir.join(files::ROOTFS), &job.root, &ops, job.rootless)?;
         fs::remove_file(&list).map_err(|error| text(&error))?;
         gate.read_exact(&mut [0]).map_err(|error| text(&error))?;
         SigSet::empty().thread_set_mask().map_err(|error| text(&error))?;
@@ -199,7 +201,7 @@ fn become_runtime(dir: &Path, job: &Job, mut gate: File, [lifeline, out, err]: [
     let error = Command::new(&job.runtime)
         .arg("--root")
         .arg(&job.runtime_root)
-        .args(["--cgroup-manager=cgroupfs", "--log-format=text"])
+        .args([cgroup::manager(job.limits), "--log-format=text"])
         .arg("--log")
         .arg(dir.join(files::RUNTIME_LOG))
         .args(["run", "--detach"])

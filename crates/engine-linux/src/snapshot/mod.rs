@@ -362,6 +362,9 @@ fn room(inner: &Inner, from: &Path) -> Result<(), EngineError> {
     Err(EngineError::new("copy what is kept", why).hint("make room on the disk of the state folder"))
 }
 
+/// What to do where writers can't be made to stand still.
+const SUSPEND: &str = "`moat suspend` the service for as long as the copy takes, then `moat resume` it";
+
 fn copy_at_once(inner: &Inner, kept: &Kept, to: &Path) -> Result<(), EngineError> {
     let from = inner.paths.state().join(kept.path());
     let fail = || failed("copy what is kept", &from);
@@ -379,7 +382,11 @@ fn copy_at_once(inner: &Inner, kept: &Kept, to: &Path) -> Result<(), EngineError
         return Ok(());
     }
     let freeze = |id: &InstanceId| cgroup::freeze(&inner.paths.cgroup(id.as_str()));
-    let frozen: Vec<_> = before.iter().map(freeze).collect::<io::Result<_>>().map_err(fail())?;
+    let frozen: Vec<_> = before.iter().map(freeze).collect::<io::Result<_>>().map_err(|error| {
+        let unsupported = error.kind() == io::ErrorKind::Unsupported;
+        let error = fail()(error);
+        if unsupported { error.hint(SUSPEND) } else { error }
+    })?;
     if writers(inner, &from)? != before {
         return Err(again());
     }
@@ -388,7 +395,7 @@ fn copy_at_once(inner: &Inner, kept: &Kept, to: &Path) -> Result<(), EngineError
     settled.map_err(|error| {
         let timed_out = error.kind() == io::ErrorKind::TimedOut;
         let error = fail()(error);
-        if timed_out { error.hint("`moat suspend` the service for as long as the copy takes, then `moat resume` it") } else { error }
+        if timed_out { error.hint(SUSPEND) } else { error }
     })
 }
 

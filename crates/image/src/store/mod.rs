@@ -39,7 +39,7 @@ use crate::digest::{Digest, DigestError};
 use crate::error::{Doing as _, ImageError};
 use crate::limits::Limits;
 use crate::reference::Reference;
-use crate::unpack::{LayerProblem, LeftOut, Unpacked, unpack};
+use crate::unpack::{LayerProblem, LeftOut, Owners, Unpacked, unpack};
 
 /// An image, by the digest of its config: the same however it came here and however its layers were packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -99,6 +99,7 @@ pub struct Listed {
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    owners: Owners,
 }
 
 /// `images/HEX.json`
@@ -122,7 +123,13 @@ impl Store {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).doing("make", &folder)?;
         }
-        Ok(Self { root })
+        Ok(Self { root, owners: Owners::default() })
+    }
+
+    /// The same store, whose layers are unpacked for these owners from now on. A store is used with one and the same for its whole life.
+    #[must_use]
+    pub fn owned(self, owners: Owners) -> Self {
+        Self { owners, ..self }
     }
 
     /// The store's folder.
@@ -219,7 +226,7 @@ impl Store {
         advance: &mut dyn FnMut(u64),
     ) -> Result<u64, ImageError> {
         let making = lease.temporary();
-        let result = unpack_layer(&making, diff_id, layer, limits, advance);
+        let result = unpack_layer(&making, diff_id, layer, limits, self.owners, advance);
         let unpacked = result.inspect_err(|_| {
             let _ = fs::remove_dir_all(&making);
         })?;
@@ -260,13 +267,14 @@ fn unpack_layer(
     diff_id: &Digest,
     layer: impl std::io::Read,
     limits: &Limits,
+    owners: Owners,
     advance: &mut dyn FnMut(u64),
 ) -> Result<Unpacked, ImageError> {
     fs::create_dir(making).doing("make", making)?;
     fs::set_permissions(making, fs::Permissions::from_mode(0o755)).doing("open up", making)?;
     let root = rustix::fs::open(making, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing("open", making)?;
     let of_layer = |source: LayerProblem| ImageError::Layer { layer: *diff_id, source };
-    let unpacked = unpack(layer, root.try_clone().doing("open", making)?, diff_id, limits, advance).map_err(of_layer)?;
+    let unpacked = unpack(layer, root.try_clone().doing("open", making)?, diff_id, limits, owners, advance).map_err(of_layer)?;
     rustix::fs::syncfs(&root).doing("sync", making)?;
     Ok(unpacked)
 }

@@ -103,6 +103,26 @@ impl LeftOut {
 #[error("more than {0}")]
 struct LimitReached(String);
 
+/// Which ids of this machine own what ids of an image own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Owners {
+    /// The same: whoever shows a layer shows it with other ids.
+    #[default]
+    AsInside,
+    /// Those from this one on, and overlayfs' signs are attributes that users may write (`userxattr`): for a user namespace, in which no
+    /// layer can be shown with other ids.
+    From(u32),
+}
+
+impl Owners {
+    fn first(self) -> u32 {
+        match self {
+            Self::AsInside => 0,
+            Self::From(first) => first,
+        }
+    }
+}
+
 /// Counts what is read of the compressed layer.
 struct Counted<R> {
     inner: R,
@@ -148,13 +168,14 @@ pub(crate) fn unpack(
     root: OwnedFd,
     diff_id: &Digest,
     limits: &Limits,
+    owners: Owners,
     advance: &mut dyn FnMut(u64),
 ) -> Result<Unpacked, LayerProblem> {
     let compressed = Arc::new(AtomicU64::new(0));
     let plain = decompressed(Counted { inner: layer, count: Arc::clone(&compressed) }).map_err(read_problem)?;
     let guarded = Guarded { inner: plain, hasher: Hasher::default(), compressed: Arc::clone(&compressed), limits };
     let mut archive = TarReader::new(guarded, limits.extended_header_bytes);
-    let mut tree = Tree::new(root, limits);
+    let mut tree = Tree::new(root, limits, owners);
     let mut told = 0;
     while let Some(entry) = archive.next().map_err(tar_problem)? {
         if entry.kind == Kind::File && entry.size > limits.layer_bytes {

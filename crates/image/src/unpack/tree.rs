@@ -17,12 +17,14 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Times
 use rustix::io::Errno;
 
 use super::tar::{Entry, Kind};
-use super::{LayerProblem, Unpacked};
+use super::{LayerProblem, Owners, Unpacked};
 use crate::limits::Limits;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+/// The same where the overlay is mounted with `userxattr`.
+const OPAQUE_BY_USERS: &str = "user.overlay.opaque";
 /// The greatest id that a sandbox has.
 const LAST_ID: u64 = 65535;
 const NOBODY: u32 = 65534;
@@ -31,6 +33,7 @@ const NOBODY: u32 = 65534;
 pub(super) struct Tree<'a> {
     root: OwnedFd,
     limits: &'a Limits,
+    owners: Owners,
     /// The folder of the last entry, since the next one is mostly in it too.
     last: Option<(Vec<u8>, OwnedFd)>,
     /// Set at the end: writing into a folder changes its time.
@@ -59,9 +62,9 @@ struct Place<'a> {
 }
 
 impl<'a> Tree<'a> {
-    pub(super) fn new(root: OwnedFd, limits: &'a Limits) -> Self {
+    pub(super) fn new(root: OwnedFd, limits: &'a Limits, owners: Owners) -> Self {
         let implicit = BTreeSet::from([Vec::new()]);
-        Self { root, limits, last: None, times: BTreeMap::new(), implicit, done: Unpacked::default(), buffer: vec![0; 256 << 10] }
+        Self { root, limits, owners, last: None, times: BTreeMap::new(), implicit, done: Unpacked::default(), buffer: vec![0; 256 << 10] }
     }
 
     /// Adds an entry; `content` gives the bytes of a file.
@@ -133,7 +136,7 @@ impl<'a> Tree<'a> {
             }
             self.parent(place)?;
             let folder = self.open_folder(&place.parent).map_err(fail)?;
-            return set_opaque(folder.as_fd()).map_err(fail);
+            return self.set_opaque(folder.as_fd()).map_err(fail);
         }
         let hidden = place.name.get(WHITEOUT.len()..).unwrap_or_default();
         if hidden.starts_with(WHITEOUT) {
@@ -152,7 +155,7 @@ impl<'a> Tree<'a> {
             // Only what lies below is hidden, never what the layer itself holds.
             There::Folder => {
                 let folder = beneath(parent, hidden, OFlags::RDONLY | OFlags::DIRECTORY).map_err(fail)?;
-                set_opaque(folder.as_fd()).map_err(fail)
+                self.set_opaque(folder.as_fd()).map_err(fail)
             }
             There::Whiteout | There::Other => Ok(()),
         }
@@ -170,7 +173,7 @@ impl<'a> Tree<'a> {
         }
         let folder = beneath(parent, place.name, OFlags::RDONLY | OFlags::DIRECTORY).map_err(fail)?;
         if matches!(was, There::Whiteout) {
-            set_opaque(folder.as_fd()).map_err(fail)?;
+            self.set_opaque(folder.as_fd()).map_err(fail)?;
         }
         self.attributes(folder.as_fd(), &place.path, entry)?;
         self.implicit.remove(&place.path);
@@ -302,12 +305,13 @@ impl<'a> Tree<'a> {
             let next = beneath(folder.as_fd(), part, OFlags::RDONLY | OFlags::DIRECTORY).map_err(fail)?;
             if !matches!(was, There::Folder) {
                 // The process' file mode mask and a parent's setgid bit have no say in a layer.
-                rustix::fs::fchown(&next, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(fail)?;
+                rustix::fs::fchown(&next, Some(Uid::from_raw(self.owners.first())), Some(Gid::from_raw(self.owners.first())))
+                    .map_err(fail)?;
                 rustix::fs::fchmod(&next, Mode::from_raw_mode(0o755)).map_err(fail)?;
                 self.implicit.insert(path.clone());
             }
             if matches!(was, There::Whiteout) {
-                set_opaque(next.as_fd()).map_err(fail)?;
+                self.set_opaque(next.as_fd()).map_err(fail)?;
             }
             folder = next;
         }
@@ -346,7 +350,16 @@ impl<'a> Tree<'a> {
             self.done.left_out.owners += 1;
         }
         let clamp = |id: u64| u32::try_from(id).ok().filter(|id| u64::from(*id) <= LAST_ID).unwrap_or(NOBODY);
-        (Uid::from_raw(clamp(entry.uid)), Gid::from_raw(clamp(entry.gid)))
+        let first = self.owners.first();
+        (Uid::from_raw(first + clamp(entry.uid)), Gid::from_raw(first + clamp(entry.gid)))
+    }
+
+    fn set_opaque(&self, folder: BorrowedFd<'_>) -> Result<(), Errno> {
+        let name = match self.owners {
+            Owners::AsInside => OPAQUE_XATTR,
+            Owners::From(_) => OPAQUE_BY_USERS,
+        };
+        rustix::fs::fsetxattr(folder, name, b"y", XattrFlags::empty())
     }
 }
 
@@ -406,10 +419,6 @@ fn there(folder: BorrowedFd<'_>, name: &[u8]) -> Result<There, Errno> {
 
 fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
-}
-
-fn set_opaque(folder: BorrowedFd<'_>) -> Result<(), Errno> {
-    rustix::fs::fsetxattr(folder, OPAQUE_XATTR, b"y", XattrFlags::empty())
 }
 
 fn os(bytes: &[u8]) -> &OsStr {

@@ -30,7 +30,7 @@ impl Inner {
             }
             None => {
                 self.records.begin()?;
-                record.facts.host_addresses = self.outside(|| self.names.host_addresses())?;
+                record.facts.host_addresses = self.host_addresses()?;
                 self.records.write_host(&record)?;
                 let closed = lower::base(&record.facts);
                 self.rules.forget();

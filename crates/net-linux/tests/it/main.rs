@@ -19,5 +19,6 @@ mod golden;
 mod life;
 mod outside;
 mod reach;
+mod rootless;
 mod shortcut;
 mod world;

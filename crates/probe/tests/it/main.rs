@@ -4,6 +4,7 @@
 mod attacks_forged;
 mod attacks_host;
 mod attacks_matrix;
+mod rootless;
 mod sabotage;
 mod verify;
 mod world;

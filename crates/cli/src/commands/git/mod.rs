@@ -10,7 +10,7 @@ mod deploy;
 mod hook;
 mod init;
 
-use super::{ask_one, need_root, own_exe};
+use super::{ask_one, need_real_root, need_root, own_exe};
 use crate::args::GitVerb;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -253,7 +253,9 @@ async fn remove(repository: &Repository, ui: &Ui) -> Result<ExitCode, CommandErr
 
 /// Becomes git's own receiver, for who may push.
 fn receive(folder: &Path) -> CommandError {
-    if let Err(error) = need_root() {
+    // One's own is for oneself.
+    let own = fs::metadata(folder).is_ok_and(|about| about.uid() == nix::unistd::geteuid().as_raw());
+    if let (false, Err(error)) = (own, need_real_root("a push to another user's repository")) {
         return CommandError { hints: vec!["`sudo git push …`, or push over ssh as root".to_owned()], ..error };
     }
     let error = Command::new("git").arg("receive-pack").arg(folder).exec();
