@@ -57,10 +57,9 @@ pub fn install(args: &InstallArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         return Ok(ExitCode::SUCCESS);
     }
     run("systemctl", &["daemon-reload"])?;
-    let enable: &[&str] = if args.no_start { &["enable", "moat"] } else { &["enable", "--now", "moat"] };
-    run("systemctl", enable)?;
+    run("systemctl", &["enable", "moat"])?;
     if !args.no_start {
-        // One that ran before goes by the new unit from now on; what it runs is not touched.
+        // Starts it; one that ran before goes by the new unit from now on, and what it runs is not touched.
         run("systemctl", &["restart", "moat"])?;
         ui.say("`moat serve` runs, and after a reboot it runs again (`journalctl -u moat` is its log)");
     }

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The cache, locked: one process at a time downloads and builds.
+/// The cache, locked: one process at a time downloads and builds what the lock is for.
 pub struct Cache {
     root: PathBuf,
     /// Held until dropped.
@@ -25,10 +25,15 @@ pub fn root() -> PathBuf {
 impl Cache {
     /// Waits for the lock.
     pub fn lock() -> io::Result<Self> {
+        Self::lock_by("lock")
+    }
+
+    /// Waits for a lock of another name, for what takes minutes and shares no folder with the rest.
+    pub fn lock_by(name: &str) -> io::Result<Self> {
         let root = root();
         fs::create_dir_all(&root)?;
         let root = root.canonicalize()?;
-        let lock = File::create(root.join("lock"))?;
+        let lock = File::create(root.join(name))?;
         lock.lock()?;
         Ok(Self { root, _lock: lock })
     }

@@ -8,6 +8,7 @@
 //!
 //! No package's maintainer script runs; what they would have made (users, folders, links) a recipe names itself.
 
+mod busybox;
 mod cache;
 mod debian;
 mod layer;
@@ -17,6 +18,7 @@ pub mod recipes;
 mod registry;
 mod wheel;
 
+pub use busybox::busybox_archive;
 pub use layout::{docker_archive, layout};
 pub use registry::Registry;
 

@@ -41,12 +41,17 @@ impl Channel {
         Ok(())
     }
 
+    /// Has the agent run a script, and does not wait for it.
+    pub fn send(&mut self, script: &str) -> io::Result<()> {
+        self.asked += 1;
+        let request = json!({ "id": self.asked, "script": script });
+        self.stream.write_all(format!("{request}\n").as_bytes())
+    }
+
     /// Has the agent run a script.
     pub fn run(&mut self, script: &str, within: Duration) -> io::Result<Said> {
         let end = Instant::now() + within;
-        self.asked += 1;
-        let request = json!({ "id": self.asked, "script": script });
-        self.stream.write_all(format!("{request}\n").as_bytes())?;
+        self.send(script)?;
         loop {
             let said = self.line(end)?;
             if said["id"].as_u64() == Some(self.asked) {

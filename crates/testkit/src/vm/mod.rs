@@ -19,8 +19,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The kernel's command line: no console but the serial one, nothing that only costs time under emulation.
-const KERNEL_LINE: &str = "root=/dev/nvme0n1 rw rootwait console=ttyS0 loglevel=4 systemd.show_status=0 mitigations=off nokaslr audit=0 systemd.unit=multi-user.target";
+/// The kernel's command line: no console but the serial one, nothing that only costs time under emulation. The second processor is off
+/// until somebody writes 1 to its `online`: the kernel waits for each other one at every namespace that comes or goes.
+const KERNEL_LINE: &str = "root=/dev/nvme0n1 rw rootwait console=ttyS0 tsc=reliable maxcpus=1 loglevel=4 systemd.show_status=0 mitigations=off nokaslr audit=0 systemd.unit=multi-user.target";
 /// An old processor: what a newer one can do is slower to emulate than to do without.
 const CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand";
 /// How long a boot may take on a machine that does other work too.
@@ -127,7 +128,8 @@ impl Machine {
     /// As [`Machine::start`]; it does not go down within minutes.
     pub fn reboot(&mut self) -> io::Result<Duration> {
         let began = Instant::now();
-        self.sh("systemctl reboot")?;
+        // Its answer may not come out any more.
+        self.running()?.channel.send("systemctl reboot")?;
         // QEMU ends at a restart: its own reset does not always come back under emulation.
         while self.running()?.qemu.try_wait()?.is_none() {
             if began.elapsed() > BOOT {

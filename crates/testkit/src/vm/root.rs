@@ -94,7 +94,7 @@ impl Root {
     /// # Errors
     /// What `debootstrap` and `mke2fs` say; no network at the first run; not root.
     pub fn image(&self) -> io::Result<Image> {
-        let cache = Cache::lock()?;
+        let cache = Cache::lock_by("lock-of-machines")?;
         let key = hash(&(FORMAT, SUITE, ALWAYS, OFF, FILES, self))?;
         let folder = cache.once(&format!("machine-{key}"), |folder| {
             let root = folder.join("root");

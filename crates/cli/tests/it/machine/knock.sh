@@ -6,5 +6,5 @@ while :; do
     done
     wait
     echo round
-    sleep 3
+    sleep 8
 done
