@@ -65,6 +65,10 @@ pub const TO_TEST: &[Need] = &[
     Need { what: "a way out for pretended machines", present: Present::Program(&["slirp4netns"]), packages: &["slirp4netns"] },
     Need { what: "ids for users who are not root", present: Present::Program(&["newuidmap"]), packages: &["uidmap"] },
     Need { what: "`skopeo`", present: Present::Program(&["skopeo"]), packages: &["skopeo"] },
+    Need { what: "`curl`", present: Present::Program(&["curl"]), packages: &["curl"] },
+    Need { what: "`openssl`", present: Present::Program(&["openssl"]), packages: &["openssl"] },
+    Need { what: "clients of HTTP/2", present: Present::Program(&["h2load"]), packages: &["nghttp2-client"] },
+    Need { what: "a server of certificates", present: Present::Program(&["pebble"]), packages: &["pebble"] },
     Need { what: "`zstd`", present: Present::Program(&["zstd"]), packages: &["zstd"] },
     Need {
         what: "a PostgreSQL server",

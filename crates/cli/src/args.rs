@@ -141,6 +141,23 @@ pub enum Verb {
     Install(InstallArgs),
     /// Undo `install`. What runs goes on, and the state stays.
     Uninstall,
+    /// Show and change the settings of the ingress.
+    Ingress {
+        /// What to change: `https-redirect=on`, `hsts=31536000`, `proxy-protocol=203.0.113.0/24`.
+        #[arg(value_name = "SETTING=VALUE")]
+        set: Vec<String>,
+    },
+    /// Show, add and remove certificates for HTTPS.
+    #[command(subcommand)]
+    Cert(CertVerb),
+    /// Have this machine trust the certificates that Moat makes for names below `localhost`.
+    Trust {
+        /// Print the authority's certificate and change nothing.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Show custom domains, what DNS must say of them, and what it says now.
+    Domains,
     /// Show what this machine can do, and what to install.
     Doctor,
     /// Go on as another program: no workload, connection or name is touched.
@@ -161,6 +178,9 @@ pub struct UpArgs {
     /// Where the ingress listens.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", env = "MOAT_LISTEN")]
     pub listen: String,
+    /// Where the ingress listens for HTTPS, from now on; unless ever said, it does not.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "MOAT_LISTEN_TLS")]
+    pub listen_tls: Option<String>,
     /// Give a value that the blueprint asks for; `SERVICE.KEY=VALUE` for one service only.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -332,6 +352,29 @@ pub enum EnvVerb {
         /// Each variable.
         #[arg(required = true)]
         keys: Vec<String>,
+    },
+}
+
+/// What can be done with certificates.
+#[derive(Debug, Subcommand)]
+pub enum CertVerb {
+    /// Show the certificates that clients get.
+    List,
+    /// Show a certificate from now on, instead of another one for the same names.
+    Add {
+        /// For these host names; all that it is for unless said.
+        hosts: Vec<String>,
+        /// The certificate and those that signed it, PEM.
+        #[arg(long, value_name = "FILE")]
+        cert: PathBuf,
+        /// Its private key, PEM.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Show a certificate no longer.
+    Remove {
+        /// One of its host names.
+        host: String,
     },
 }
 

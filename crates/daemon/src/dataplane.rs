@@ -4,12 +4,10 @@
 
 use crate::core::Msg;
 use crate::protocol::Failure;
-use moat_dataplane::{Config, Host, KeepError, Keeper, Place, Sockets, Stamp};
-use moat_dns::Zones;
-use moat_model::state::Generation;
+use moat_dataplane::{CertificateSet, Config, KeepError, Keeper, Place, Sockets, Stamp};
 use moat_net_linux::outside::{self, Outside};
 use moat_net_linux::{Network, ns};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -38,8 +36,12 @@ pub struct DataPlane {
     keeper: Option<Keeper>,
     /// Where the ingress listens.
     listening: Option<SocketAddr>,
+    /// Where it listens for HTTPS.
+    listening_https: Option<SocketAddr>,
     /// The ingress' listener, while there is no router namespace to go with it.
     ingress: Option<OwnedFd>,
+    /// That of HTTPS, while no process has it.
+    https: Option<OwnedFd>,
     /// What a process serves with, or will.
     sockets: Option<Sockets>,
     /// A process was asked to serve with them.
@@ -55,7 +57,9 @@ impl DataPlane {
             tx,
             keeper: None,
             listening: None,
+            listening_https: None,
             ingress: None,
+            https: None,
             sockets: None,
             serving: false,
             resolvers: Vec::new(),
@@ -67,6 +71,11 @@ impl DataPlane {
         self.listening
     }
 
+    /// Where the ingress listens for HTTPS.
+    pub fn listening_https(&self) -> Option<SocketAddr> {
+        self.listening_https
+    }
+
     /// Looks for the process of an earlier daemon, once.
     async fn find(&mut self) {
         if self.keeper.is_none() {
@@ -74,46 +83,24 @@ impl DataPlane {
             // Nobody listens any more only when the daemon ends.
             let (keeper, sockets) = Keeper::find(self.place.clone(), move |text| drop(tx.send(Msg::PlaneSaid(text)))).await;
             self.listening = sockets.as_ref().and_then(|sockets| sockets.listening().ok());
+            self.listening_https = sockets.as_ref().and_then(|sockets| sockets.listening_https().ok().flatten());
             self.sockets = sockets;
             self.keeper = Some(keeper);
         }
     }
 
-    /// Takes the ingress' address. Does nothing when it listens there already; another address than before is refused.
-    pub async fn listen(&mut self, address: &str) -> Result<(), Failure> {
-        let wanted: SocketAddr = address.parse().map_err(|_| Failure {
-            message: format!("`{address}` is not an address to listen on"),
-            hint: Some("write it as `127.0.0.1:8080`".to_owned()),
-            exit_code: 2,
-        })?;
+    /// Takes the ingress' addresses. Does nothing where it listens there already; another address than before is refused.
+    /// Without one for HTTPS that stays as it was.
+    pub async fn listen(&mut self, http: &str, https: Option<&str>) -> Result<(), Failure> {
         self.find().await;
-        if let Some(now) = self.listening {
-            return if now == wanted || wanted.port() == 0 {
-                Ok(())
-            } else {
-                Err(Failure::refused(
-                    format!("the ingress listens on {now} already"),
-                    Some(format!("use `--listen {now}`, or `moat down` first")),
-                ))
-            };
+        if let Some((listener, address)) = listener(http, self.listening, "--listen")? {
+            (self.ingress, self.listening) = (Some(listener), Some(address));
         }
-        let failed = |error: io::Error| {
-            let other = wanted.port().saturating_add(1);
-            let hint = if error.kind() == io::ErrorKind::PermissionDenied && Outside::of_process().is_some() {
-                format!(
-                    "ports below 1024 are root's: `sudo sysctl -w net.ipv4.ip_unprivileged_port_start={}`, or choose another with `--listen`",
-                    wanted.port()
-                )
-            } else if error.kind() == io::ErrorKind::AddrInUse {
-                format!("another program listens on {wanted}: stop it, or choose another port with `--listen 127.0.0.1:{other}`")
-            } else {
-                "choose another address with `--listen`".to_owned()
-            };
-            Failure { message: format!("can't listen on {wanted}: {error}"), hint: Some(hint), exit_code: 3 }
-        };
-        let listener = outside::public_listener(wanted).map_err(failed)?;
-        self.listening = Some(listener.local_addr().map_err(failed)?);
-        self.ingress = Some(listener.into());
+        if let Some(https) = https
+            && let Some((listener, address)) = listener(https, self.listening_https, "--listen-tls")?
+        {
+            (self.https, self.listening_https) = (Some(listener), Some(address));
+        }
         Ok(())
     }
 
@@ -127,21 +114,28 @@ impl DataPlane {
         self.resolvers = resolvers();
         let router = network.router_ns().map_err(|error| PlaneError::Sockets(io::Error::other(error)))?;
         let fits = self.sockets.as_ref().map(|sockets| sockets.are_of(&router)).transpose().map_err(PlaneError::Sockets)?;
-        if fits == Some(true) && self.serving {
+        if fits == Some(true) && self.serving && self.https.is_none() {
             return Ok(());
         }
-        if fits != Some(true) {
+        if fits == Some(true) {
+            if let (Some(sockets), Some(https)) = (&mut self.sockets, self.https.take()) {
+                sockets.https = Some(https);
+            }
+        } else {
             let before = self.sockets.as_ref().map(|sockets| sockets.ingress.try_clone()).transpose().map_err(PlaneError::Sockets)?;
             let Some(ingress) = self.ingress.take().or(before) else { return Ok(()) };
+            let before = self.sockets.as_ref().and_then(|sockets| sockets.https.as_ref()).map(OwnedFd::try_clone).transpose();
+            let https = self.https.take().or(before.map_err(PlaneError::Sockets)?);
             let at = SocketAddr::new(moat_model::net::GATEWAY_V4.into(), 53);
             let sockets = || -> io::Result<Sockets> {
                 let (dns_udp, dns_tcp) = (ns::udp_bound_in(&router, at)?.into(), ns::tcp_listener_in(&router, at)?.into());
-                Ok(Sockets { ingress: ingress.try_clone()?, router: router.try_clone()?.into(), dns_udp, dns_tcp })
+                let https = https.as_ref().map(OwnedFd::try_clone).transpose()?;
+                Ok(Sockets { ingress: ingress.try_clone()?, router: router.try_clone()?.into(), dns_udp, dns_tcp, https })
             };
             match sockets() {
                 Ok(sockets) => self.sockets = Some(sockets),
                 Err(error) => {
-                    self.ingress = Some(ingress);
+                    (self.ingress, self.https) = (Some(ingress), https);
                     return Err(PlaneError::Sockets(error));
                 }
             }
@@ -156,23 +150,35 @@ impl DataPlane {
         }
     }
 
-    /// Has everything served by this from now on, and waits until it is.
-    pub async fn publish(&mut self, generation: Generation, hosts: BTreeMap<String, Host>, zones: Zones) {
+    /// Has these certificates shown from now on.
+    pub fn show(&self, certificates: CertificateSet) {
+        if let Some(keeper) = &self.keeper {
+            keeper.show(certificates);
+        }
+    }
+
+    /// Has everything served by this from now on, and waits until it is. Its revision and its resolvers are set here.
+    pub async fn publish(&mut self, mut config: Config) {
         if !self.serving {
             return;
         }
         let Some(keeper) = &mut self.keeper else { return };
+        config.resolvers.clone_from(&self.resolvers);
         let same = keeper.config().is_some_and(|now| {
-            now.stamp.generation == generation && now.hosts == hosts && now.zones == zones && now.resolvers == self.resolvers
+            config.stamp = Stamp { revision: now.stamp.revision, ..config.stamp };
+            *now == config
         });
         if same {
             return;
         }
-        let stamp = Stamp { generation, revision: 0 };
-        let config = Config { stamp, hosts, zones, resolvers: self.resolvers.clone() };
         if !keeper.set(config, PATIENCE).await {
             tracing::warn!("the data plane has not taken its configuration yet");
         }
+    }
+
+    /// The machine's resolvers.
+    pub fn resolvers(&self) -> Vec<SocketAddr> {
+        self.resolvers.clone()
     }
 
     /// The releases of sites that requests may still be answered from.
@@ -198,11 +204,46 @@ impl DataPlane {
         if let Some(keeper) = self.keeper.take() {
             keeper.stop().await;
         }
-        self.ingress = None;
-        self.sockets = None;
-        self.listening = None;
+        (self.ingress, self.https, self.sockets) = (None, None, None);
+        (self.listening, self.listening_https) = (None, None);
         self.serving = false;
     }
+}
+
+/// A listener at an address, unless `now` is that already. `option`: where people write it.
+fn listener(address: &str, now: Option<SocketAddr>, option: &str) -> Result<Option<(OwnedFd, SocketAddr)>, Failure> {
+    let wanted: SocketAddr = address.parse().map_err(|_| Failure {
+        message: format!("`{address}` is not an address to listen on"),
+        hint: Some("write it as `127.0.0.1:8080`".to_owned()),
+        exit_code: 2,
+    })?;
+    if let Some(now) = now {
+        return if now == wanted || wanted.port() == 0 {
+            Ok(None)
+        } else {
+            Err(Failure::refused(
+                format!("the ingress listens on {now} already"),
+                Some(format!("use `{option} {now}`, or `moat down` first")),
+            ))
+        };
+    }
+    let failed = |error: io::Error| {
+        let other = wanted.port().saturating_add(1);
+        let hint = if error.kind() == io::ErrorKind::PermissionDenied && Outside::of_process().is_some() {
+            format!(
+                "ports below 1024 are root's: `sudo sysctl -w net.ipv4.ip_unprivileged_port_start={}`, or choose another with `{option}`",
+                wanted.port()
+            )
+        } else if error.kind() == io::ErrorKind::AddrInUse {
+            format!("another program listens on {wanted}: stop it, or choose another port with `{option} 127.0.0.1:{other}`")
+        } else {
+            format!("choose another address with `{option}`")
+        };
+        Failure { message: format!("can't listen on {wanted}: {error}"), hint: Some(hint), exit_code: 3 }
+    };
+    let listener = outside::public_listener(wanted).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok(Some((listener.into(), address)))
 }
 
 /// The host's resolvers. systemd-resolved's list is preferred to its stub, which does not forward to itself.

@@ -21,6 +21,7 @@ mod machine;
 pub mod masked;
 pub mod paths;
 pub mod protocol;
+mod public;
 mod ready;
 mod scene;
 mod server;

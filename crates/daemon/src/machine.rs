@@ -11,15 +11,14 @@ pub mod plane;
 use crate::dataplane::PlaneError;
 use crate::protocol::Failure;
 use jiff::Timestamp;
-use moat_dataplane::Host;
-use moat_dns::Zones;
+use moat_dataplane::{CertificateSet, Config};
 use moat_engine::{EngineError, StepOutcome};
 use moat_engine_linux::{
     BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Prepared, Provided, Published, PullRequest, Release, SiteRequest, Usage,
 };
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener, ObservedState, PostgresWorkload, Source, StaticWorkload};
-use moat_model::{Generation, InstanceId, ServiceId};
+use moat_model::{InstanceId, ServiceId};
 use moat_planner::Step;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -105,14 +104,20 @@ pub trait Machine: Send + Sync {
 pub trait Plane: Send {
     /// Where the ingress listens.
     fn listening(&self) -> Option<SocketAddr>;
-    /// Takes the ingress' address; another one than before is refused.
-    fn listen<'a>(&'a mut self, address: &'a str) -> Doing<'a, Result<(), Failure>>;
+    /// Where it listens for HTTPS.
+    fn listening_https(&self) -> Option<SocketAddr>;
+    /// Takes the ingress' addresses; others than before are refused. Without one for HTTPS that stays as it was.
+    fn listen<'a>(&'a mut self, http: &'a str, https: Option<&'a str>) -> Doing<'a, Result<(), Failure>>;
     /// Whether it serves.
     fn is_serving(&self) -> bool;
     /// Has it serve in the router of now.
     fn ensure(&mut self) -> Doing<'_, Result<(), PlaneError>>;
+    /// Has these certificates shown from now on.
+    fn show(&self, certificates: CertificateSet);
     /// Has everything served by this from now on.
-    fn publish(&mut self, generation: Generation, hosts: BTreeMap<String, Host>, zones: Zones) -> Doing<'_, ()>;
+    fn publish(&mut self, config: Config) -> Doing<'_, ()>;
+    /// The machine's resolvers.
+    fn resolvers(&self) -> Vec<SocketAddr>;
     /// The releases of sites that requests may still be answered from.
     fn releases_in_use(&self) -> BTreeSet<String>;
     /// The folder below which every release is.

@@ -4,6 +4,7 @@
 //! the first of JSON.
 
 mod copies;
+mod public;
 mod service;
 
 use crate::drift::Drift;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use copies::{SnapshotKind, SnapshotRow};
+pub use public::{CertificateRow, CertificateVerb, DomainRow};
 pub use service::{DeployRow, ServiceVerb, Variable};
 
 /// What a daemon says first. The kernel takes connections for a socket whose process is just being killed: only who is greeted
@@ -136,6 +138,17 @@ pub enum Request {
         /// Of these services; none is all that it holds.
         services: Vec<String>,
     },
+    /// The settings of the ingress, after some are changed: answers one [`Event::Ingress`].
+    Ingress {
+        /// What to change, by setting.
+        set: Vec<(String, String)>,
+    },
+    /// What people ask of certificates.
+    Certificate(CertificateVerb),
+    /// The certificate of this machine's own authority: answers one [`Event::Authority`].
+    Authority,
+    /// Public host names and what DNS says of them: answers one [`Event::Domains`].
+    Domains,
 }
 
 /// Which lines of logs are wanted; nothing said is all.
@@ -162,6 +175,9 @@ pub struct UpRequest {
     pub files: BTreeMap<String, Secret>,
     /// Where the ingress listens.
     pub listen: String,
+    /// Where it listens for HTTPS; none is as it was.
+    #[serde(default)]
+    pub listen_tls: Option<String>,
     /// Seconds that a service may take until it listens.
     pub start_timeout_seconds: u64,
     /// Host variables handed to builds.
@@ -188,6 +204,7 @@ impl UpRequest {
             given: BTreeMap::new(),
             files: BTreeMap::new(),
             listen: "127.0.0.1:8080".to_owned(),
+            listen_tls: None,
             start_timeout_seconds: 900,
             pass_env: Vec::new(),
             git: Default::default(),
@@ -340,6 +357,26 @@ pub enum Event {
         /// Each.
         snapshots: Vec<SnapshotRow>,
     },
+    /// The settings of the ingress.
+    Ingress {
+        /// Each with its value.
+        settings: Vec<(String, String)>,
+    },
+    /// Certificates.
+    Certificates {
+        /// Each.
+        certificates: Vec<CertificateRow>,
+    },
+    /// The certificate of this machine's own authority.
+    Authority {
+        /// PEM.
+        certificate: String,
+    },
+    /// Public host names.
+    Domains {
+        /// Each.
+        domains: Vec<DomainRow>,
+    },
 }
 
 /// Why a request failed.
@@ -474,6 +511,9 @@ impl ServicePhase {
 pub struct Status {
     /// Where the ingress listens, when it does.
     pub listen: Option<String>,
+    /// Where it listens for HTTPS, when it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_tls: Option<String>,
     /// Services by slug.
     pub services: Vec<ServiceStatus>,
     /// The daemon's pid.

@@ -6,6 +6,7 @@
 use crate::deploy::{Deployed, PreDeploy};
 use crate::history::History;
 use crate::protocol::UpRequest;
+use crate::public::{Asked, PublicSettings, Signing, StoredCertificate};
 use crate::settings::Settings;
 use moat_model::{Generation, Service, Slug};
 use moat_planner::memory::Memory;
@@ -41,6 +42,14 @@ pub struct Durable {
     pub settings: BTreeMap<Slug, Settings>,
     /// The pre-deploy commands of deploys that are not over.
     pub pre_deploys: BTreeMap<Slug, PreDeploy>,
+    /// What people have set about the public side.
+    pub public: PublicSettings,
+    /// Certificates that people gave, by their first names.
+    pub certificates: BTreeMap<String, StoredCertificate>,
+    /// What certificates are made with.
+    pub signing: Signing,
+    /// What came of asking for certificates, by name.
+    pub asked: BTreeMap<String, Asked>,
 }
 
 /// How each field is stored: a `map` or a `set` by its keys, a structure by its `fields`. The name is the stored one, too.
@@ -78,6 +87,10 @@ aggregates! {
     fields history,
     map settings,
     map pre_deploys,
+    fields public,
+    map certificates,
+    fields signing,
+    map asked,
 }
 
 /// All of a state in one text, for a machine that is to go on with it.

@@ -2,7 +2,7 @@
 
 use crate::core::Core;
 use crate::deploy::DeployPhase;
-use moat_dataplane::{Host, HostState};
+use moat_dataplane::{Config, Host, HostState, Stamp};
 use moat_dns::{Asker, Forward, NameEntry, View, ViewId, Zones};
 use moat_model::{Purpose, Service, Slug};
 use std::collections::{BTreeMap, HashMap};
@@ -11,8 +11,16 @@ use std::net::{IpAddr, SocketAddr};
 impl Core {
     /// Gives the ingress its routes and DNS its zones, waits until they hold, and notes who has which address.
     pub(crate) async fn publish_views(&mut self) {
-        let (hosts, zones) = (self.hosts(), self.zones());
-        self.dataplane.publish(self.desired.generation, hosts, zones).await;
+        self.show_certificates();
+        let config = Config {
+            stamp: Stamp { generation: self.desired.generation, revision: 0 },
+            hosts: self.hosts(),
+            public: self.durable.public.public(),
+            proofs: self.shown.proofs(),
+            zones: self.zones(),
+            resolvers: Vec::new(),
+        };
+        self.dataplane.publish(config).await;
         self.names.clear();
         for service in self.desired.services.values() {
             if let Some(vip) = service.vip {
@@ -57,6 +65,7 @@ impl Core {
 
     fn hosts(&self) -> BTreeMap<String, Host> {
         let mut hosts = BTreeMap::new();
+        let to_https = self.to_https();
         for service in self.desired.services.values().filter(|s| s.kind.is_public()) {
             let mut upstreams: Vec<SocketAddr> = self
                 .live
@@ -81,7 +90,12 @@ impl Core {
             } else {
                 HostState::Live
             };
-            hosts.insert(Self::host_name(service), Host { service: service.slug.clone(), upstreams, state });
+            for (name, moved_to) in super::core::public_names(service) {
+                let state = moved_to.map_or_else(|| state.clone(), |host| HostState::Moved { host });
+                let (service, upstreams, allow) = (service.slug.clone(), upstreams.clone(), service.public.allow.clone());
+                let https = to_https(&name);
+                hosts.insert(name, Host { service, upstreams, state, allow, https });
+            }
         }
         hosts
     }

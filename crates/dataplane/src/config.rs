@@ -1,8 +1,9 @@
 //! Everything that the data plane serves by, as one value that can be sent.
 
+use ipnet::IpNet;
 use moat_dns::Zones;
-use moat_model::Slug;
 use moat_model::state::{Generation, SiteHeader, SiteRoute};
+use moat_model::{Secret, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,12 +23,45 @@ pub struct Stamp {
 pub struct Config {
     /// Which one.
     pub stamp: Stamp,
-    /// Public host names, lower-case, without port.
+    /// Public host names, lower-case, without port; `*.` and the rest of one stands for all with one label more.
     pub hosts: BTreeMap<String, Host>,
+    /// What holds for every host.
+    pub public: Public,
+    /// Answers to servers of certificates that look whether a name is served here, by token.
+    pub proofs: BTreeMap<String, String>,
     /// Who may ask which names.
     pub zones: Zones,
     /// The machine's resolvers, for names of the world outside.
     pub resolvers: Vec<SocketAddr>,
+}
+
+/// What holds for every public host name.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Public {
+    /// Proxies whose connections begin with a PROXY header.
+    pub proxies: Vec<IpNet>,
+    /// Seconds for which a browser that was here by HTTPS comes back by nothing else.
+    pub hsts: Option<u64>,
+}
+
+/// The certificates of public host names, with their keys. They are sent apart from [`Config`], which changes much more often.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CertificateSet {
+    /// Those that clients are shown.
+    pub shown: Vec<NamedCertificate>,
+    /// Those that prove to a server of certificates that a name is served here (RFC 8737).
+    pub proofs: Vec<NamedCertificate>,
+}
+
+/// A certificate and the names that it is shown for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedCertificate {
+    /// Lower-case host names; `*.` and the rest of one stands for all with one label more.
+    pub names: Vec<String>,
+    /// PEM: the certificate, then those that signed it.
+    pub chain: String,
+    /// PEM: its private key.
+    pub key: Secret,
 }
 
 /// Where one host name leads.
@@ -39,6 +73,10 @@ pub struct Host {
     pub upstreams: Vec<SocketAddr>,
     /// What is done with requests.
     pub state: HostState,
+    /// Clients that may ask; none is everybody.
+    pub allow: Option<Vec<IpNet>>,
+    /// The port of HTTPS that clients without TLS are sent to.
+    pub https: Option<u16>,
 }
 
 /// What is done with requests for a host.
@@ -49,6 +87,11 @@ pub enum HostState {
     Live,
     /// They are answered with files.
     Site(SiteFiles),
+    /// They are sent to another name of the same service.
+    Moved {
+        /// The other name.
+        host: String,
+    },
     /// They wait: an instance is about to be ready.
     Held {
         /// Why, for the page of one that waited in vain.
@@ -112,15 +155,24 @@ mod tests {
         let states = [
             HostState::Live,
             HostState::Site(site),
+            HostState::Moved { host: "example.com".to_owned() },
             HostState::Held { reason: "r".to_owned() },
             HostState::NoInstance { reason: "r".to_owned() },
             HostState::Suspended,
             HostState::Maintenance { page: "<p>soon</p>".to_owned() },
         ];
-        let host = |state| Host { service: Slug::new("shop").unwrap(), upstreams: vec!["10.64.0.2:10000".parse().unwrap()], state };
+        let host = |state| Host {
+            service: Slug::new("shop").unwrap(),
+            upstreams: vec!["10.64.0.2:10000".parse().unwrap()],
+            state,
+            allow: Some(vec!["192.0.2.0/24".parse().unwrap()]),
+            https: Some(8443),
+        };
         let config = Config {
             stamp: Stamp { generation: Generation(3), revision: 4 },
             hosts: states.into_iter().enumerate().map(|(n, state)| (format!("h{n}.localhost"), host(state))).collect(),
+            public: Public { proxies: vec!["192.0.2.1/32".parse().unwrap()], hsts: Some(1) },
+            proofs: BTreeMap::from([("token".to_owned(), "token.thumb".to_owned())]),
             zones,
             resolvers: vec!["[::1]:53".parse().unwrap()],
         };

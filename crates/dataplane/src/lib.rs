@@ -7,7 +7,7 @@
 //! * [`Keeper`] – the daemon's side: finds the process or starts it, configures it, starts another when it dies, replaces it.
 //!
 //! ```text
-//! daemon ── Start, Configure, Drain, Stop ──▶ process ── accepts with the listening sockets, which both hold
+//! daemon ── Start, Certificates, Configure, Drain, Stop ──▶ process ── accepts with the listening sockets, which both hold
 //!        ◀── Hello, Applied, Refused, Holds ──
 //! ```
 //!
@@ -21,7 +21,7 @@ pub mod message;
 pub mod process;
 mod sockets;
 
-pub use config::{Config, Host, HostState, SiteFiles, Stamp};
+pub use config::{CertificateSet, Config, Host, HostState, NamedCertificate, Public, SiteFiles, Stamp};
 pub use keeper::{KeepError, Keeper, Place};
 pub use sockets::Sockets;
 

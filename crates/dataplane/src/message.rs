@@ -5,13 +5,14 @@
 //! [`PROTOCOL`]: a daemon that speaks another one takes the listening sockets, which come with the greeting, and replaces the
 //! process.
 
-use crate::{Config, Stamp};
+use crate::{CertificateSet, Config, Stamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The version of [`Order`] and [`Report`].
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Says that it is the data plane who speaks.
 pub const ROLE: &str = "moat dataplane";
@@ -45,6 +46,8 @@ pub enum Order {
     },
     /// Serve by this from now on: answered with [`Report::Applied`] or [`Report::Refused`].
     Configure(Box<Config>),
+    /// Show these certificates from now on; answered with nothing.
+    Certificates(Arc<CertificateSet>),
     /// Accept no more connections, and end with those that are open.
     Drain,
     /// End now.

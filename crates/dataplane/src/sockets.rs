@@ -4,9 +4,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// How many descriptors [`Sockets`] are.
-pub const COUNT: usize = 4;
-
 /// All of them.
 #[derive(Debug)]
 pub struct Sockets {
@@ -18,18 +15,23 @@ pub struct Sockets {
     pub dns_udp: OwnedFd,
     /// The same, listening for streams.
     pub dns_tcp: OwnedFd,
+    /// Listens for HTTPS in the host's namespace, where that is wanted.
+    pub https: Option<OwnedFd>,
 }
 
 impl Sockets {
     /// Each, in the order in which they are sent.
-    pub fn each(&self) -> [BorrowedFd<'_>; COUNT] {
-        [self.ingress.as_fd(), self.router.as_fd(), self.dns_udp.as_fd(), self.dns_tcp.as_fd()]
+    pub fn each(&self) -> Vec<BorrowedFd<'_>> {
+        let always = [&self.ingress, &self.router, &self.dns_udp, &self.dns_tcp];
+        always.into_iter().chain(&self.https).map(AsFd::as_fd).collect()
     }
 
     /// What was received; `None` when it is not all of them.
     pub fn received(fds: Vec<OwnedFd>) -> Option<Self> {
-        let [ingress, router, dns_udp, dns_tcp] = <[OwnedFd; COUNT]>::try_from(fds).ok()?;
-        Some(Self { ingress, router, dns_udp, dns_tcp })
+        let mut fds = fds.into_iter();
+        let (ingress, router, dns_udp, dns_tcp) = (fds.next()?, fds.next()?, fds.next()?, fds.next()?);
+        let https = fds.next();
+        fds.next().is_none().then_some(Self { ingress, router, dns_udp, dns_tcp, https })
     }
 
     /// The same sockets once more.
@@ -40,12 +42,23 @@ impl Sockets {
             router: copy(&self.router)?,
             dns_udp: copy(&self.dns_udp)?,
             dns_tcp: copy(&self.dns_tcp)?,
+            https: self.https.as_ref().map(copy).transpose()?,
         })
     }
 
     /// Where the ingress listens.
     pub fn listening(&self) -> io::Result<SocketAddr> {
         TcpListener::from(self.ingress.try_clone()?).local_addr()
+    }
+
+    /// Where it listens for HTTPS, if it does.
+    pub fn listening_https(&self) -> io::Result<Option<SocketAddr>> {
+        self.https.as_ref().map(|https| TcpListener::from(https.try_clone()?).local_addr()).transpose()
+    }
+
+    /// Whether a process that has these can go on instead of one that has the others.
+    pub fn are_as(&self, others: &Self) -> io::Result<bool> {
+        Ok(self.are_of(&others.router)? && self.https.is_some() == others.https.is_some())
     }
 
     /// Whether `ns` is the router namespace of these sockets.

@@ -8,6 +8,7 @@
 //! private range never leave the machine; an answer from outside never carries a private address inside.
 
 mod answer;
+mod lookup;
 mod reply;
 mod request;
 mod resolv_conf;
@@ -18,6 +19,7 @@ mod upstream;
 mod zones;
 
 pub use answer::{Answer, answer};
+pub use lookup::{LookupError, lookup};
 pub use request::Transport;
 pub use resolv_conf::{parse_resolv_conf, parse_resolv_conf_with};
 pub use serve::serve;

@@ -1,6 +1,6 @@
-//! The routing decision: a request's head and the routes give a route, or the reason why not.
+//! The routing decision: a request's head, how it came in, and the routes give a route, or the reason why not.
 
-use crate::{Route, RouteState, Routes, Site};
+use crate::{Arrival, Route, RouteState, Routes, Site};
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -15,6 +15,8 @@ pub enum Decision<'r> {
     Proxy(&'r Route),
     /// Answer it with a file of the site.
     Serve(&'r Route, &'r Arc<Site>),
+    /// Send the client to this URL (301).
+    Move(&'r Route, String),
     /// Keep it until the routes change; answer it with this when that takes too long.
     Hold(Refusal),
     /// Answer it here.
@@ -30,6 +32,13 @@ pub enum Refusal {
     UnknownHost {
         /// The name, checked and in lower case.
         host: String,
+    },
+    /// The name is another than the one whose certificate the client was shown, and has another certificate.
+    Misdirected,
+    /// The client's address is not one that may ask.
+    Forbidden {
+        /// The service.
+        service: Slug,
     },
     /// A public service without a ready instance.
     NoInstance {
@@ -70,7 +79,7 @@ pub enum Fault {
     /// Neither a path nor an `http` or `https` URL.
     #[error("the request's target is neither a path nor an http URL")]
     BadTarget,
-    /// Tunnels to elsewhere are not made here.
+    /// Tunnels to elsewhere are not made here; a WebSocket over HTTP/2 (RFC 8441) is none.
     #[error("CONNECT is not served here")]
     Connect,
     /// A body coding other than `chunked` alone (RFC 9112 §6.1).
@@ -88,25 +97,39 @@ impl Refusal {
                 StatusCode::BAD_REQUEST
             }
             Self::UnknownHost { .. } => StatusCode::NOT_FOUND,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NoInstance { .. } | Self::Suspended { .. } | Self::Maintenance { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
 
-/// Decides where a request goes, by its head alone.
+/// Decides where a request goes, by its head and its connection alone.
 ///
 /// The host is that of the one `Host` header, in any letter case, with or without port and trailing dot. When the
-/// target names a host too, both must be the same.
-pub fn decide<'r>(routes: &'r Routes, head: &Parts) -> Decision<'r> {
-    let host = match host_of(head) {
+/// target names a host too, both must be the same. Of HTTP/2, `:authority` is taken for the header where there is none.
+pub fn decide<'r>(routes: &'r Routes, head: &Parts, arrival: &Arrival) -> Decision<'r> {
+    let (host, port) = match host_of(head) {
         Ok(host) => host,
         Err(fault) => return Decision::Refuse(Refusal::Bad(fault)),
     };
-    let Some(route) = routes.hosts.get(&host) else {
+    let Some(route) = routes.find(&host) else {
         return Decision::Refuse(Refusal::UnknownHost { host });
     };
     let service = route.service.clone();
+    if !route.admits(arrival.client) {
+        return Decision::Refuse(Refusal::Forbidden { service });
+    }
+    let to_https = route.https.filter(|_| !arrival.secure);
+    if let RouteState::Moved { host } = &route.state {
+        return Decision::Move(route, url(head, arrival, host, port, to_https));
+    }
+    if to_https.is_some() {
+        return Decision::Move(route, url(head, arrival, &host, port, to_https));
+    }
     match &route.state {
+        // Above.
+        RouteState::Moved { host } => Decision::Refuse(Refusal::UnknownHost { host: host.clone() }),
         RouteState::Suspended => Decision::Refuse(Refusal::Suspended { service }),
         RouteState::Maintenance { page } => Decision::Refuse(Refusal::Maintenance { service, page: Arc::clone(page) }),
         RouteState::NoInstance { reason } => Decision::Refuse(Refusal::NoInstance { service, reason: reason.clone() }),
@@ -119,7 +142,19 @@ pub fn decide<'r>(routes: &'r Routes, head: &Parts) -> Decision<'r> {
     }
 }
 
-fn host_of(head: &Parts) -> Result<String, Fault> {
+/// The same path at another host or by HTTPS.
+fn url(head: &Parts, arrival: &Arrival, host: &str, port: Option<u16>, https: Option<u16>) -> String {
+    let path = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let path = if path.starts_with('/') { path } else { "/" };
+    let (scheme, port) = match https {
+        Some(https) => ("https", Some(https).filter(|port| *port != 443)),
+        None => (arrival.scheme(), port),
+    };
+    port.map_or_else(|| format!("{scheme}://{host}{path}"), |port| format!("{scheme}://{host}:{port}{path}"))
+}
+
+/// The host name that a request is for, in lower case, and the port that it names.
+pub(crate) fn host_of(head: &Parts) -> Result<(String, Option<u16>), Fault> {
     if head.method == Method::CONNECT {
         return Err(Fault::Connect);
     }
@@ -150,7 +185,7 @@ fn host_of(head: &Parts) -> Result<String, Fault> {
             return Err(Fault::BadTarget);
         }
     }
-    Ok(host)
+    Ok((host, port))
 }
 
 /// Host in lower case without its trailing dot, and port. `None` for what is no `uri-host [":" port]` of letters,
@@ -188,12 +223,11 @@ fn port(digits: &str) -> Result<Option<u16>, Fault> {
 mod tests {
     use super::*;
     use http::Request;
+    use std::collections::HashMap;
 
     fn routes() -> Routes {
-        let route = |service: &str, upstreams: &[&str], state| Route {
-            service: Slug::new(service).unwrap(),
-            upstreams: upstreams.iter().map(|upstream| upstream.parse().unwrap()).collect(),
-            state,
+        let route = |service: &str, upstreams: &[&str], state| {
+            Route::new(Slug::new(service).unwrap(), upstreams.iter().map(|upstream| upstream.parse().unwrap()).collect(), state)
         };
         let hosts = [
             ("shop.localhost", route("shop", &["10.64.0.1:10000"], RouteState::Live)),
@@ -202,7 +236,17 @@ mod tests {
             ("between.localhost", route("between", &[], RouteState::Held { reason: "it is replaced".to_owned() })),
             ("off.localhost", route("off", &["10.64.0.2:10000"], RouteState::Suspended)),
         ];
-        Routes { hosts: hosts.into_iter().map(|(host, route)| (host.to_owned(), route)).collect() }
+        hosts.into_iter().map(|(host, route)| (host.to_owned(), route)).collect::<HashMap<_, _>>().into()
+    }
+
+    fn shown(decision: &Decision<'_>) -> String {
+        match decision {
+            Decision::Proxy(route) => route.service.to_string(),
+            Decision::Serve(route, _) => format!("site {}", route.service),
+            Decision::Move(_, to) => format!("to {to}"),
+            Decision::Hold(refusal) => format!("held {refusal:?}"),
+            Decision::Refuse(refusal) => format!("{} {refusal:?}", refusal.status().as_u16()),
+        }
     }
 
     /// Method and target, `Host` headers, and what comes of it: the service, or a status and a word of the reason.
@@ -213,12 +257,8 @@ mod tests {
             request = request.header(HOST, *host);
         }
         let routes = routes();
-        let got = match decide(&routes, &request.body(()).unwrap().into_parts().0) {
-            Decision::Proxy(route) => route.service.to_string(),
-            Decision::Serve(route, _) => format!("site {}", route.service),
-            Decision::Hold(refusal) => format!("held {refusal:?}"),
-            Decision::Refuse(refusal) => format!("{} {refusal:?}", refusal.status().as_u16()),
-        };
+        let decision = decide(&routes, &request.body(()).unwrap().into_parts().0, &Arrival::plain([192, 0, 2, 1].into()));
+        let got = shown(&decision);
         assert!(if want.contains(' ') { got.starts_with(want) } else { got == want }, "{target} {hosts:?}: {got}, not {want}");
     }
 
@@ -288,8 +328,60 @@ mod tests {
                 request = request.header(TRANSFER_ENCODING, *coding);
             }
             let routes = routes();
-            let got = decide(&routes, &request.body(()).unwrap().into_parts().0);
+            let got = decide(&routes, &request.body(()).unwrap().into_parts().0, &Arrival::plain([192, 0, 2, 1].into()));
             assert_eq!(matches!(got, Decision::Proxy(_)), want, "{codings:?}: {got:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_ask_and_where_clients_are_sent() {
+        let mut routes = routes();
+        let shop = routes.hosts["shop.localhost"].clone();
+        let with = |route: &Route, change: &dyn Fn(&mut Route)| {
+            let mut route = route.clone();
+            change(&mut route);
+            route
+        };
+        let office: Arc<[ipnet::IpNet]> = ["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()].into();
+        let moved = || RouteState::Moved { host: "example.com".to_owned() };
+        for (name, route) in [
+            ("inside.test", with(&shop, &|route| route.allow = Some(Arc::clone(&office)))),
+            ("nobody.test", with(&shop, &|route| route.allow = Some(Arc::new([])))),
+            ("closed.test", with(&routes.hosts["off.localhost"], &|route| route.allow = Some(Arc::clone(&office)))),
+            ("safe.test", with(&shop, &|route| route.https = Some(443))),
+            ("safe-8443.test", with(&shop, &|route| route.https = Some(8443))),
+            ("www.example.com", with(&shop, &|route| route.state = moved())),
+            ("www.safe.com", with(&shop, &|route| (route.state, route.https) = (moved(), Some(443)))),
+            ("*.many.test", shop.clone()),
+            ("off.many.test", routes.hosts["off.localhost"].clone()),
+        ] {
+            routes.hosts.insert(name.to_owned(), route);
+        }
+        for (target, host, client, secure, want) in [
+            ("/", "inside.test", "192.0.2.9", false, "shop"),
+            ("/", "inside.test", "::ffff:192.0.2.9", false, "shop"),
+            ("/", "inside.test", "2001:db8::1", false, "shop"),
+            ("/", "inside.test", "198.51.100.1", false, "403 Forbidden { service: Slug(\"shop\") }"),
+            ("/", "inside.test", "::1", true, "403 Forbidden { service: Slug(\"shop\") }"),
+            ("/", "nobody.test", "127.0.0.1", false, "403 Forbidden { service: Slug(\"shop\") }"),
+            ("/", "closed.test", "198.51.100.1", false, "403 Forbidden { service: Slug(\"off\") }"),
+            ("/a?b=c", "safe.test:8080", "::1", false, "to https://safe.test/a?b=c"),
+            ("/a?b=c", "SAFE.test.", "::1", false, "to https://safe.test/a?b=c"),
+            ("/a?b=c", "safe.test:8443", "::1", true, "shop"),
+            ("//evil.test/", "safe-8443.test", "::1", false, "to https://safe-8443.test:8443//evil.test/"),
+            ("/a?b", "www.example.com", "::1", false, "to http://example.com/a?b"),
+            ("/a?b", "www.example.com:8080", "::1", false, "to http://example.com:8080/a?b"),
+            ("/a?b", "www.example.com:8443", "::1", true, "to https://example.com:8443/a?b"),
+            ("/", "www.safe.com:8080", "::1", false, "to https://example.com/"),
+            ("/", "a.many.test", "::1", false, "shop"),
+            ("/", "off.many.test", "::1", false, "503 Suspended { service: Slug(\"off\") }"),
+            ("/", "a.b.many.test", "::1", false, "404 UnknownHost { host: \"a.b.many.test\" }"),
+            ("/", "many.test", "::1", false, "404 UnknownHost { host: \"many.test\" }"),
+            ("/", "*.many.test", "::1", false, "400 Bad(BadHost)"),
+        ] {
+            let head = Request::get(target).header(HOST, host).body(()).unwrap().into_parts().0;
+            let arrival = Arrival { client: client.parse().unwrap(), secure, name: None };
+            assert_eq!(shown(&decide(&routes, &head, &arrival)), want, "{host}{target} from {client}");
         }
     }
 }

@@ -36,6 +36,9 @@ pub(crate) enum Failure {
     /// Not HTTP/1.1, or a head that breaks its rules.
     #[error("its instance responded with something that is not HTTP")]
     Malformed(#[source] hyper::Error),
+    /// Something else than `101` to a WebSocket over HTTP/2, which has no word for that.
+    #[error("its instance answered a WebSocket's opening with status {0}")]
+    NotSwitched(StatusCode),
     /// `101` without having been asked to switch.
     #[error("its instance switched protocols without being asked to")]
     Switched,
@@ -80,6 +83,7 @@ impl Failure {
             | Self::Closed(_)
             | Self::Malformed(_)
             | Self::Switched
+            | Self::NotSwitched(_)
             | Self::Broken(_) => StatusCode::BAD_GATEWAY,
         }
     }
@@ -92,7 +96,10 @@ impl Failure {
             }
             Self::ResponseLate => "The program accepted the request and stayed silent; its logs may say why.",
             Self::Closed(_) | Self::Broken(_) => "The program may have crashed or restarted; its logs say why.",
-            Self::Malformed(_) | Self::Switched => "The port in PORT must speak plain HTTP/1.1, not TLS or another protocol.",
+            Self::Malformed(_) | Self::Switched => {
+                "The port in PORT must speak plain HTTP/1.1 (for gRPC plain HTTP/2), not TLS or another protocol."
+            }
+            Self::NotSwitched(_) => "The program does not serve WebSockets at this path.",
             Self::ClientBody(_) => "Send the request again.",
         }
     }

@@ -1,9 +1,10 @@
 //! Rewriting heads: what an instance and a client get to read.
 
+use crate::Arrival;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, Uri, Version};
-use std::net::IpAddr;
+use hyper::ext::Protocol;
 
 /// The request's id, in the platform's own header and in the common one.
 pub(crate) const ID_HEADERS: [HeaderName; 2] = [HeaderName::from_static("rndr-id"), HeaderName::from_static("x-request-id")];
@@ -25,6 +26,31 @@ pub(crate) fn request_id(random: u64) -> String {
     format!("{:08x}-{:04x}-{:04x}", random >> 32, (random >> 16) & 0xffff, random & 0xffff)
 }
 
+/// Takes a request of HTTP/2 for what the same request of HTTP/1.1 would be: `:authority` becomes the `Host` header where there is
+/// none, and a WebSocket (RFC 8441) becomes an upgrade. Whether that is what was done is the answer.
+pub(crate) fn take_http2(head: &mut Parts, key: impl FnOnce() -> Option<HeaderValue>) -> bool {
+    if head.version != Version::HTTP_2 {
+        return false;
+    }
+    if !head.headers.contains_key(header::HOST)
+        && let Some(host) = head.uri.authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok())
+    {
+        head.headers.insert(header::HOST, host);
+    }
+    let websocket = head.method == Method::CONNECT && head.extensions.get::<Protocol>().is_some_and(|asked| asked.as_str() == "websocket");
+    let Some(key) = websocket.then(key).flatten() else { return false };
+    head.method = Method::GET;
+    head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    head.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    true
+}
+
+/// Whether a request is gRPC's, which instances speak over HTTP/2.
+pub(crate) fn is_grpc(head: &HeaderMap) -> bool {
+    let kind = head.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    kind.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+}
+
 /// The protocol that a request asks to switch to. `None` for none; for `h2c`, whose streams would pass by every check
 /// made here; and for a request that is not a bare HTTP/1.1 GET.
 pub(crate) fn wanted_upgrade<B: hyper::body::Body>(request: &Request<B>) -> Option<HeaderValue> {
@@ -41,7 +67,7 @@ pub(crate) fn wanted_upgrade<B: hyper::body::Body>(request: &Request<B>) -> Opti
 
 /// Makes a request fit for an instance: origin-form target, one `Host`, no headers of the client's connection, no
 /// claims of the client about itself, and what is known here instead.
-pub(crate) fn to_instance<B>(request: &mut Request<B>, client: IpAddr, id: &str, upgrade: Option<&HeaderValue>) {
+pub(crate) fn to_instance<B>(request: &mut Request<B>, arrival: &Arrival, id: &str, upgrade: Option<&HeaderValue>) {
     let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     if let Ok(uri) = target.parse::<Uri>() {
         *request.uri_mut() = uri;
@@ -56,16 +82,41 @@ pub(crate) fn to_instance<B>(request: &mut Request<B>, client: IpAddr, id: &str,
     for name in claims {
         headers.remove(name);
     }
-    if let Ok(client) = HeaderValue::try_from(client.to_canonical().to_string()) {
+    if let Ok(client) = HeaderValue::try_from(arrival.client.to_canonical().to_string()) {
         headers.insert(FORWARDED_FOR, client);
     }
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(arrival.scheme()));
+    join_cookies(headers);
     if let Some(host) = host {
         headers.insert(FORWARDED_HOST, host.clone());
         headers.insert(header::HOST, host);
     }
     switch(headers, upgrade);
     identify(headers, id);
+}
+
+/// HTTP/2 clients may send one field for each cookie; HTTP/1.1 knows one for all (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    let (Some(_), Some(_)) = (cookies.next(), cookies.next()) else { return };
+    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// Makes a request that is fit for an instance one over HTTP/2: the target names the host, and trailers are welcome.
+pub(crate) fn to_http2<B>(request: &mut Request<B>) {
+    let host = request.headers_mut().remove(header::HOST);
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(http::uri::Scheme::HTTP);
+    parts.authority = host.and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok());
+    parts.path_and_query = request.uri().path_and_query().cloned();
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
 }
 
 /// Makes a request one to another host of the ingress, on the same port.
@@ -157,7 +208,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let mut request = request.body(Empty::new()).unwrap();
-        to_instance(&mut request, "::ffff:192.0.2.7".parse().unwrap(), "id-1", None);
+        to_instance(&mut request, &Arrival::plain("::ffff:192.0.2.7".parse().unwrap()), "id-1", None);
         request
     }
 
@@ -236,5 +287,63 @@ mod tests {
         }
         let post = Request::post("/").header("connection", "upgrade").header("upgrade", "websocket").body(Full::new(Bytes::from("x")));
         assert_eq!(wanted_upgrade(&post.unwrap()), None);
+    }
+
+    #[test]
+    fn http2_becomes_what_http_1_would_be() {
+        let head = |request: Request<()>| {
+            let mut head = request.into_parts().0;
+            head.version = Version::HTTP_2;
+            head
+        };
+        let key = || Some(HeaderValue::from_static("a2V5"));
+        let mut plain = head(Request::get("https://shop.test:8443/a").body(()).unwrap());
+        assert!(!take_http2(&mut plain, key));
+        assert_eq!(plain.headers[header::HOST], "shop.test:8443");
+        let mut both = head(Request::get("https://shop.test/a").header("host", "other.test").body(()).unwrap());
+        assert!(!take_http2(&mut both, key));
+        assert_eq!(both.headers[header::HOST], "other.test", "the decision compares both");
+        let asked = |protocol: &'static str| {
+            let mut request = Request::connect("https://shop.test/chat").body(()).unwrap();
+            request.extensions_mut().insert(Protocol::from_static(protocol));
+            head(request)
+        };
+        let mut websocket = asked("websocket");
+        assert!(take_http2(&mut websocket, key));
+        assert_eq!((websocket.method, websocket.headers[header::UPGRADE].to_str().unwrap()), (Method::GET, "websocket"));
+        let mut other = asked("connect-udp");
+        assert!(!take_http2(&mut other, key));
+        assert_eq!(other.method, Method::CONNECT, "refused as any tunnel");
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_kind() {
+        for (kind, want) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/grpc-web+proto", false),
+            ("application/json", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(kind))]);
+            assert_eq!(is_grpc(&headers), want, "{kind}");
+        }
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn over_http2_the_target_names_the_host() {
+        let mut request = Request::post("/pkg.Service/Do?x").header("host", "shop.test:8443").body(()).unwrap();
+        to_http2(&mut request);
+        assert_eq!(request.uri(), "http://shop.test:8443/pkg.Service/Do?x");
+        assert!(!request.headers().contains_key(header::HOST) && request.headers()[header::TE] == "trailers");
+    }
+
+    #[test]
+    fn cookies_are_one_header() {
+        let request = rewritten(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3; d=4")]);
+        let cookies: Vec<_> = request.headers().get_all(header::COOKIE).iter().collect();
+        assert_eq!(cookies, ["a=1; b=2; c=3; d=4"]);
     }
 }

@@ -1,28 +1,36 @@
-//! The way in: HTTP/1.1 requests from outside go to a ready instance of the web service that their host name means, or are
+//! The way in: HTTP/1.1 and HTTP/2 requests from outside go to a ready instance of the web service that their host name means, or are
 //! answered with a file of the static site that it means ([`Site`]).
 //!
 //! [`decide`] is pure: a request's head and the [`Routes`] give a route or a refusal. [`serve`] owns connections: it
 //! streams bodies both ways, passes upgrades (WebSocket) through, keeps connections to instances alive, and says in a
-//! page what is wrong when nobody answers. How a socket to an instance is made is the caller's choice ([`Dial`]).
+//! page what is wrong when nobody answers. How a socket to an instance is made is the caller's choice ([`Dial`]); which
+//! certificate is shown for which name, [`Tls`] is told.
 //!
 //! Invariants: only hosts in the routes lead anywhere; what an instance reads about the client (`X-Forwarded-*`, the
 //! request id, `Host`) was written here; each message is framed anew, and nothing behind a doubtful one is read.
 
+mod arrival;
 mod body;
+mod connection;
 mod decide;
 mod failure;
 mod heads;
 mod pages;
 mod pool;
+mod preface;
 mod proxy;
 mod routes;
 mod serve;
 mod site;
+mod tls;
+mod tunnel;
 
+pub use arrival::Arrival;
 pub use decide::{Decision, Fault, Refusal, decide};
-pub use routes::{Route, RouteState, RouteTable, Routes};
-pub use serve::{Settings, serve, serve_with};
+pub use routes::{Policy, Route, RouteState, RouteTable, Routes};
+pub use serve::{Listeners, Settings, serve, serve_with};
 pub use site::{RuleError, Rules, Site, TooLong};
+pub use tls::{Certificate, CertificateError, Certificates, Tls};
 
 use std::future::Future;
 use std::io;

@@ -53,6 +53,24 @@ pub(crate) fn refusal(refusal: &Refusal, asked: &HeaderMap, id: &str) -> Respons
             service: None,
             close: false,
         },
+        Refusal::Misdirected => Page {
+            status,
+            reason: "misdirected",
+            title: "This is another connection's request".to_owned(),
+            message: "The connection was opened for another host name, which has another certificate.".to_owned(),
+            hint: "Open a connection for this name.",
+            service: None,
+            close: false,
+        },
+        Refusal::Forbidden { service } => Page {
+            status,
+            reason: "address-not-allowed",
+            title: format!("{service} is not open to you"),
+            message: "Its owner allows certain network addresses only, and yours is none of them.".to_owned(),
+            hint: "",
+            service: Some(service),
+            close: false,
+        },
         Refusal::NoInstance { service, reason } => Page {
             status,
             reason: "no-instance",
@@ -90,6 +108,23 @@ pub(crate) fn refusal(refusal: &Refusal, asked: &HeaderMap, id: &str) -> Respons
         response.headers_mut().remove(header::CONTENT_SECURITY_POLICY);
         *response.body_mut() = Full::new(Bytes::copy_from_slice(page.as_bytes()));
     }
+    response
+}
+
+/// The answer that sends a client elsewhere.
+pub(crate) fn moved(to: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(to) = HeaderValue::try_from(to) {
+        response.headers_mut().insert(header::LOCATION, to);
+    }
+    response
+}
+
+/// What proves to a server of certificates that a name is served here.
+pub(crate) fn proof(text: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::copy_from_slice(text.as_bytes())));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     response
 }
 

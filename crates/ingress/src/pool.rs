@@ -3,16 +3,44 @@
 use crate::body::RequestBody;
 use crate::failure::Failure;
 use crate::{Dial, Settings};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::Request;
+use hyper::Response;
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
+/// What is spoken with an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speak {
+    /// HTTP/1.1: one request at a time.
+    One,
+    /// HTTP/2 by prior knowledge (RFC 9113 §3.3): all requests at once.
+    Two,
+}
+
 /// The sending half of a connection to an instance.
-pub(crate) type Sender = http1::SendRequest<RequestBody>;
+#[derive(Debug)]
+pub(crate) enum Sender {
+    /// Of HTTP/1.1: this request's alone.
+    One(http1::SendRequest<RequestBody>),
+    /// Of HTTP/2: shared.
+    Two(http2::SendRequest<RequestBody>),
+}
+
+impl Sender {
+    /// Sends a request; one of which nothing left comes back with the error.
+    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match self {
+            Self::One(sender) => sender.try_send_request(request).await,
+            Self::Two(sender) => sender.try_send_request(request).await,
+        }
+    }
+}
 
 /// How long an unused connection is kept: below the 5 s after which common servers (Node, uvicorn) close theirs.
 const KEEP: Duration = Duration::from_secs(4);
@@ -20,6 +48,8 @@ const KEEP: Duration = Duration::from_secs(4);
 const FRESH: Duration = Duration::from_secs(1);
 /// Unused connections kept for one instance.
 const KEEP_MOST: usize = 64;
+/// An instance that speaks HTTP/2 is asked so often whether it is still there while requests run, and has as long to answer.
+const PING_EVERY: Duration = Duration::from_secs(20);
 /// How long a connection may take to become free after its response ended (the request's body may still be on its way).
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -33,11 +63,13 @@ pub(crate) struct Pool {
 struct Instance {
     in_flight: usize,
     idle: Vec<Idle>,
+    /// The connection of HTTP/2.
+    shared: Option<http2::SendRequest<RequestBody>>,
 }
 
 #[derive(Debug)]
 struct Idle {
-    sender: Sender,
+    sender: http1::SendRequest<RequestBody>,
     since: Instant,
 }
 
@@ -66,10 +98,15 @@ impl Pool {
 
     /// A kept connection that is still open. `replayable`: whether the request may be sent again when the instance
     /// closes the connection at this very moment.
-    pub fn take(&self, address: SocketAddr, replayable: bool) -> Option<Sender> {
+    pub fn take(&self, address: SocketAddr, speak: Speak, replayable: bool) -> Option<Sender> {
         let most = if replayable { KEEP } else { FRESH };
         let mut instances = self.lock();
-        let idle = &mut instances.get_mut(&address)?.idle;
+        let instance = instances.get_mut(&address)?;
+        if speak == Speak::Two {
+            instance.shared.take_if(|shared| shared.is_closed());
+            return instance.shared.clone().map(Sender::Two);
+        }
+        let idle = &mut instance.idle;
         let now = Instant::now();
         // The latest one is last.
         while let Some(entry) = idle.pop() {
@@ -78,13 +115,20 @@ impl Pool {
                 return None;
             }
             if entry.sender.is_ready() {
-                return Some(entry.sender);
+                return Some(Sender::One(entry.sender));
             }
         }
         None
     }
 
-    fn put(&self, address: SocketAddr, sender: Sender) {
+    /// Gives the connection of HTTP/2 up: requests that run on it go on.
+    pub fn give_up(&self, address: SocketAddr) {
+        if let Some(instance) = self.lock().get_mut(&address) {
+            instance.shared = None;
+        }
+    }
+
+    fn put(&self, address: SocketAddr, sender: http1::SendRequest<RequestBody>) {
         let mut instances = self.lock();
         let idle = &mut instances.entry(address).or_default().idle;
         if idle.len() < KEEP_MOST {
@@ -97,6 +141,8 @@ impl Pool {
         let now = Instant::now();
         self.lock().retain(|_, instance| {
             instance.idle.retain(|entry| !entry.sender.is_closed() && now.saturating_duration_since(entry.since) <= KEEP);
+            instance.shared.take_if(|shared| shared.is_closed());
+            // A shared connection is kept as long as its instance has requests, and a sweep longer.
             instance.in_flight > 0 || !instance.idle.is_empty()
         });
     }
@@ -108,7 +154,8 @@ impl Pool {
 
 impl Flight {
     /// Keeps the connection for the next request, once its response and its request have ended.
-    pub fn keep(self, mut sender: Sender) {
+    pub fn keep(self, sender: Sender) {
+        let Sender::One(mut sender) = sender else { return };
         if sender.is_ready() {
             self.pool.put(self.address, sender);
             return;
@@ -130,20 +177,48 @@ impl Drop for Flight {
 }
 
 /// Makes a connection.
-pub(crate) async fn connect(dial: &impl Dial, address: SocketAddr, settings: &Settings) -> Result<Sender, Failure> {
+pub(crate) async fn connect(
+    dial: &impl Dial,
+    pool: &Pool,
+    address: SocketAddr,
+    speak: Speak,
+    settings: &Settings,
+) -> Result<Sender, Failure> {
     let port = address.port();
     let stream = timeout(settings.connect_wait, dial.dial(address))
         .await
         .map_err(|_| Failure::ConnectLate { port })?
         .map_err(|error| Failure::of_dial(error, port))?;
     stream.set_nodelay(true).map_err(|error| Failure::of_dial(error, port))?;
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Failure::of_exchange)?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%address, %error, "a connection to an instance ended");
+    match speak {
+        Speak::One => {
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Failure::of_exchange)?;
+            tokio::spawn(async move {
+                if let Err(error) = connection.with_upgrades().await {
+                    tracing::debug!(%address, %error, "a connection to an instance ended");
+                }
+            });
+            Ok(Sender::One(sender))
         }
-    });
-    Ok(sender)
+        Speak::Two => {
+            let handshake = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PING_EVERY)
+                .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
+                .handshake(TokioIo::new(stream))
+                .await;
+            let (sender, connection) = handshake.map_err(Failure::of_exchange)?;
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%address, %error, "a connection to an instance ended");
+                }
+            });
+            // Of several that are made at once the last is shared; the others end with their requests.
+            pool.lock().entry(address).or_default().shared = Some(sender.clone());
+            Ok(Sender::Two(sender))
+        }
+    }
 }
 
 /// Two different indices below `count` (the same one when there is only one), evenly.

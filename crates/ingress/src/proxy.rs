@@ -3,17 +3,16 @@
 use crate::body::{Relay, RequestBody, ResponseBody};
 use crate::decide::{Decision, Refusal, decide};
 use crate::failure::Failure;
-use crate::pool::{Flight, Pool, Sender, connect};
-use crate::serve::end;
+use crate::pool::{Flight, Pool, Sender, Speak, connect};
 use crate::site::{Answer, Lack, Site};
-use crate::{Dial, Route, RouteTable, Routes, Settings, heads, pages};
+use crate::tunnel::{OpenTunnel, tunnel};
+use crate::{Arrival, Dial, Route, RouteTable, Routes, Settings, Tls, heads, pages};
+use base64::Engine as _;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,6 +26,8 @@ pub(crate) struct Proxy<D> {
     pub dial: Arc<D>,
     pub pool: Arc<Pool>,
     pub settings: Settings,
+    /// The certificates that are shown, where TLS is spoken.
+    pub tls: Option<Arc<Tls>>,
     /// Turns true, or is closed, when serving stops: connections end with the request they carry.
     pub stopping: watch::Receiver<bool>,
     /// Turns true, or is closed, when tunnels end.
@@ -39,9 +40,14 @@ pub(crate) struct Proxy<D> {
 
 /// Who asks, and under which id.
 struct Caller<'a> {
-    address: IpAddr,
+    arrival: &'a Arrival,
     id: &'a str,
+    /// A WebSocket over HTTP/2, which is an upgrade from here on.
+    bridged: bool,
 }
+
+/// Where a server of certificates asks for a proof (RFC 8555 §8.3).
+const PROOFS: &str = "/.well-known/acme-challenge/";
 
 /// An answer from an instance.
 struct Answered {
@@ -60,36 +66,66 @@ enum Unsent {
 
 impl<D: Dial> Proxy<D> {
     /// Answers one request; every failure becomes a page.
-    pub async fn handle(&self, request: Request<Incoming>, client: IpAddr) -> Response<ResponseBody> {
+    pub async fn handle(&self, request: Request<Incoming>, arrival: &Arrival) -> Response<ResponseBody> {
         let id = heads::request_id(random());
-        let mut log = AccessLog::new(&request, client, &id);
+        let (mut head, body) = request.into_parts();
+        let bridged = heads::take_http2(&mut head, websocket_key);
+        let mut log = AccessLog::new(&head, arrival.client, &id);
         // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
-        let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
-        let mut response = self.answer(request, &Caller { address: client, id: &id }, &mut log).await;
+        let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
+        let one = head.version != Version::HTTP_2;
+        let caller = Caller { arrival, id: &id, bridged };
+        let mut response = self.answer(head, body, &caller, &mut log).await;
         let last = chunked || (*self.stopping.borrow() && response.status() != StatusCode::SWITCHING_PROTOCOLS);
-        if last {
+        if last && one {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if arrival.secure
+            && let Some(hsts) = &self.routes.load().policy.hsts
+        {
+            response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
         log.status = Some(response.status());
         response
     }
 
-    async fn answer(&self, request: Request<Incoming>, caller: &Caller<'_>, log: &mut AccessLog) -> Response<ResponseBody> {
+    /// Whether a request over TLS is for a name whose certificate its client has not seen.
+    fn is_misdirected(&self, head: &Parts, arrival: &Arrival) -> bool {
+        let (Some(name), Some(tls)) = (&arrival.name, &self.tls) else { return false };
+        // What is no host name is refused for that.
+        crate::decide::host_of(head).is_ok_and(|(host, _)| host != **name && !tls.is_same(&host, name))
+    }
+
+    async fn answer(&self, mut head: Parts, body: Incoming, caller: &Caller<'_>, log: &mut AccessLog) -> Response<ResponseBody> {
         let mut routes = self.routes.load();
-        let (mut head, body) = request.into_parts();
+        if !routes.proofs.is_empty()
+            && !caller.arrival.secure
+            && let Some(proof) = head.uri.path().strip_prefix(PROOFS).and_then(|token| routes.proofs.get(token))
+        {
+            return page(pages::proof(proof), caller.id);
+        }
+        if self.is_misdirected(&head, caller.arrival) {
+            return page(pages::refusal(&Refusal::Misdirected, &head.headers, caller.id), caller.id);
+        }
         let (mut handed_on, mut waited) = (false, false);
         let route = loop {
-            let (route, site) = match decide(&routes, &head) {
+            let (route, site) = match decide(&routes, &head, caller.arrival) {
                 Decision::Proxy(route) => break route,
                 Decision::Serve(route, site) => (route, Arc::clone(site)),
+                Decision::Move(route, to) => {
+                    log.service = Some(route.service.to_string());
+                    return page(pages::moved(&to), caller.id);
+                }
                 Decision::Hold(_) if !waited => {
                     waited = true;
-                    routes = self.when_not_held(&head).await;
+                    routes = self.when_not_held(&head, caller.arrival).await;
                     continue;
                 }
                 Decision::Hold(refusal) | Decision::Refuse(refusal) => {
-                    if let Refusal::NoInstance { service, .. } | Refusal::Suspended { service } | Refusal::Maintenance { service, .. } =
-                        &refusal
+                    if let Refusal::NoInstance { service, .. }
+                    | Refusal::Suspended { service }
+                    | Refusal::Forbidden { service }
+                    | Refusal::Maintenance { service, .. } = &refusal
                     {
                         log.service = Some(service.to_string());
                     }
@@ -133,14 +169,14 @@ impl<D: Dial> Proxy<D> {
 
     /// The routes by which a request that is held goes on: those of when its service has an instance, or gives up waiting
     /// for one, or of when it was held for long enough. Where too many are held, the present ones.
-    async fn when_not_held(&self, head: &Parts) -> Arc<Routes> {
+    async fn when_not_held(&self, head: &Parts, arrival: &Arrival) -> Arc<Routes> {
         let mut changes = self.routes.changes();
         let Ok(_place) = self.held.try_acquire() else { return self.routes.load() };
         let ready = async {
             loop {
                 let routes = self.routes.load();
                 // A closed channel can't be: the table is held here.
-                if !matches!(decide(&routes, head), Decision::Hold(_)) || changes.changed().await.is_err() {
+                if !matches!(decide(&routes, head, arrival), Decision::Hold(_)) || changes.changed().await.is_err() {
                     return routes;
                 }
             }
@@ -149,26 +185,42 @@ impl<D: Dial> Proxy<D> {
     }
 
     async fn pass(&self, route: &Route, mut request: Request<Incoming>, caller: &Caller<'_>) -> Result<Response<ResponseBody>, Failure> {
-        let upgrade = heads::wanted_upgrade(&request);
+        let upgrade = if caller.bridged { Some(HeaderValue::from_static("websocket")) } else { heads::wanted_upgrade(&request) };
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-        heads::to_instance(&mut request, caller.address, caller.id, upgrade.as_ref());
-        let Answered { mut response, flight, sender } = self.send(route, request.map(Either::Left), upgrade.is_some()).await?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let grpc = upgrade.is_none() && heads::is_grpc(request.headers());
+        heads::to_instance(&mut request, caller.arrival, caller.id, upgrade.as_ref());
+        if grpc {
+            heads::to_http2(&mut request);
+        }
+        let speak = if grpc { Speak::Two } else { Speak::One };
+        // The body of a WebSocket's opening over HTTP/2 is the WebSocket itself.
+        let request = request.map(|body| if caller.bridged { Either::Right(Empty::new()) } else { Either::Left(body) });
+        let Answered { mut response, flight, sender } = self.send(route, request, speak, upgrade.is_some()).await?;
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            if caller.bridged && status.is_success() {
+                return Err(Failure::NotSwitched(status));
+            }
             heads::to_client(&mut response, caller.id, None);
             return Ok(response.map(|body| Either::Left(Relay::new(body, flight, sender))));
         }
         let Some(client_side) = client_side else { return Err(Failure::Switched) };
         let instance_side = hyper::upgrade::on(&mut response);
         let agreed = response.headers().get(header::UPGRADE).cloned().or(upgrade);
-        heads::to_client(&mut response, caller.id, agreed.as_ref());
-        self.tunnels.send_modify(|open| *open += 1);
-        let open = OpenTunnel(self.tunnels.clone());
+        if caller.bridged {
+            heads::to_client(&mut response, caller.id, None);
+            *response.status_mut() = StatusCode::OK;
+            response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+        } else {
+            heads::to_client(&mut response, caller.id, agreed.as_ref());
+        }
+        let open = OpenTunnel::new(&self.tunnels);
         tokio::spawn(tunnel(client_side, instance_side, (flight, open), self.cutting.clone()));
         Ok(response.map(|_| Either::Right(Either::Right(Full::default()))))
     }
 
     /// Sends to one instance after the other while nothing has been sent.
-    async fn send(&self, route: &Route, mut request: Request<RequestBody>, upgrade: bool) -> Result<Answered, Failure> {
+    async fn send(&self, route: &Route, mut request: Request<RequestBody>, speak: Speak, upgrade: bool) -> Result<Answered, Failure> {
         let idempotent = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
         let replayable = idempotent && request.body().is_end_stream();
         let mut left = route.upstreams.clone();
@@ -177,16 +229,20 @@ impl<D: Dial> Proxy<D> {
             let flight = self.pool.enter(address);
             // A kept connection may be closed by its instance at this moment; then the next one is tried, and at last
             // a new one.
-            while let Some(sender) = self.pool.take(address, replayable).filter(|_| !upgrade) {
+            while let Some(sender) = self.pool.take(address, speak, replayable).filter(|_| !upgrade) {
                 let copy = replayable.then(|| copy_of(&request));
-                match (self.send_over(sender, request).await, copy) {
+                let sent = self.send_over(sender, request).await;
+                if sent.is_err() {
+                    self.pool.give_up(address);
+                }
+                match (sent, copy) {
                     (Ok((response, sender)), _) => return Ok(Answered { response, flight, sender }),
                     (Err(Unsent::Nothing(whole, _)), _) => request = *whole,
                     (Err(Unsent::Some(Failure::Closed(_) | Failure::Broken(_))), Some(copy)) => request = copy,
                     (Err(Unsent::Some(failure)), _) => return Err(failure),
                 }
             }
-            let failure = match connect(&*self.dial, address, &self.settings).await {
+            let failure = match connect(&*self.dial, &self.pool, address, speak, &self.settings).await {
                 Err(failure) => failure,
                 Ok(sender) => match self.send_over(sender, request).await {
                     Ok((response, sender)) => return Ok(Answered { response, flight, sender }),
@@ -206,7 +262,7 @@ impl<D: Dial> Proxy<D> {
     }
 
     async fn send_over(&self, mut sender: Sender, request: Request<RequestBody>) -> Result<(Response<Incoming>, Sender), Unsent> {
-        match timeout(self.settings.response_wait, sender.try_send_request(request)).await {
+        match timeout(self.settings.response_wait, sender.send(request)).await {
             Ok(Ok(response)) => Ok((response, sender)),
             Ok(Err(mut error)) => {
                 let whole = error.take_message();
@@ -231,11 +287,18 @@ async fn from_site(site: Arc<Site>, head: Parts) -> (Parts, io::Result<Answer>) 
     task.await.unwrap_or_else(|error| (kept, Err(io::Error::other(error))))
 }
 
+/// What a WebSocket's opening over HTTP/1.1 has and over HTTP/2 has not (RFC 6455 §4.1).
+fn websocket_key() -> Option<HeaderValue> {
+    let bytes = [random().to_be_bytes(), random().to_be_bytes()].concat();
+    HeaderValue::try_from(base64::engine::general_purpose::STANDARD.encode(bytes)).ok()
+}
+
 /// A request without body, once more.
 fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
     let mut copy = Request::new(Either::Right(Empty::new()));
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
     copy
 }
@@ -243,30 +306,6 @@ fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
 fn page(mut page: Response<Full<hyper::body::Bytes>>, id: &str) -> Response<ResponseBody> {
     heads::identify(page.headers_mut(), id);
     page.map(|page| Either::Right(Either::Right(page)))
-}
-
-/// Copies bytes both ways until both sides have ended, or tunnels are cut.
-async fn tunnel(client_side: OnUpgrade, instance_side: OnUpgrade, counted: (Flight, OpenTunnel), mut cutting: watch::Receiver<bool>) {
-    let copied = async {
-        let (client, instance) =
-            tokio::try_join!(client_side, instance_side).map_err(|error| tracing::debug!(%error, "an upgrade failed")).ok()?;
-        let (mut client, mut instance) = (TokioIo::new(client), TokioIo::new(instance));
-        tokio::io::copy_bidirectional(&mut client, &mut instance).await.map_err(|error| tracing::debug!(%error, "a tunnel broke")).ok()
-    };
-    tokio::select! {
-        _ = copied => {}
-        () = end(&mut cutting) => {}
-    }
-    drop(counted);
-}
-
-/// A tunnel that is counted until this is dropped.
-struct OpenTunnel(watch::Sender<usize>);
-
-impl Drop for OpenTunnel {
-    fn drop(&mut self) {
-        self.0.send_modify(|open| *open = open.saturating_sub(1));
-    }
 }
 
 /// 64 random bits, for ids and for the choice of an instance.
@@ -292,13 +331,13 @@ struct AccessLog {
 }
 
 impl AccessLog {
-    fn new(request: &Request<Incoming>, client: IpAddr, id: &str) -> Self {
+    fn new(head: &Parts, client: IpAddr, id: &str) -> Self {
         Self {
             started: Instant::now(),
-            method: request.method().clone(),
-            host: request.headers().get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned()).unwrap_or_default(),
+            method: head.method.clone(),
+            host: head.headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned()).unwrap_or_default(),
             // Queries carry secrets too often.
-            path: request.uri().path().to_owned(),
+            path: head.uri.path().to_owned(),
             client,
             id: id.to_owned(),
             service: None,

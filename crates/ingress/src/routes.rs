@@ -2,17 +2,49 @@
 
 use crate::Site;
 use arc_swap::ArcSwap;
+use http::HeaderValue;
+use ipnet::IpNet;
 use moat_model::Slug;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Every public host name. A look-up costs the same for ten and for ten thousand.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Routes {
-    /// Lower-case host name, without port and without a trailing dot.
+    /// Lower-case host name, without port and without a trailing dot; or `*.` and the rest of one, which stands for every name
+    /// with one label more that is not here itself.
     pub hosts: HashMap<String, Route>,
+    /// Answers to servers of certificates that look whether a name is served here (RFC 8555 §8.3), by token.
+    pub proofs: HashMap<String, String>,
+    /// What holds for every host.
+    pub policy: Policy,
+}
+
+/// What holds for every host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Proxies whose connections begin with a PROXY header, which says for whom they speak.
+    pub proxies: Vec<IpNet>,
+    /// `Strict-Transport-Security` of answers over TLS (RFC 6797).
+    pub hsts: Option<HeaderValue>,
+}
+
+impl From<HashMap<String, Route>> for Routes {
+    fn from(hosts: HashMap<String, Route>) -> Self {
+        Self { hosts, ..Self::default() }
+    }
+}
+
+impl Routes {
+    /// Where a host name leads.
+    pub fn find(&self, host: &str) -> Option<&Route> {
+        self.hosts.get(host).or_else(|| {
+            let (_, rest) = host.split_once('.')?;
+            self.hosts.get(&format!("*.{rest}"))
+        })
+    }
 }
 
 /// Where one host name leads.
@@ -24,6 +56,23 @@ pub struct Route {
     pub upstreams: Vec<SocketAddr>,
     /// What is done with requests.
     pub state: RouteState,
+    /// Clients that may ask; none is everybody.
+    pub allow: Option<Arc<[IpNet]>>,
+    /// The port of HTTPS that clients without TLS are sent to (301).
+    pub https: Option<u16>,
+}
+
+impl Route {
+    /// A route for everybody, with or without TLS.
+    pub fn new(service: Slug, upstreams: Vec<SocketAddr>, state: RouteState) -> Self {
+        Self { service, upstreams, state, allow: None, https: None }
+    }
+
+    /// Whether a client may ask.
+    pub fn admits(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        self.allow.as_ref().is_none_or(|allow| allow.iter().any(|net| net.contains(&client)))
+    }
 }
 
 /// What a route does with requests.
@@ -31,6 +80,11 @@ pub struct Route {
 pub enum RouteState {
     /// Yes, to `upstreams`.
     Live,
+    /// No: another host name of the same service is the one to use (301).
+    Moved {
+        /// The other name.
+        host: String,
+    },
     /// No: the files of this release answer.
     Site(Arc<Site>),
     /// No instance is ready: 503.

@@ -1,15 +1,12 @@
-//! Connections from clients.
+//! Accepting connections from clients, and ending with them.
 
+use crate::connection::converse;
 use crate::pool::Pool;
 use crate::proxy::Proxy;
-use crate::{Dial, RouteTable};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
+use crate::{Dial, RouteTable, Tls};
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 /// How long to wait, and how much to hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// For a request's whole head, and for the next request on a kept connection.
+    /// For a TLS handshake and a request's whole head, and for the next request on a kept connection.
     pub header_wait: Duration,
     /// For a connection to an instance.
     pub connect_wait: Duration,
@@ -40,8 +37,10 @@ pub struct Settings {
     pub max_held: usize,
     /// Client connections held at once; more wait to be accepted.
     pub max_connections: usize,
-    /// The longest head of a request, bytes (431 above it).
+    /// The longest head of a request, bytes (431 above it; over HTTP/2 its stream is refused). At most 100 headers over HTTP/1.1.
     pub max_head: usize,
+    /// Requests that one HTTP/2 connection carries at once.
+    pub max_streams: u32,
 }
 
 impl Default for Settings {
@@ -58,22 +57,49 @@ impl Default for Settings {
             max_held: 1024,
             max_connections: 8192,
             max_head: 64 * 1024,
+            max_streams: 128,
         }
     }
 }
 
-/// Serves `listener` until `stop` resolves: then accepts no more, lets requests under way end (10 s at most), and ends
-/// tunnels.
+/// Where clients connect.
+#[derive(Debug)]
+pub struct Listeners {
+    /// HTTP.
+    pub http: TcpListener,
+    /// HTTPS, and the certificates shown there.
+    pub https: Option<(TcpListener, Arc<Tls>)>,
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(http: TcpListener) -> Self {
+        Self { http, https: None }
+    }
+}
+
+impl Listeners {
+    async fn accept(&self) -> (io::Result<(TcpStream, SocketAddr)>, Option<&Arc<Tls>>) {
+        match &self.https {
+            None => (self.http.accept().await, None),
+            Some((https, tls)) => tokio::select! {
+                accepted = self.http.accept() => (accepted, None),
+                accepted = https.accept() => (accepted, Some(tls)),
+            },
+        }
+    }
+}
+
+/// Serves until `stop` resolves: then accepts no more, lets requests under way end (10 s at most), and ends tunnels.
 ///
 /// # Errors
-/// When the listener itself is broken; a shortage of descriptors or memory is waited out.
+/// When a listener itself is broken; a shortage of descriptors or memory is waited out.
 pub async fn serve<D: Dial>(
-    listener: TcpListener,
+    listeners: impl Into<Listeners>,
     routes: Arc<RouteTable>,
     dial: Arc<D>,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    serve_with(listener, routes, dial, stop, Settings::default()).await
+    serve_with(listeners, routes, dial, stop, Settings::default()).await
 }
 
 /// [`serve`] with other limits.
@@ -81,12 +107,13 @@ pub async fn serve<D: Dial>(
 /// # Errors
 /// As [`serve`].
 pub async fn serve_with<D: Dial>(
-    listener: TcpListener,
+    listeners: impl Into<Listeners>,
     routes: Arc<RouteTable>,
     dial: Arc<D>,
     stop: impl Future<Output = ()>,
     settings: Settings,
 ) -> io::Result<()> {
+    let listeners = listeners.into();
     let (stopped, stopping) = watch::channel(false);
     let (cut, cutting) = watch::channel(false);
     let (drain_wait, keep_tunnels) = (settings.drain_wait, settings.keep_tunnels);
@@ -94,24 +121,25 @@ pub async fn serve_with<D: Dial>(
     let tunnels = watch::Sender::new(0);
     let mut open_tunnels = tunnels.subscribe();
     let held = Semaphore::new(settings.max_held);
-    let proxy = Arc::new(Proxy { routes, dial, pool: Arc::clone(&pool), settings, stopping, cutting, tunnels, held });
+    let tls = listeners.https.as_ref().map(|(_, tls)| Arc::clone(tls));
+    let proxy = Arc::new(Proxy { routes, dial, pool: Arc::clone(&pool), settings, tls, stopping, cutting, tunnels, held });
     let mut connections = JoinSet::new();
     let mut sweep = interval(Duration::from_secs(1));
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stop = pin!(stop);
     let ended = loop {
-        let accepted = tokio::select! {
+        let (accepted, tls) = tokio::select! {
             () = &mut stop => break Ok(()),
             _ = sweep.tick() => {
                 pool.sweep();
                 continue;
             }
             Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if connections.len() < proxy.settings.max_connections => accepted,
+            accepted = listeners.accept(), if connections.len() < proxy.settings.max_connections => accepted,
         };
         match accepted {
             Ok((stream, from)) => {
-                connections.spawn(converse(Arc::clone(&proxy), stream, from.ip()));
+                connections.spawn(converse(Arc::clone(&proxy), stream, from.ip(), tls.cloned()));
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => break Err(error),
             Err(error) => {
@@ -120,7 +148,7 @@ pub async fn serve_with<D: Dial>(
             }
         }
     };
-    drop(listener);
+    drop(listeners);
     stopped.send_replace(true);
     cut.send_replace(!keep_tunnels);
     let drained = async {
@@ -132,39 +160,6 @@ pub async fn serve_with<D: Dial>(
     let _ = timeout(drain_wait, drained).await;
     cut.send_replace(true);
     ended
-}
-
-async fn converse<D: Dial>(proxy: Arc<Proxy<D>>, stream: TcpStream, client: IpAddr) {
-    // Without it a small response waits for the client's acknowledgement of the one before.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%client, %error, "a client's connection ended at once");
-        return;
-    }
-    let mut stopping = proxy.stopping.clone();
-    let service = {
-        let proxy = Arc::clone(&proxy);
-        service_fn(move |request| {
-            let proxy = Arc::clone(&proxy);
-            async move { Ok::<_, Infallible>(proxy.handle(request, client).await) }
-        })
-    };
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(proxy.settings.header_wait)
-        .max_header_size(proxy.settings.max_head)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = async { end(&mut stopping).await; sleep(proxy.settings.linger).await } => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%client, %error, "a client's connection ended");
-    }
 }
 
 /// Resolves when serving ends.

@@ -4,6 +4,7 @@ use crate::policy::NetPolicy;
 use crate::{
     AddressPair, Egress, Endpoint, InstanceId, Limits, LinkName, NativeRuntime, NetworkId, Secret, ServiceId, ServiceKind, Slug, ZoneId,
 };
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -88,10 +89,41 @@ pub struct Service {
     /// `maintenanceMode.enabled`: the ingress answers instead of the service.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub maintenance: bool,
+    /// How the world reaches a web service or static site.
+    #[serde(default, skip_serializing_if = "Public::is_default")]
+    pub public: Public,
     /// Fingerprint of everything an instance is made of; a changed one means a new instance.
     pub fingerprint: String,
     /// Fingerprint of everything the build is made of, but the source text.
     pub build_fingerprint: String,
+}
+
+/// How the world reaches a web service or static site. The default: by its sub-domain, for everybody.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Public {
+    /// `domains`, and the other one of each pair of `www.NAME` and `NAME`.
+    pub domains: Vec<Domain>,
+    /// `renderSubdomainPolicy: disabled`: only its domains answer.
+    pub no_subdomain: bool,
+    /// `ipAllowList`: clients that may ask; `None` is everybody.
+    pub allow: Option<Vec<IpNet>>,
+}
+
+impl Public {
+    /// Whether nothing was said.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A custom domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Host name in lower case; `*.` and the rest of one stands for every name with one label more.
+    pub name: String,
+    /// The name that it sends clients to: the listed one of a pair.
+    pub moved_to: Option<String>,
 }
 
 /// Between how many instances a service has, and how busy each should be.

@@ -231,6 +231,11 @@ impl Network {
     pub async fn refresh_host_addresses(&self) -> Result<bool, NetError> {
         self.run(Inner::refresh_host_addresses).await
     }
+
+    /// The host's own addresses, the uplink's and loopback left out.
+    pub async fn host_addresses(&self) -> Result<BTreeSet<IpAddr>, NetError> {
+        self.run(Inner::host_addresses).await
+    }
 }
 
 impl Inner {

@@ -58,6 +58,8 @@ codes! {
     E0312;
     /// A name of a database or user that PostgreSQL can't have.
     E0313;
+    /// A domain of two services, or one that Moat gives.
+    E0314;
     /// `PORT` of something that receives nothing.
     W0301;
     /// The public address of a service that has none.

@@ -6,6 +6,7 @@
 mod assemble;
 mod databases;
 mod defaults;
+mod domains;
 mod fingerprint;
 mod images;
 mod lint;

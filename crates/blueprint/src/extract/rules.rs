@@ -192,24 +192,15 @@ impl Rules<'_, '_, '_, '_, '_> {
             }
             TypeSpec::Kind(_) | TypeSpec::Workflow => return,
         }
-        for field in ["domains", "domain"] {
-            let message = format!("`{field}` is not served yet: the service answers at its own sub-domain only");
-            self.at(field, E0210, message, None);
-        }
-        if spec.subdomain_disabled.as_ref().is_some_and(|disabled| disabled.value) && !spec.domains.is_empty() {
-            let message = "`renderSubdomainPolicy: disabled` is not supported yet: custom domains are not served";
-            self.at("renderSubdomainPolicy", E0209, message, Some("remove it to reach the service by its sub-domain"));
+        if spec.domains.iter().any(|domain| !domain.value.is_ascii()) {
+            let message = "a domain outside ASCII is not supported yet";
+            for field in ["domains", "domain"] {
+                self.at(field, E0209, message, Some("write it as DNS does, beginning with `xn--`"));
+            }
         }
         if spec.maintenance_mode.as_ref().is_some_and(|mode| mode.enabled && mode.uri.is_some()) {
             let message = "`maintenanceMode.uri` is not supported yet: the ingress has a page of its own";
             self.at("maintenanceMode", E0209, message, Some("remove `uri`; `moat maintenance SERVICE on --page FILE` shows another page"));
-        }
-        if let Some(list) = &spec.ip_allow_list {
-            let everyone = list.iter().any(|entry| entry.source.value == "0.0.0.0/0");
-            if !everyone {
-                let message = "`ipAllowList` of a public service is not supported yet: others would reach it too";
-                self.at("ipAllowList", E0209, message, Some("remove it, and let Moat listen on an address of your choice"));
-            }
         }
     }
 

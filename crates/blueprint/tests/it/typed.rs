@@ -26,7 +26,10 @@ fn what_is_written_is_what_is_read() {
     assert_eq!(text(&shop.health_check_path), "/health");
     assert_eq!(text(&shop.auto_deploy_trigger), "off");
     assert_eq!((shop.num_instances.as_ref().unwrap().value, shop.max_shutdown_delay_seconds.as_ref().unwrap().value), (2, 60));
-    assert_eq!(shop.ip_allow_list.as_ref().unwrap().value[0].source.value, "0.0.0.0/0");
+    let (allowed, domains) = (&shop.ip_allow_list.as_ref().unwrap().value, &shop.domains);
+    assert_eq!((allowed[0].source.value.as_str(), allowed[1].source.value.as_str()), ("203.0.113.7", "2001:db8::/32"));
+    assert_eq!((domains[0].value.as_str(), domains[1].value.as_str()), ("shop.example.com", "*.shop.example.com"));
+    assert!(shop.subdomain_disabled.as_ref().unwrap().value);
     let moat = shop.moat.as_ref().unwrap();
     let Egress::Ranges(ranges) = &moat.egress.as_ref().unwrap().value else { panic!("{moat:?}") };
     assert_eq!(ranges.len(), 2);

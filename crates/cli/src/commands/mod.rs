@@ -2,6 +2,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "a command picks the events that it is about")]
 
 pub mod backup;
+pub mod cert;
 pub mod check;
 pub mod completions;
 pub mod daemon;
@@ -10,6 +11,7 @@ pub mod denied;
 pub mod deploys;
 pub mod disk;
 pub mod doctor;
+pub mod domains;
 pub mod down;
 pub mod env;
 pub mod events;
@@ -17,6 +19,7 @@ pub mod exec;
 pub mod explain;
 pub mod git;
 pub mod image;
+pub mod ingress;
 pub mod install;
 pub mod logs;
 pub mod plan;
@@ -27,6 +30,7 @@ pub mod rootless;
 pub mod run;
 pub mod schema;
 pub mod service;
+pub mod trust;
 pub mod up;
 pub mod upgrade;
 pub mod verify;

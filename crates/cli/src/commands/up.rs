@@ -132,6 +132,7 @@ pub fn request(args: &UpArgs, checked: &Checked) -> Result<UpRequest, CommandErr
         given: given(&args.set, &args.env_file)?,
         files,
         listen: args.listen.clone(),
+        listen_tls: args.listen_tls.clone(),
         start_timeout_seconds: args.start_timeout,
         pass_env: passed(&args.pass_env),
         git: git_facts(folder),

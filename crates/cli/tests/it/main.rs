@@ -6,6 +6,7 @@ mod builds;
 mod cycles;
 mod deploys;
 mod docker;
+mod edge;
 mod faults;
 mod guides;
 mod host;

@@ -276,7 +276,7 @@ fn of_another_version(host: &Host) -> std::thread::JoinHandle<Order> {
     // Of a router namespace that is gone.
     let router = moat_net_linux::ns::scratch().unwrap();
     let dns = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into();
-    let sockets = Sockets { ingress: ingress.into(), router: router.into(), dns_udp: dns(), dns_tcp: dns() };
+    let sockets = Sockets { ingress: ingress.into(), router: router.into(), dns_udp: dns(), dns_tcp: dns(), https: None };
     let folder = host.path("run/dataplane");
     std::fs::create_dir_all(&folder).unwrap();
     // What a process left that was killed.

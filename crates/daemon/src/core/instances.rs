@@ -262,7 +262,7 @@ impl Core {
         else {
             return;
         };
-        let host = Self::host_name(&service);
+        let host = super::public::host_name(&service);
         let before = live.ready.then(|| Readiness { ready: true, http_port: live.http_port, ..Readiness::default() });
         let task = tokio::spawn(ready::watch(self.engine.clone(), id.clone(), service, live.address, host, before, self.tx.clone()));
         if let Some(live) = self.live.get_mut(id) {
@@ -399,11 +399,6 @@ impl Core {
             moat_planner::alloc::release(&mut self.durable.memory, live.address);
             self.save();
         }
-    }
-
-    /// The host name that health checks and the ingress use for a service.
-    pub(crate) fn host_name(service: &Service) -> String {
-        if service.kind.is_public() { format!("{}.{}", service.slug, crate::blueprints::DOMAIN) } else { service.slug.to_string() }
     }
 }
 

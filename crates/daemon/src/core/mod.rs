@@ -1,7 +1,9 @@
 //! The loop: takes one message at a time, changes what should be, and reconciles.
 //!
 //! * [`requests`] – what the command line asks.
+//! * [`public`] – host names, certificates and settings of the public side.
 //! * [`pushes`] – which push is deployed, and by which services.
+//! * [`acme`] – certificates that a server gives by itself.
 //! * [`denials`] – denied flows.
 //! * [`deploys`] – a service's way from source to live.
 //! * [`reconcile`] – desired against observed, through a plan.
@@ -17,6 +19,7 @@
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
 
+mod acme;
 mod copies;
 mod denials;
 mod deploys;
@@ -24,6 +27,7 @@ mod disks;
 mod drift;
 mod hooks;
 mod instances;
+mod public;
 mod pushes;
 mod reconcile;
 mod record;
@@ -40,6 +44,8 @@ mod variables;
 
 #[cfg(test)]
 mod sim;
+
+pub(crate) use public::public_names;
 
 use crate::Paths;
 use crate::autoscale::Scaler;
@@ -120,6 +126,8 @@ pub enum Msg {
     Become(PathBuf, std::fs::File, mpsc::UnboundedSender<Event>),
     /// End everything this process runs, leaving the workloads.
     Leave,
+    /// Something came of asking a server for a certificate.
+    Acme(acme::News),
 }
 
 /// An instance that this daemon started or adopted.
@@ -240,6 +248,7 @@ pub struct Core {
     pub(crate) disks_due: Option<Instant>,
     pub(crate) copies: copies::Copies,
     pub(crate) sites: sites::Sites,
+    pub(crate) shown: public::Shown,
     pub(crate) dataplane: Box<dyn Plane>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
@@ -369,6 +378,7 @@ impl Core {
             disks_due: Some(Instant::now()),
             copies: copies::Copies::default(),
             sites: sites::Sites::default(),
+            shown: public::Shown::default(),
             dataplane,
             events,
             followers: Vec::new(),
@@ -496,6 +506,7 @@ impl Core {
             Msg::Upkeep { said, denied, probes } => self.upkeep(said, &denied, probes),
             Msg::Become(program, file, reply) => self.r#become(&program, &file, &reply),
             Msg::Leave => self.leaving = true,
+            Msg::Acme(news) => self.acme_news(news),
         }
     }
 
@@ -515,7 +526,9 @@ impl Core {
         self.start_hooks().await;
         self.open_sites().await;
         // Before the sweep, so that no request is answered from what it removes.
+        self.ask_for_certificates();
         self.publish_views().await;
+        self.shown.proofs_hold();
         self.sweep_releases().await;
         self.sweep_fetched().await;
         self.tell_build_logs();

@@ -74,6 +74,10 @@ impl Core {
             Request::SetGroupVariables { group, values } => self.set_group_variables(&group, &values, reply),
             Request::Backup { file, services, with_key } => self.backup(file, &services, with_key, reply),
             Request::Restore { file, key, services } => self.restore(file, key.as_deref(), &services, reply),
+            Request::Ingress { set } => self.ingress(&set, &reply),
+            Request::Certificate(verb) => self.certificate(verb, &reply),
+            Request::Authority => self.authority(&reply),
+            Request::Domains => self.domains(reply),
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);
@@ -135,7 +139,8 @@ impl Core {
     /// Makes a blueprint's state the desired one and deploys its services; those in `held` keep what runs, for the reason given,
     /// as long as they are not to be otherwise.
     pub(super) async fn accept(&mut self, up: UpRequest, state: DesiredState, held: &BTreeMap<Slug, String>, reply: Reply) {
-        if let Err(failure) = self.dataplane.listen(&up.listen).await {
+        let https = up.listen_tls.clone().or_else(|| self.durable.public.listen_tls.clone());
+        if let Err(failure) = self.dataplane.listen(&up.listen, https.as_deref()).await {
             end(&reply, Some(failure));
             return;
         }
@@ -149,6 +154,7 @@ impl Core {
             return;
         }
         let mut next = self.next_state(&state, &up.file);
+        next.public.listen_tls = https;
         // Once is enough: what is asked for later may not be forgotten again at a restart.
         next.blueprints.insert(up.file.clone(), UpRequest { prune: false, ..up.clone() });
         if let Err(error) = self.commit(next) {
@@ -382,6 +388,7 @@ impl Core {
             end(&waiting.reply, error.clone());
         }
         self.policy = Arc::default();
+        self.shown = super::public::Shown::default();
         self.phases.clear();
         self.leaving = !self.serves;
     }
@@ -393,6 +400,7 @@ impl Core {
     async fn status(&self) -> Status {
         // Pids are the system's to know; a failure leaves them out.
         let observed = self.engine.observe().await.unwrap_or_default();
+        let to_https = self.to_https();
         let services = self.desired.services.values().map(|service| {
             let slug = &service.slug;
             let mut mine: Vec<_> = self.live.iter().filter(|(_, l)| l.slug == *slug).collect();
@@ -422,7 +430,7 @@ impl Core {
                 }),
                 name: service.name.clone(),
                 blueprint: service.blueprint.clone(),
-                url: service.kind.is_public().then(|| self.public_url(slug)),
+                url: service.kind.is_public().then(|| self.public_url(service, &to_https)),
                 internal: service.vip.map(|_| match self.main_port(service) {
                     Some(port) => format!("{slug}:{port}"),
                     None => slug.to_string(),
@@ -438,17 +446,13 @@ impl Core {
         });
         Status {
             listen: self.dataplane.listening().map(|a| a.to_string()),
+            listen_tls: self.dataplane.listening_https().map(|a| a.to_string()),
             services: services.collect(),
             daemon_pid: std::process::id(),
             dataplane_pid: self.dataplane.pid(),
             program: super::upgrade::program(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
-    }
-
-    fn public_url(&self, slug: &Slug) -> String {
-        let port = self.dataplane.listening().map_or(80, |a| a.port());
-        if port == 80 { format!("http://{slug}.{}", blueprints::DOMAIN) } else { format!("http://{slug}.{}:{port}", blueprints::DOMAIN) }
     }
 
     fn main_port(&self, service: &moat_model::Service) -> Option<u16> {

@@ -24,7 +24,7 @@ impl Core {
             problem = Some(engine_words(&error));
         } else {
             self.policy = self.engine.policy();
-            if let Err(failure) = self.dataplane.listen(&listen).await {
+            if let Err(failure) = self.dataplane.listen(&listen, self.durable.public.listen_tls.as_deref()).await {
                 problem = Some(failure.message);
             } else if let Err(error) = self.dataplane.ensure().await {
                 problem = Some(crate::chain(&error));

@@ -3,11 +3,9 @@
 use super::{Doing, Plane};
 use crate::dataplane::{DataPlane, PlaneError};
 use crate::protocol::Failure;
-use moat_dataplane::Host;
-use moat_dns::Zones;
-use moat_model::Generation;
+use moat_dataplane::{CertificateSet, Config};
 use moat_net_linux::Network;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -28,8 +26,11 @@ impl Plane for Served {
     fn listening(&self) -> Option<SocketAddr> {
         self.plane.listening()
     }
-    fn listen<'a>(&'a mut self, address: &'a str) -> Doing<'a, Result<(), Failure>> {
-        Box::pin(self.plane.listen(address))
+    fn listening_https(&self) -> Option<SocketAddr> {
+        self.plane.listening_https()
+    }
+    fn listen<'a>(&'a mut self, http: &'a str, https: Option<&'a str>) -> Doing<'a, Result<(), Failure>> {
+        Box::pin(self.plane.listen(http, https))
     }
     fn is_serving(&self) -> bool {
         self.plane.is_serving()
@@ -37,8 +38,14 @@ impl Plane for Served {
     fn ensure(&mut self) -> Doing<'_, Result<(), PlaneError>> {
         Box::pin(self.plane.ensure(&self.network))
     }
-    fn publish(&mut self, generation: Generation, hosts: BTreeMap<String, Host>, zones: Zones) -> Doing<'_, ()> {
-        Box::pin(self.plane.publish(generation, hosts, zones))
+    fn show(&self, certificates: CertificateSet) {
+        self.plane.show(certificates);
+    }
+    fn publish(&mut self, config: Config) -> Doing<'_, ()> {
+        Box::pin(self.plane.publish(config))
+    }
+    fn resolvers(&self) -> Vec<SocketAddr> {
+        self.plane.resolvers()
     }
     fn releases_in_use(&self) -> BTreeSet<String> {
         self.plane.releases_in_use()

@@ -4,7 +4,7 @@ use super::Told;
 use super::start::{Handle, Met};
 use crate::channel::Channel;
 use crate::message::{Order, PROTOCOL, Report};
-use crate::{Config, Stamp};
+use crate::{CertificateSet, Config, Stamp};
 use serde::de::IgnoredAny;
 use std::collections::BTreeSet;
 use std::io;
@@ -43,6 +43,9 @@ impl Known {
     }
 }
 
+/// What a process is to serve by, as it changes; what is not known yet leaves it as it is.
+pub(super) type Wanted = (watch::Receiver<Option<Arc<CertificateSet>>>, watch::Receiver<Option<Arc<Config>>>);
+
 /// One process.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -55,7 +58,7 @@ pub(super) struct Link {
 impl Link {
     /// Goes on with a process: it gets each configuration from now on, if it speaks this version of the protocol. `pulse` is
     /// touched with whatever becomes known of it, and what it applied is told at once while it is the one that accepts.
-    pub fn new(met: Met, config: watch::Receiver<Option<Arc<Config>>>, pulse: watch::Sender<()>, telling: watch::Sender<Told>) -> Self {
+    pub fn new(met: Met, wanted: Wanted, pulse: watch::Sender<()>, telling: watch::Sender<Told>) -> Self {
         let Met { hello, channel, handle, .. } = met;
         let known = watch::Sender::new(Known { applied: hello.stamp, holds: hello.holds, ..Known::default() });
         let (orders, given) = mpsc::unbounded_channel();
@@ -74,7 +77,7 @@ impl Link {
                 pulse.send_replace(());
             };
             let result =
-                if hello.protocol == PROTOCOL { converse(channel, config, given, learn).await } else { dismiss(channel, given).await };
+                if hello.protocol == PROTOCOL { converse(channel, wanted, given, learn).await } else { dismiss(channel, given).await };
             if let Err(error) = result {
                 tracing::debug!(pid = hello.pid, %error, "a conversation with the data plane ended");
             }
@@ -118,13 +121,25 @@ impl Link {
 
 async fn converse(
     mut channel: Channel,
-    mut config: watch::Receiver<Option<Arc<Config>>>,
+    (mut certificates, mut config): Wanted,
     mut orders: mpsc::UnboundedReceiver<Order>,
     learn: impl Fn(Report),
 ) -> io::Result<()> {
+    certificates.mark_changed();
     config.mark_changed();
     loop {
         tokio::select! {
+            // A host that is served has its certificate before.
+            biased;
+            changed = certificates.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let now = certificates.borrow_and_update().clone();
+                if let Some(now) = now {
+                    channel.send(&Order::Certificates(now), &[]).await?;
+                }
+            }
             changed = config.changed() => {
                 if changed.is_err() {
                     return Ok(());
@@ -153,7 +168,7 @@ async fn dismiss(mut channel: Channel, mut orders: mpsc::UnboundedReceiver<Order
         tokio::select! {
             order = orders.recv() => match order {
                 Some(order @ (Order::Drain | Order::Stop)) => channel.send(&order, &[]).await?,
-                Some(Order::Start { .. } | Order::Configure(_)) => {}
+                Some(Order::Start { .. } | Order::Configure(_) | Order::Certificates(_)) => {}
                 None => return Ok(()),
             },
             report = channel.receive::<IgnoredAny>() => if report?.is_none() {

@@ -10,7 +10,7 @@ mod start;
 pub use start::{KeepError, Place};
 
 use crate::chain;
-use crate::{Config, Sockets, Stamp, folder};
+use crate::{CertificateSet, Config, Sockets, Stamp, folder};
 use link::{Known, Link};
 use start::Met;
 use std::collections::BTreeSet;
@@ -54,6 +54,7 @@ struct Told {
 pub struct Keeper {
     commands: mpsc::UnboundedSender<Command>,
     config: watch::Sender<Option<Arc<Config>>>,
+    certificates: watch::Sender<Option<Arc<CertificateSet>>>,
     told: watch::Receiver<Told>,
     /// Of the last configuration, here or before.
     stamp: Option<Stamp>,
@@ -64,6 +65,7 @@ impl Keeper {
     pub async fn find(place: Place, said: impl Fn(String) + Send + Sync + 'static) -> (Self, Option<Sockets>) {
         let (commands, asked) = mpsc::unbounded_channel();
         let (config, configured) = watch::channel(None);
+        let (certificates, shown) = watch::channel(None);
         let (telling, told) = watch::channel(Told::default());
         let (pulse, news) = watch::channel(());
         let mut met = start::find(&place.run).await;
@@ -78,6 +80,7 @@ impl Keeper {
             outdated: false,
             draining: Vec::new(),
             config: configured,
+            certificates: shown,
             telling,
             pulse,
             said: Box::new(said),
@@ -100,7 +103,7 @@ impl Keeper {
         }
         task.tell();
         tokio::spawn(task.run(asked, news));
-        (Self { commands, config, told, stamp }, sockets)
+        (Self { commands, config, certificates, told, stamp }, sockets)
     }
 
     /// Has a process serve with these sockets: the one that does, or a new one.
@@ -141,6 +144,17 @@ impl Keeper {
         timeout(patience, applied).await.unwrap_or(false)
     }
 
+    /// Has these certificates shown from now on, by whatever process serves.
+    pub fn show(&self, certificates: CertificateSet) {
+        self.certificates.send_if_modified(|shown| {
+            let changed = shown.as_deref() != Some(&certificates);
+            if changed {
+                *shown = Some(Arc::new(certificates));
+            }
+            changed
+        });
+    }
+
     /// The last configuration that was set here.
     pub fn config(&self) -> Option<Arc<Config>> {
         self.config.borrow().clone()
@@ -153,6 +167,7 @@ impl Keeper {
             holds.extend(config.hosts.values().filter_map(|host| match &host.state {
                 crate::HostState::Site(files) => Some(files.folder.clone()),
                 crate::HostState::Live
+                | crate::HostState::Moved { .. }
                 | crate::HostState::Held { .. }
                 | crate::HostState::NoInstance { .. }
                 | crate::HostState::Suspended
@@ -194,6 +209,7 @@ struct Task {
     outdated: bool,
     draining: Vec<Link>,
     config: watch::Receiver<Option<Arc<Config>>>,
+    certificates: watch::Receiver<Option<Arc<CertificateSet>>>,
     telling: watch::Sender<Told>,
     /// Given to each link, which tells by it that it knows something new.
     pulse: watch::Sender<()>,
@@ -204,7 +220,7 @@ struct Task {
 
 impl Task {
     fn link(&self, met: Met) -> Link {
-        Link::new(met, self.config.clone(), self.pulse.clone(), self.telling.clone())
+        Link::new(met, (self.certificates.clone(), self.config.clone()), self.pulse.clone(), self.telling.clone())
     }
 
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, mut news: watch::Receiver<()>) {
@@ -276,7 +292,7 @@ impl Task {
     }
 
     async fn serve(&mut self, sockets: Sockets) -> Result<(), KeepError> {
-        let same = self.sockets.as_ref().is_some_and(|ours| ours.are_of(&sockets.router).unwrap_or(false));
+        let same = self.sockets.as_ref().is_some_and(|ours| ours.are_as(&sockets).unwrap_or(false));
         self.sockets = Some(sockets);
         if self.current.is_none() {
             let started = self.start(Path::new(OWN_PROGRAM)).await;
@@ -296,7 +312,7 @@ impl Task {
         if same && (!self.outdated || self.config.borrow().is_none()) {
             return Ok(());
         }
-        let why = if self.outdated { "it runs another program" } else { "the router namespace is a new one" };
+        let why = if self.outdated { "it runs another program" } else { "it has other sockets to serve with" };
         tracing::info!("the data plane's process is replaced: {why}");
         self.replace(Path::new(OWN_PROGRAM)).await
     }

@@ -12,10 +12,12 @@
 mod confine;
 mod dial;
 mod plane;
+mod shown;
 
 use crate::channel::{Channel, Parked};
 use crate::message::{Hello, Order, PROTOCOL, ROLE};
 use crate::{Sockets, folder};
+use moat_ingress::Tls;
 use plane::Plane;
 use std::collections::BTreeSet;
 use std::fs;
@@ -88,7 +90,8 @@ pub fn main(run: &Path) -> Result<(), ProcessError> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().map_err(system("make a runtime"))?;
     let outcome = runtime.block_on(async {
-        let plane = Arc::new(Plane::new(sockets, dial, base));
+        let tls = Tls::new().map_err(io::Error::other)?;
+        let plane = Arc::new(Plane::new(sockets, dial, base, tls));
         own.listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(own.listener)?;
         tokio::spawn(plane::accept(Arc::clone(&plane), listener));
@@ -114,7 +117,9 @@ async fn start(parent: UnixStream) -> Result<Option<(PathBuf, Sockets, Parked)>,
             let sockets = Sockets::received(fds).ok_or_else(missing)?;
             Ok(Some((root, sockets, channel.park().map_err(ProcessError::NoDaemon)?)))
         }
-        Ok(Some((Order::Configure(_), _))) => Err(ProcessError::Foreign(io::Error::other("a configuration came before the sockets"))),
+        Ok(Some((Order::Configure(_) | Order::Certificates(_), _))) => {
+            Err(ProcessError::Foreign(io::Error::other("a configuration came before the sockets")))
+        }
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(ProcessError::Foreign(error)),
         // It is not wanted any more. A daemon that was killed may leave a message half-sent.
         Ok(Some((Order::Stop | Order::Drain, _)) | None) | Err(_) => Ok(None),

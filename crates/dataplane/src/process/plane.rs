@@ -1,12 +1,14 @@
 //! What the process serves by, and its conversations with daemons.
 
 use super::dial::RouterDial;
+use super::shown::Shown;
 use crate::channel::Channel;
 use crate::message::{Hello, Order, PROTOCOL, ROLE, Report};
-use crate::{Config, Host, HostState, SiteFiles, Sockets, Stamp};
+use crate::{CertificateSet, Config, Host, HostState, SiteFiles, Sockets, Stamp};
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use moat_dns::Zones;
-use moat_ingress::{Route, RouteState, RouteTable, Routes, Rules, Settings, Site};
+use moat_ingress::{Listeners, Policy, Route, RouteState, RouteTable, Routes, Rules, Settings, Site, Tls};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
@@ -38,6 +40,7 @@ pub struct Plane {
     zones: Arc<ArcSwap<Zones>>,
     resolvers: Arc<ArcSwap<Vec<SocketAddr>>>,
     dial: Arc<RouterDial>,
+    tls: Arc<Tls>,
     /// Where the folders of sites are.
     base: PathBuf,
     phase: watch::Sender<Phase>,
@@ -51,21 +54,30 @@ struct State {
     sockets: Option<Sockets>,
     /// Sites by host name.
     sites: BTreeMap<String, (SiteFiles, Arc<Site>)>,
+    /// Certificates that are shown.
+    shown: Shown,
     /// Sites of before that requests may still read.
     leaving: Vec<(PathBuf, Weak<Site>)>,
 }
 
 impl Plane {
-    pub fn new(sockets: Sockets, dial: RouterDial, base: PathBuf) -> Self {
+    pub fn new(sockets: Sockets, dial: RouterDial, base: PathBuf, tls: Tls) -> Self {
         Self {
             routes: Arc::new(RouteTable::new(Routes::default())),
             zones: Arc::default(),
             resolvers: Arc::default(),
             dial: Arc::new(dial),
+            tls: Arc::new(tls),
             base,
             phase: watch::Sender::new(Phase::Fresh),
             holds: watch::Sender::default(),
-            state: Mutex::new(State { stamp: None, sockets: Some(sockets), sites: BTreeMap::new(), leaving: Vec::new() }),
+            state: Mutex::new(State {
+                stamp: None,
+                sockets: Some(sockets),
+                sites: BTreeMap::new(),
+                shown: Shown::default(),
+                leaving: Vec::new(),
+            }),
         }
     }
 
@@ -94,12 +106,13 @@ impl Plane {
     pub async fn serve(&self) -> io::Result<()> {
         self.reached(Phase::Serving).await;
         let sockets = self.state().sockets.as_ref().map(Sockets::duplicate).transpose()?;
-        let Some(Sockets { ingress, dns_udp, dns_tcp, .. }) = sockets else { return Ok(()) };
-        let listener = TcpListener::from_std(ingress.into())?;
+        let Some(Sockets { ingress, dns_udp, dns_tcp, https, .. }) = sockets else { return Ok(()) };
+        let https = https.map(|https| TcpListener::from_std(https.into())).transpose()?.map(|https| (https, Arc::clone(&self.tls)));
+        let listeners = Listeners { http: TcpListener::from_std(ingress.into())?, https };
         let (udp, tcp) = (UdpSocket::from_std(dns_udp.into())?, TcpListener::from_std(dns_tcp.into())?);
         let settings = Settings { drain_wait: DRAIN_LIMIT, linger: LINGER, keep_tunnels: true, ..Settings::default() };
         let (routes, dial) = (Arc::clone(&self.routes), Arc::clone(&self.dial));
-        let ingress = moat_ingress::serve_with(listener, routes, dial, self.reached(Phase::Draining), settings);
+        let ingress = moat_ingress::serve_with(listeners, routes, dial, self.reached(Phase::Draining), settings);
         let (zones, resolvers) = (Arc::clone(&self.zones), Arc::clone(&self.resolvers));
         let names = moat_dns::serve(vec![udp], vec![tcp], zones, resolvers, self.reached(Phase::Draining));
         let look = async {
@@ -135,9 +148,10 @@ impl Plane {
         let mut sites = BTreeMap::new();
         let mut hosts = std::collections::HashMap::new();
         for (name, host) in config.hosts {
-            let Host { service, upstreams, state: wanted } = host;
+            let Host { service, upstreams, state: wanted, allow, https } = host;
             let become_state = match wanted {
                 HostState::Live => RouteState::Live,
+                HostState::Moved { host } => RouteState::Moved { host },
                 HostState::Held { reason } => RouteState::Held { reason },
                 HostState::NoInstance { reason } => RouteState::NoInstance { reason },
                 HostState::Suspended => RouteState::Suspended,
@@ -156,11 +170,13 @@ impl Plane {
                     }
                 }
             };
-            hosts.insert(name, Route { service, upstreams, state: become_state });
+            hosts.insert(name, Route { service, upstreams, state: become_state, allow: allow.map(Into::into), https });
         }
         self.zones.store(Arc::new(config.zones));
         self.resolvers.store(Arc::new(config.resolvers));
-        self.routes.set(Routes { hosts });
+        let promise = config.public.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
+        let policy = Policy { proxies: config.public.proxies, hsts: promise };
+        self.routes.set(Routes { hosts, proofs: config.proofs.into_iter().collect(), policy });
         let before = std::mem::replace(&mut state.sites, sites);
         let gone = before.into_values().map(|(files, site)| (files.folder, Arc::downgrade(&site)));
         state.leaving.extend(gone);
@@ -169,6 +185,12 @@ impl Plane {
         self.look_at_folders();
         self.go(Phase::Serving);
         Report::Applied { stamp: config.stamp, holds: self.holds.borrow().clone() }
+    }
+
+    /// Shows these certificates from now on.
+    fn show(&self, certificates: &CertificateSet) {
+        let table = self.state().shown.update(certificates);
+        self.tls.set(table);
     }
 
     /// Tells of folders that nobody reads any more.
@@ -236,7 +258,7 @@ async fn greet(plane: Arc<Plane>, mut channel: Channel) {
             return;
         }
     };
-    let fds = sockets.as_ref().map(|sockets| sockets.each().to_vec()).unwrap_or_default();
+    let fds = sockets.as_ref().map(Sockets::each).unwrap_or_default();
     if channel.send(&hello, &fds).await.is_ok() {
         drop(sockets);
         converse(plane, channel).await;
@@ -264,6 +286,7 @@ pub async fn converse(plane: Arc<Plane>, mut channel: Channel) {
                     break;
                 }
             }
+            Ok(Some((Order::Certificates(certificates), _))) => plane.show(&certificates),
             Ok(Some((Order::Drain, _))) => plane.drain(),
             Ok(Some((Order::Stop, _))) => plane.go(Phase::Stopped),
             // It has its sockets.

@@ -1,7 +1,7 @@
 //! What a client reads when nobody answers.
 
 use crate::support::{Client, Ingress, PATIENCE, Response, closed, echo, instance, live};
-use moat_ingress::{Route, RouteState, Routes, Settings};
+use moat_ingress::{Route, RouteState, Settings};
 use moat_model::Slug;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -128,16 +128,17 @@ async fn a_response_that_breaks_off_does_not_look_whole() {
 
 #[tokio::test]
 async fn services_that_are_not_ready() {
-    let route = |service: &str, state| Route { service: Slug::new(service).unwrap(), upstreams: Vec::new(), state };
-    let ingress = Ingress::start(Routes {
-        hosts: HashMap::from([
+    let route = |service: &str, state| Route::new(Slug::new(service).unwrap(), Vec::new(), state);
+    let ingress = Ingress::start(
+        HashMap::from([
             ("new.localhost".to_owned(), route("new", RouteState::NoInstance { reason: "the build of `new` <runs>".to_owned() })),
             ("none.localhost".to_owned(), route("none", RouteState::Live)),
             ("off.localhost".to_owned(), route("off", RouteState::Suspended)),
             ("works.localhost".to_owned(), route("works", RouteState::Maintenance { page: "".into() })),
             ("own.localhost".to_owned(), route("own", RouteState::Maintenance { page: "<p>back at <b>nine</b>".into() })),
-        ]),
-    })
+        ])
+        .into(),
+    )
     .await;
     for (host, reason, text) in [
         ("new.localhost", "no-instance", "The build of new &lt;runs&gt;."),

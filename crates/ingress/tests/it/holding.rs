@@ -12,8 +12,8 @@ use tokio::time::timeout;
 const ASK: &str = "POST / HTTP/1.1\r\nHost: shop.localhost\r\nContent-Length: 4\r\n\r\nbody";
 
 fn state(state: RouteState, upstreams: &[SocketAddr]) -> Routes {
-    let route = Route { service: Slug::new("shop").unwrap(), upstreams: upstreams.to_vec(), state };
-    Routes { hosts: HashMap::from([("shop.localhost".to_owned(), route)]) }
+    let route = Route::new(Slug::new("shop").unwrap(), upstreams.to_vec(), state);
+    HashMap::from([("shop.localhost".to_owned(), route)]).into()
 }
 
 fn held() -> Routes {

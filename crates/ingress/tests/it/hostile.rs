@@ -53,8 +53,6 @@ async fn smuggling() {
         (post("Content-Length:", "hi"), 400, &[]),
         // An old version with a new coding.
         ("POST /x HTTP/1.0\r\nHost: shop.localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(), 400, &[]),
-        // HTTP/2 without TLS.
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), 0, &[]),
         ("GET /x\r\n\r\n".to_owned(), 400, &[]),
         ("GET /x HTTP/1.1 HTTP/1.1\r\nHost: shop.localhost\r\n\r\n".to_owned(), 400, &[]),
         ("G\u{7f}T /x HTTP/1.1\r\nHost: shop.localhost\r\n\r\n".to_owned(), 400, &[]),

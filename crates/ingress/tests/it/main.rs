@@ -7,7 +7,11 @@ mod holding;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod http2;
+#[cfg(test)]
 mod passing;
+#[cfg(test)]
+mod secure;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

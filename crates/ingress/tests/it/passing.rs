@@ -6,8 +6,9 @@ use hyper::body::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use moat_ingress::{Route, RouteState, Routes};
+use moat_ingress::{Route, RouteState};
 use moat_model::Slug;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -265,7 +266,7 @@ async fn routes_change_under_a_kept_connection() {
         client.send("GET / HTTP/1.1\r\nHost: shop.localhost\r\n\r\n").await;
         assert!(client.response().await.body.starts_with(want));
     }
-    ingress.routes.set(Routes::default());
+    ingress.routes.set(moat_ingress::Routes::default());
     client.send("GET / HTTP/1.1\r\nHost: shop.localhost\r\n\r\n").await;
     assert_eq!(client.response().await.status, 404);
 }
@@ -273,8 +274,8 @@ async fn routes_change_under_a_kept_connection() {
 #[tokio::test]
 async fn ten_thousand_hosts() {
     let address = echo("many").await;
-    let route = |n: usize| Route { service: Slug::new(format!("s{n}")).unwrap(), upstreams: vec![address], state: RouteState::Live };
-    let ingress = Ingress::start(Routes { hosts: (0..10_000).map(|n| (format!("s{n}.localhost"), route(n))).collect() }).await;
+    let route = |n: usize| Route::new(Slug::new(format!("s{n}")).unwrap(), vec![address], RouteState::Live);
+    let ingress = Ingress::start((0..10_000).map(|n| (format!("s{n}.localhost"), route(n))).collect::<HashMap<_, _>>().into()).await;
     for (host, status) in [("s0.localhost", 200), ("S9999.localhost:80", 200), ("s10000.localhost", 404)] {
         assert_eq!(ingress.get(host, "/").await.status, status, "{host}");
     }

@@ -1,6 +1,6 @@
 //! An ingress, instances that do what a test says, and a client that writes raw bytes.
 
-use moat_ingress::{Dial, Route, RouteState, RouteTable, Routes, Settings, serve_with};
+use moat_ingress::{Certificate, Certificates, Dial, Listeners, Route, RouteState, RouteTable, Routes, Settings, Tls, serve_with};
 use moat_model::Slug;
 use std::collections::HashMap;
 use std::future::Future;
@@ -36,6 +36,8 @@ pub struct Ingress {
     pub routes: Arc<RouteTable>,
     pub stop: Option<oneshot::Sender<()>>,
     pub task: JoinHandle<io::Result<()>>,
+    /// HTTPS, where it is served, and its certificates.
+    pub https: Option<(SocketAddr, Arc<Tls>)>,
     dial: Arc<Direct>,
 }
 
@@ -45,21 +47,33 @@ impl Ingress {
     }
 
     pub async fn start_with(routes: Routes, settings: Settings) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        Self::listen(routes, settings, None).await
+    }
+
+    /// One that serves HTTPS too, by these certificates.
+    pub async fn start_secure(routes: Routes, certificates: Certificates) -> Self {
+        let tls = Tls::new().unwrap();
+        tls.set(certificates);
+        Self::listen(routes, Settings::default(), Some(Arc::new(tls))).await
+    }
+
+    async fn listen(routes: Routes, settings: Settings, tls: Option<Arc<Tls>>) -> Self {
+        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = http.local_addr().unwrap();
+        let (mut https, mut listeners) = (None, Listeners::from(http));
+        if let Some(tls) = tls {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            https = Some((listener.local_addr().unwrap(), Arc::clone(&tls)));
+            listeners.https = Some((listener, tls));
+        }
         let routes = Arc::new(RouteTable::new(routes));
         let dial = Arc::new(Direct::default());
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(serve_with(
-            listener,
-            Arc::clone(&routes),
-            Arc::clone(&dial),
-            async {
-                let _ = stopped.await;
-            },
-            settings,
-        ));
-        Self { address, routes, stop: Some(stop), task, dial }
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        let task = tokio::spawn(serve_with(listeners, Arc::clone(&routes), Arc::clone(&dial), stopped, settings));
+        Self { address, routes, stop: Some(stop), task, https, dial }
     }
 
     /// An ingress with one host, `shop.localhost`.
@@ -83,9 +97,16 @@ impl Ingress {
     }
 }
 
+/// A certificate for these names that nobody signed, and itself as PEM.
+pub fn certificate(names: &[&str]) -> (Certificate, String) {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    (Certificate::from_pem(&made.cert.pem(), &made.signing_key.serialize_pem()).unwrap(), made.cert.pem())
+}
+
 pub fn live(host: &str, service: &str, upstreams: &[SocketAddr]) -> Routes {
-    let route = Route { service: Slug::new(service).unwrap(), upstreams: upstreams.to_vec(), state: RouteState::Live };
-    Routes { hosts: HashMap::from([(host.to_owned(), route)]) }
+    let route = Route::new(Slug::new(service).unwrap(), upstreams.to_vec(), RouteState::Live);
+    HashMap::from([(host.to_owned(), route)]).into()
 }
 
 /// An instance: every connection is handled by `handler`, which gets its number and the connection.

@@ -3,6 +3,7 @@
 use super::Sight;
 use super::databases::Database;
 use super::defaults::{DefaultValue, When, default_port, version_key};
+use super::domains;
 use super::fingerprint;
 use super::images;
 use super::plans::{self, DEFAULT_PLAN, PlanProblem};
@@ -16,7 +17,8 @@ use crate::zones::{isolated_zone, open_zone};
 use moat_blueprint::spec::{EnvironmentIndex, EnvironmentSpec, RuntimeSpec, ServiceSpec, Text};
 use moat_model::net::RESERVED_PORTS;
 use moat_model::state::{
-    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Scaling, Source, Workload,
+    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Public, Scaling, Source,
+    Workload,
 };
 use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, StartOrder, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +53,7 @@ pub(crate) fn assemble(
     for database in &workspace.databases {
         state.services.extend(assembly.database(database).map(|service| (service.slug.clone(), service)));
     }
+    domains::settle(workspace, &mut state, report);
     state
 }
 
@@ -155,6 +158,7 @@ impl Assembly<'_, '_> {
             max_shutdown_delay_seconds: spec.max_shutdown_delay_seconds.as_ref().map_or(30, |s| s.value.clamp(1, 300)),
             scaling: scaling(spec, kind),
             maintenance: kind == ServiceKind::Web && spec.maintenance_mode.as_ref().is_some_and(|mode| mode.value.enabled),
+            public: domains::public(spec, kind),
             fingerprint: String::new(),
             build_fingerprint: String::new(),
         };
@@ -206,6 +210,7 @@ impl Assembly<'_, '_> {
             max_shutdown_delay_seconds: DATABASE_GRACE,
             scaling: None,
             maintenance: false,
+            public: Public::default(),
             fingerprint: String::new(),
             build_fingerprint: String::new(),
         };

@@ -213,6 +213,7 @@ fn service(name: &str, offset: u16, kind: &Shape) -> Service {
         max_shutdown_delay_seconds: 30,
         scaling: None,
         maintenance: false,
+        public: moat_model::state::Public::default(),
         fingerprint: String::new(),
         build_fingerprint: String::new(),
     }

@@ -114,6 +114,7 @@ fn request(repository: &Repository, commit: &str, checked: &Checked, cause: Caus
         given: settings.given.clone(),
         files,
         listen: settings.listen.clone(),
+        listen_tls: None,
         start_timeout_seconds: settings.start_timeout_seconds,
         pass_env: settings.pass_env.clone(),
         git: [settings.branch.clone(), commit.to_owned(), settings.repo_slug.clone()],

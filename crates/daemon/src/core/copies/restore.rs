@@ -4,6 +4,7 @@ use super::backup::{blocking, refused};
 use super::contents::{Contents, DOCUMENTS, Entry, KeptKind, RANGES, STATE, TREES};
 use super::{Copying, Job, Phase, failure};
 use crate::core::Core;
+use crate::core::public::Shown;
 use crate::core::requests::{Reply, end};
 use crate::protocol::{Event, Failure, ServicePhase, SnapshotKind};
 use crate::state::Durable;
@@ -188,6 +189,7 @@ impl Core {
         moat_planner::alloc::retain(&mut durable.memory, Vec::new());
         durable.generation.0 = durable.generation.0.max(self.durable.generation.0) + 1;
         self.commit(durable).map_err(|error| Failure { message: crate::chain(&error), hint: None, exit_code: 3 })?;
+        self.shown = Shown::default();
         self.record(EventKind::Restored, None, format!("this machine goes on with what was in {from}"), json!({ "from": from }));
         self.resume().await;
         Ok(())

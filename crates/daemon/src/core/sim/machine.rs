@@ -6,8 +6,7 @@ use crate::dataplane::PlaneError;
 use crate::machine::{Doing, Machine, Plane, Tell};
 use crate::protocol::Failure;
 use jiff::{SignedDuration, Timestamp};
-use moat_dataplane::Host;
-use moat_dns::Zones;
+use moat_dataplane::{CertificateSet, Config};
 use moat_engine::{Engine as _, EngineError, StepOutcome};
 use moat_engine_linux::{
     BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Origin, Prepared, Provided, Published, PullRequest, Release,
@@ -15,7 +14,7 @@ use moat_engine_linux::{
 };
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener, ObservedState, PostgresWorkload, Source, StaticWorkload};
-use moat_model::{Endpoint, Generation, InstanceId, Proto, ServiceId};
+use moat_model::{Endpoint, InstanceId, Proto, ServiceId};
 use moat_planner::Step;
 use moat_testkit::{Fault, now};
 use std::collections::{BTreeMap, BTreeSet};
@@ -268,7 +267,10 @@ impl Plane for Desk {
     fn listening(&self) -> Option<SocketAddr> {
         self.serving.then(|| SocketAddr::from(([127, 0, 0, 1], 8080)))
     }
-    fn listen<'a>(&'a mut self, _address: &'a str) -> Doing<'a, Result<(), Failure>> {
+    fn listening_https(&self) -> Option<SocketAddr> {
+        None
+    }
+    fn listen<'a>(&'a mut self, _http: &'a str, _https: Option<&'a str>) -> Doing<'a, Result<(), Failure>> {
         Box::pin(async { Ok(()) })
     }
     fn is_serving(&self) -> bool {
@@ -278,13 +280,18 @@ impl Plane for Desk {
         self.serving = true;
         Box::pin(async { Ok(()) })
     }
-    fn publish(&mut self, generation: Generation, hosts: BTreeMap<String, Host>, _zones: Zones) -> Doing<'_, ()> {
+    fn show(&self, _certificates: CertificateSet) {}
+    fn resolvers(&self) -> Vec<SocketAddr> {
+        Vec::new()
+    }
+    fn publish(&mut self, config: Config) -> Doing<'_, ()> {
         Box::pin(async move {
             if !self.serving {
                 return;
             }
             self.world.step("publish").await;
             let mut inner = self.world.inner();
+            let (generation, hosts) = (config.stamp.generation, config.hosts);
             if generation < inner.published {
                 inner.wrong("an older generation is published");
             }

@@ -1,0 +1,205 @@
+//! What people have set about the public side, and its certificates: what outlives the daemon of them.
+
+use ipnet::IpNet;
+use moat_certs::{Authority, Directory, Pair, Way};
+use moat_dataplane::Public;
+use moat_model::Secret;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Settings of the ingress (`moat ingress`). The default leaves everything off.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PublicSettings {
+    /// Where HTTPS is listened for (`--listen-tls`).
+    pub listen_tls: Option<String>,
+    /// Clients without TLS are sent to HTTPS, where there is a certificate.
+    pub https_redirect: bool,
+    /// `max-age` of `Strict-Transport-Security`, seconds.
+    pub hsts: Option<u64>,
+    /// Proxies whose connections begin with a PROXY header.
+    pub proxies: Vec<IpNet>,
+    /// The directory of the server that gives certificates for custom domains.
+    pub acme: Option<String>,
+    /// How names are proved to it; none takes turns.
+    pub acme_proof: Option<Way>,
+    /// Whom that server may write to.
+    pub acme_contact: Option<String>,
+    /// The authority that the server's own certificate is trusted by, a PEM file.
+    pub acme_root: Option<PathBuf>,
+}
+
+/// Let's Encrypt's directory.
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+impl PublicSettings {
+    /// Every setting with its value, as [`Self::set`] takes them.
+    pub fn rows(&self) -> Vec<(String, String)> {
+        let switch = |on: bool| if on { "on" } else { "off" }.to_owned();
+        let nets: Vec<String> = self.proxies.iter().map(ToString::to_string).collect();
+        let rows = [
+            ("https-redirect", switch(self.https_redirect)),
+            ("hsts", self.hsts.map_or_else(|| "off".to_owned(), |seconds| seconds.to_string())),
+            ("proxy-protocol", if nets.is_empty() { "off".to_owned() } else { nets.join(",") }),
+            ("acme", self.acme.clone().unwrap_or_else(|| "off".to_owned())),
+            ("acme-proof", self.acme_proof.map_or("any", Way::word).to_owned()),
+            ("acme-contact", self.acme_contact.clone().unwrap_or_else(|| "off".to_owned())),
+            ("acme-root", self.acme_root.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string())),
+        ];
+        rows.map(|(key, value)| (key.to_owned(), value)).to_vec()
+    }
+
+    /// Changes one.
+    ///
+    /// # Errors
+    /// For a setting that there is not, or a value that it can't have; in words, with what to write.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), (String, String)> {
+        let wrong = |help: &str| Err((format!("`{value}` is no value of `{key}`"), help.to_owned()));
+        match key {
+            "https-redirect" => match value {
+                "on" => self.https_redirect = true,
+                "off" => self.https_redirect = false,
+                _ => return wrong("write `on` or `off`"),
+            },
+            "hsts" => match (value, value.parse()) {
+                ("off", _) => self.hsts = None,
+                (_, Ok(seconds)) => self.hsts = Some(seconds),
+                (_, Err(_)) => return wrong("write how many seconds a browser should remember it, such as `31536000`, or `off`"),
+            },
+            "proxy-protocol" => match value {
+                "off" => self.proxies.clear(),
+                _ => match value.split(',').map(|net| net.parse().or_else(|_| net.parse::<IpAddr>().map(IpNet::from))).collect() {
+                    Ok(nets) => self.proxies = nets,
+                    Err(_) => {
+                        return wrong("write the proxies' addresses or ranges with commas between, such as `203.0.113.0/24`, or `off`");
+                    }
+                },
+            },
+            "acme" => match value {
+                "off" => self.acme = None,
+                "letsencrypt" => self.acme = Some(LETS_ENCRYPT.to_owned()),
+                url if url.starts_with("https://") => self.acme = Some(url.to_owned()),
+                _ => return wrong("write `letsencrypt`, the https URL of another server's directory, or `off`"),
+            },
+            "acme-proof" => match value {
+                "any" | "off" => self.acme_proof = None,
+                "http" => self.acme_proof = Some(Way::Http),
+                "tls" => self.acme_proof = Some(Way::Tls),
+                _ => return wrong("write `http` (port 80), `tls` (port 443) or `any`"),
+            },
+            "acme-contact" => match value {
+                "off" => self.acme_contact = None,
+                address if address.contains('@') => self.acme_contact = Some(address.to_owned()),
+                _ => return wrong("write a mail address, or `off`"),
+            },
+            "acme-root" => match value {
+                "off" => self.acme_root = None,
+                path if path.starts_with('/') => self.acme_root = Some(path.into()),
+                _ => return wrong("write the absolute path of a PEM file, or `off`"),
+            },
+            _ => {
+                let known: Vec<String> = self.rows().into_iter().map(|(key, _)| format!("`{key}`")).collect();
+                return Err((format!("the ingress has no setting `{key}`"), format!("settings: {}", known.join(", "))));
+            }
+        }
+        Ok(())
+    }
+
+    /// The server of certificates, where one is to be asked.
+    pub fn directory(&self) -> Option<Directory> {
+        let url = self.acme.clone()?;
+        Some(Directory { url, contact: self.acme_contact.clone(), root: self.acme_root.clone() })
+    }
+
+    /// As the data plane gets them.
+    pub fn public(&self) -> Public {
+        Public { proxies: self.proxies.clone(), hsts: self.hsts }
+    }
+}
+
+/// A certificate that somebody gave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredCertificate {
+    /// The names that it is shown for.
+    pub names: Vec<String>,
+    /// It and its key.
+    pub pair: Pair,
+    /// When the server that gave it is asked for the next, in seconds since 1970; none of one that people gave.
+    #[serde(default)]
+    pub renew: Option<i64>,
+}
+
+impl StoredCertificate {
+    /// Where it comes from, in a word.
+    pub const fn source(&self) -> &'static str {
+        if self.renew.is_some() { "acme" } else { "file" }
+    }
+}
+
+/// What came of asking a server for a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Asked {
+    /// How often it failed since it worked last.
+    pub failures: u32,
+    /// Not before this time, in seconds since 1970.
+    pub next: i64,
+    /// Why it failed last.
+    pub why: Option<String>,
+}
+
+/// What certificates are made with.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Signing {
+    /// The authority of this machine, once one was needed.
+    pub authority: Option<Authority>,
+    /// Accounts with servers, by their directories.
+    pub accounts: BTreeMap<String, Secret>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_what_is_taken() {
+        let mut settings = PublicSettings::default();
+        for (key, value) in [
+            ("https-redirect", "on"),
+            ("hsts", "31536000"),
+            ("proxy-protocol", "192.0.2.0/24,2001:db8::/32"),
+            ("acme", "letsencrypt"),
+            ("acme-proof", "tls"),
+            ("acme-contact", "a@b.test"),
+            ("acme-root", "/ca.pem"),
+        ] {
+            settings.set(key, value).unwrap();
+        }
+        let mut again = PublicSettings::default();
+        for (key, value) in settings.rows() {
+            again.set(&key, &value).unwrap();
+        }
+        assert_eq!(again, settings);
+        settings.set("proxy-protocol", "192.0.2.1").unwrap();
+        assert_eq!(settings.rows()[2].1, "192.0.2.1/32");
+        for (key, value) in [
+            ("https-redirect", "yes"),
+            ("hsts", "-1"),
+            ("hsts", "long"),
+            ("proxy-protocol", "192.0.2.0/33"),
+            ("port", "1"),
+            ("acme", "http://a.test"),
+            ("acme-contact", "me"),
+            ("acme-root", "ca.pem"),
+        ] {
+            assert!(settings.set(key, value).is_err(), "{key}={value}");
+        }
+        for (key, _) in again.rows() {
+            again.set(&key, "off").unwrap();
+        }
+        assert_eq!(again, PublicSettings::default());
+    }
+}
