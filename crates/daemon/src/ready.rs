@@ -107,7 +107,9 @@ pub async fn watch(
             soon = SOON;
             rest(&service, up)
         } else if service.kind.receives() {
-            std::mem::replace(&mut soon, (soon * 3 / 2).min(SOON_AT_MOST))
+            let now = soon;
+            soon = (soon * 3 / 2).min(SOON_AT_MOST);
+            now
         } else {
             // Nothing but time makes it ready.
             UP_AFTER.saturating_sub(up).max(SOON)
