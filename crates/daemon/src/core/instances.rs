@@ -14,6 +14,7 @@ use moat_planner::Step;
 use moat_planner::plan::InstanceSpec;
 use moat_store::EventKind;
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
@@ -63,6 +64,7 @@ impl Core {
                     draining: None,
                     stop_failed: None,
                     usage: None,
+                    gate: Arc::default(),
                 },
             );
             if purpose == Purpose::Job
@@ -91,6 +93,7 @@ impl Core {
             moat_planner::alloc::adopt(&mut self.durable.memory, *address);
         }
         moat_planner::alloc::retain(&mut self.durable.memory, addresses);
+        self.save();
     }
 
     /// Starts an instance of its own for a build, a command or a cron run. The policy covers it before it runs.
@@ -150,6 +153,7 @@ impl Core {
                 draining: None,
                 stop_failed: None,
                 usage: None,
+                gate: Arc::default(),
             },
         );
     }
@@ -158,15 +162,19 @@ impl Core {
     pub(super) fn unregister(&mut self, id: &InstanceId) {
         if let Some(live) = self.live.remove(id) {
             moat_planner::alloc::release(&mut self.durable.memory, live.address);
+            self.save();
         }
     }
 
     /// Starts it, as a task.
     pub(super) fn launch(&mut self, spec: InstanceSpec) {
         let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), spec.id.clone());
+        // Nobody else has it yet.
+        let held = self.live.get(&id).and_then(|live| Arc::clone(&live.gate).try_lock_owned().ok());
         let step = Step::StartInstance { instance: Box::new(spec) };
         tokio::spawn(async move {
             let result = engine.apply(&step).await.map(|_| ());
+            drop(held);
             let _ = tx.send(Msg::Started(id, result));
         });
     }
@@ -180,8 +188,12 @@ impl Core {
             return;
         }
         live.retire();
+        let gate = Arc::clone(&live.gate);
         let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
-        tokio::spawn(async move { stop(&*engine, id, grace_seconds, &tx).await });
+        tokio::spawn(async move {
+            drop(gate.lock().await);
+            stop(&*engine, id, grace_seconds, &tx).await;
+        });
     }
 
     /// Stops it once the connections that it has are over, or after a while. What receives nothing, or shares a disk with the

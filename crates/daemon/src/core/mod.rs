@@ -164,6 +164,8 @@ pub struct Live {
     pub stop_failed: Option<String>,
     /// What it had used when that was looked at last.
     pub usage: Option<(Instant, Usage)>,
+    /// Held while it is being started: what is stopped before waits, so that a start never comes after its stop.
+    pub gate: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Live {

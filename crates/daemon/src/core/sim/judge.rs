@@ -119,6 +119,12 @@ impl World {
                 return Some(format!("{} is there ({:?}, {:?})", instance.id, instance.purpose, instance.phase));
             }
         }
+        // One that is about to start has its address before.
+        let addresses: BTreeSet<u64> = observed.instances.values().map(|instance| u64::from(instance.address.offset())).collect();
+        let used = used(&durable.memory);
+        if used != addresses {
+            return Some(format!("addresses in use are {addresses:?}, and {used:?} are remembered"));
+        }
         for slug in durable.deployed.keys() {
             let mine: Vec<&ObservedInstance> =
                 observed.instances.values().filter(|i| i.slug == *slug && i.purpose == Purpose::Serve).collect();
@@ -145,8 +151,12 @@ impl World {
 
     /// Everything has come about: it must be all right.
     pub(super) fn judge_quiet(&self) {
-        let (durable, observed) = (self.durable(), self.observed());
+        let durable = self.durable();
         for (slug, deployed) in &durable.deployed {
+            // Suspended in its first deploy, which ended with that: resuming is another one.
+            if !deployed.good && durable.settings.get(slug).is_some_and(|settings| settings.suspended) {
+                continue;
+            }
             if !deployed.good {
                 self.wrong(format!("what runs of `{slug}` was never good"));
             }
@@ -164,11 +174,6 @@ impl World {
             if record.begun.is_some_and(|begun| begun < record.asked && self.inner().off == 0) {
                 self.wrong("a deploy began before it was asked for");
             }
-        }
-        let addresses: BTreeSet<u64> = observed.instances.values().map(|instance| u64::from(instance.address.offset())).collect();
-        let used = used(&durable.memory);
-        if used != addresses {
-            self.wrong(format!("addresses in use are {addresses:?}, and {used:?} are remembered"));
         }
     }
 

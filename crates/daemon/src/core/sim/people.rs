@@ -265,7 +265,9 @@ impl People {
         });
         for (asked, refused) in answered {
             let Some(asked) = asked else { continue };
-            if refused {
+            if refused && self.asked[asked].is_none() {
+                // What could not be ended to the last step may have ended all the same.
+            } else if refused {
                 // Its place stays, so that the others keep theirs.
                 self.asked[asked] = self.asked[0].clone();
             } else {
