@@ -114,18 +114,18 @@ impl Core {
             self.stop_instance(&id, 1);
         }
         let last_lines = instance.map(|id| crate::logs::last_lines(&self.engine.log_path(id), 12)).unwrap_or_default();
-        let kept = match (deploy.phase == DeployPhase::Starting, deploy.previous) {
-            (true, Some(mut previous)) => {
+        // What an earlier daemon had begun of this deploy may be there even if it had not come so far again.
+        let begun = deploy.phase == DeployPhase::Starting || self.deployed(slug).is_some_and(|now| !now.good);
+        let previous = deploy.previous.filter(|previous| previous.good);
+        let kept = previous.is_some();
+        match previous.filter(|_| begun) {
+            Some(mut previous) => {
                 previous.hook_ran |= self.durable.deployed.get(slug).is_some_and(|now| now.hook_ran);
                 self.durable.deployed.insert(slug.clone(), previous);
-                true
             }
-            (true, None) => {
-                self.durable.deployed.remove(slug);
-                false
-            }
-            (false, previous) => previous.is_some(),
-        };
+            None if begun => drop(self.durable.deployed.remove(slug)),
+            None => {}
+        }
         self.save();
         let detail = if kept { format!("{why}; what ran before stays") } else { why.to_owned() };
         let (kind, verb) = match state {

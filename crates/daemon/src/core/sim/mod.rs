@@ -109,7 +109,7 @@ fn daemons_converge_whatever_happens() {
         }
         return;
     }
-    let seeds = number("MOAT_SIM_SEEDS").unwrap_or(160);
+    let seeds = number("MOAT_SIM_SEEDS").unwrap_or(1000);
     let first = number("MOAT_SIM_FIRST").unwrap_or(1);
     let workers = std::thread::available_parallelism().map_or(1, |count| count.get() as u64).min(4);
     let found: Vec<(u64, String)> = std::thread::scope(|scope| {

@@ -130,7 +130,15 @@ impl People {
         self.rounds = self.rounds.saturating_sub(1);
         self.stage = if self.rounds == 0 { Stage::Clean } else { Stage::Any { left: 1 + self.rng.below(5), gentle: true } };
         let durable = world.durable();
-        world.inner().steady = rolling(&durable).map(|slug| (slug.clone(), wanted(&durable, slug))).collect();
+        let observed = world.observed();
+        let mut inner = world.inner();
+        let time = inner.time();
+        // One that is sick is taken out when it is so for long enough.
+        let is_sick = |id: &InstanceId| inner.programs.get(id).is_some_and(|program| program.is_sick(time));
+        let sick: Vec<&Slug> =
+            observed.instances.values().filter(|instance| is_sick(&instance.id)).map(|instance| &instance.slug).collect();
+        let steady = rolling(&durable).filter(|slug| !sick.contains(slug)).map(|slug| (slug.clone(), wanted(&durable, slug))).collect();
+        inner.steady = steady;
     }
 
     /// One thing happens.
@@ -219,7 +227,12 @@ impl People {
 
     fn make_one_sick(&mut self, world: &World) {
         let Some(id) = self.running(world) else { return };
+        let observed = world.observed();
         let mut inner = world.inner();
+        if let Some(instance) = observed.instances.get(&id) {
+            // It is taken out when it is sick for long enough, as it should be.
+            inner.steady.remove(&instance.slug);
+        }
         let until = inner.time() + Duration::from_secs(self.rng.below(100));
         inner.tell(format!("{id} is sick"));
         if let Some(program) = inner.programs.get_mut(&id).filter(|program| program.sick.is_none()) {
