@@ -3,7 +3,7 @@
 //! Attribute numbers are those of `linux/netfilter/nfnetlink_conntrack.h`. Functions run in a thread of the router
 //! namespace.
 
-use crate::nfnetlink::{ACK, DONE, DUMP, ERROR, Head, NESTED, attribute, attributes, message, messages, open};
+use crate::nfnetlink::{ACK, DUMP, ERROR, Head, NESTED, address, attribute, attributes, dump, message, messages, open};
 use crate::sysctl;
 use netlink_sys::Socket;
 use std::collections::BTreeSet;
@@ -45,13 +45,6 @@ struct Flow {
     family: u8,
     tuple: Vec<u8>,
     id: Vec<u8>,
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
-        return Some(IpAddr::from(v4));
-    }
-    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
 }
 
 struct Tuple {
@@ -105,19 +98,9 @@ fn flow(body: &[u8]) -> Option<Flow> {
 fn list(socket: &Socket) -> io::Result<Vec<Flow>> {
     let mut request = Vec::new();
     message(&mut request, Head { kind: GET, flags: DUMP, sequence: 0, family: 0, resource: 0 }, &[]);
-    socket.send(&request, 0)?;
     let mut found = Vec::new();
-    loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        for received in messages(&bytes) {
-            match received.kind {
-                NEW => found.extend(flow(received.body)),
-                ERROR => return received.result().map(|()| found),
-                DONE => return Ok(found),
-                _ => {}
-            }
-        }
-    }
+    dump(socket, &request, NEW, |body| found.extend(flow(body)))?;
+    Ok(found)
 }
 
 /// Forgets every flow that `keep` refuses; how many.

@@ -6,7 +6,7 @@
 
 use crate::lower::ir::{Atom, Key, Kind, Set, Value};
 use crate::lower::{Ruleset, TABLE};
-use crate::nfnetlink::{ACK, CREATE, ERROR, Head, NESTED, attribute, message, messages, open};
+use crate::nfnetlink::{ACK, CREATE, ERROR, Head, NESTED, attribute, message, messages, open, text};
 
 use std::io;
 use std::net::IpAddr;
@@ -152,9 +152,4 @@ fn data(value: &Value) -> Vec<u8> {
             attribute(2 | NESTED, &verdict)
         }
     }
-}
-
-/// A text with its end mark.
-fn text(text: &str) -> Vec<u8> {
-    [text.as_bytes(), &[0]].concat()
 }

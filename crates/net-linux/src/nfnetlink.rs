@@ -6,6 +6,7 @@
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use std::io;
+use std::net::IpAddr;
 
 /// A request for an answer to each message.
 pub const ACK: u16 = 4;
@@ -109,6 +110,32 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(received)
     })
+}
+
+/// Sends a [`DUMP`] request, and hands over the body of every message of a `kind` that answers it.
+pub fn dump(socket: &Socket, request: &[u8], kind: u16, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+    socket.send(request, 0)?;
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        for received in messages(&bytes) {
+            match received.kind {
+                ERROR | DONE => return received.result(),
+                of if of == kind => take(received.body),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// An address by its bytes, as many as its family has.
+pub fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+/// A text with its end mark.
+pub fn text(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the live network tells: denied flows, obstacles to egress, changes of the host's addresses.
 
 use crate::lower::{DENIED_SETS, TABLE};
+use crate::nfnetlink::address;
 use crate::obstacles::{self, Obstacle};
 use crate::rules::{self, Learned};
 use crate::{NetError, Network, nft};
@@ -97,11 +98,6 @@ fn denied_flow(element: &Learned) -> Option<DeniedFlow> {
     let (from, to) = ends.split_at(ends.len() / 2);
     let port = rest.get(4..6).and_then(|port| port.try_into().ok()).map_or(0, u16::from_be_bytes);
     Some(DeniedFlow { from: address(from)?, to: address(to)?, proto: *rest.first()?, port, packets: element.packets })
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 #[cfg(test)]

@@ -62,6 +62,14 @@ impl Route {
         }
     }
 
+    /// Whether it is to addresses of one link only, which the kernel makes by itself.
+    pub fn is_link_local(&self) -> bool {
+        match self.to.addr() {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_multicast(),
+        }
+    }
+
     /// Whether it is for one address only.
     pub fn is_full(&self) -> bool {
         self.to.prefix_len() == self.to.max_prefix_len()

@@ -4,8 +4,7 @@
 //! Attribute numbers are those of `linux/netfilter/nf_tables.h`. Functions run in a thread of the namespace.
 
 use crate::lower::TABLE;
-use crate::nfnetlink::{DONE, DUMP, ERROR, Head, attribute, attributes, message, messages, open};
-use netlink_sys::Socket;
+use crate::nfnetlink::{DUMP, ERROR, Head, attribute, attributes, dump, message, messages, open, text};
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
@@ -89,32 +88,13 @@ pub struct Learned {
 /// The elements of a set of Moat's table; none when there is no such set.
 pub fn learned(set: &str) -> io::Result<Vec<Learned>> {
     let socket = open()?;
-    let text = |text: &str| [text.as_bytes(), &[0]].concat();
     let body = [attribute(1, &text(TABLE)), attribute(2, &text(set))].concat();
     let mut request = Vec::new();
     message(&mut request, Head { kind: GET_ELEMENTS, flags: DUMP, sequence: 1, family: FAMILY_INET, resource: 0 }, &body);
-    socket.send(&request, 0)?;
-    match elements(&socket) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
-        found => found,
-    }
-}
-
-fn elements(socket: &Socket) -> io::Result<Vec<Learned>> {
     let mut found = Vec::new();
-    loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        for received in messages(&bytes) {
-            match received.kind {
-                NEW_ELEMENTS => found.extend(list(received.body.get(4..).unwrap_or_default())),
-                ERROR => return received.result().map(|()| found),
-                DONE => {
-                    received.result()?;
-                    return Ok(found);
-                }
-                _ => {}
-            }
-        }
+    match dump(&socket, &request, NEW_ELEMENTS, |body| found.extend(list(body.get(4..).unwrap_or_default()))) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+        done => done.map(|()| found),
     }
 }
 

@@ -115,7 +115,8 @@ impl Review {
 /// Compares. Links, addresses and routes of instances that the policy does not list are left alone.
 pub fn review(policy: &NetPolicy, uplink: &Uplink<'_>, found: &Found) -> Review {
     let mut out = Review::default();
-    let name_of = |index: u32| found.links.iter().find(|link| link.index == index).map_or("?", |link| link.name.as_str());
+    let by_index: BTreeMap<u32, &str> = found.links.iter().map(|link| (link.index, link.name.as_str())).collect();
+    let name_of = |index: u32| by_index.get(&index).copied().unwrap_or("?");
     for link in &found.links {
         let ours = link.name == "lo" || link.name == uplink.name || LinkName::parse(&link.name).is_some();
         // Some modules of the kernel put a link that is down into every namespace.
@@ -138,7 +139,7 @@ pub fn review(policy: &NetPolicy, uplink: &Uplink<'_>, found: &Found) -> Review 
         .flat_map(|entry| [(IpAddr::V4(entry.address.v4), &entry.link), (IpAddr::V6(entry.address.v6), &entry.link)])
         .collect();
     let listed: BTreeSet<&str> = policy.sources.values().map(|entry| entry.link.as_str()).collect();
-    for route in found.routes.iter().filter(|route| route.kind == RouteType::Unicast && !is_link_local(route.to.addr())) {
+    for route in found.routes.iter().filter(|route| route.kind == RouteType::Unicast && !route.is_link_local()) {
         let names: Vec<&str> = route.links.iter().map(|index| name_of(*index)).collect();
         let fits = match (by_address.get(&route.to.addr()).filter(|_| route.is_full()), names.as_slice()) {
             (Some(link), [name]) => link.as_str() == *name,
@@ -196,13 +197,6 @@ pub fn review(policy: &NetPolicy, uplink: &Uplink<'_>, found: &Found) -> Review 
         }
     }
     out
-}
-
-const fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_multicast(),
-    }
 }
 
 /// Runs requests in the namespace of the calling thread; what of it was done. What has gone by itself meanwhile is no error.

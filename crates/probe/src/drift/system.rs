@@ -29,13 +29,6 @@ const SETTINGS: [(&str, &str, &str); 8] = [
 ];
 const DNS: u16 = 53;
 
-const fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_multicast(),
-    }
-}
-
 /// Routes of the host that lead into the router: each names the services it covers.
 pub(super) fn of_host(scene: &Scene<'_>, host: &File) -> Result<Vec<Drift>, Error> {
     let uplink = &scene.uplink;
@@ -44,9 +37,8 @@ pub(super) fn of_host(scene: &Scene<'_>, host: &File) -> Result<Vec<Drift>, Erro
     let mut out = Vec::new();
     for route in routes.iter().filter(|route| route.kind == RouteType::Unicast) {
         let into = route.links.contains(&link.index) || route.gateways.iter().any(|gateway| uplink.router_address.contains(*gateway));
-        let connected = route.gateways.is_empty()
-            && route.to.prefix_len() > 0
-            && (is_link_local(route.to.addr()) || contains(route.to, uplink.host_address));
+        let connected =
+            route.gateways.is_empty() && route.to.prefix_len() > 0 && (route.is_link_local() || contains(route.to, uplink.host_address));
         let covered = covered(scene, route.to);
         if !into || (connected && covered.is_empty()) {
             continue;
@@ -138,7 +130,7 @@ fn settings(link: &str) -> io::Result<Vec<Drift>> {
 
 fn foreign_routes(scene: &Scene<'_>, links: &[LinkFacts], uplink: Option<&LinkFacts>, routes: &[Route]) -> Vec<Drift> {
     let mut out = Vec::new();
-    for route in routes.iter().filter(|route| route.kind == RouteType::Unicast && !is_link_local(route.to.addr())) {
+    for route in routes.iter().filter(|route| route.kind == RouteType::Unicast && !route.is_link_local()) {
         let names: Vec<&str> = route.links.iter().map(|index| name_of(links, *index)).collect();
         let by_uplink = uplink.is_some_and(|uplink| route.links == [uplink.index]);
         let connected = contains(route.to, scene.uplink.router_address);

@@ -118,13 +118,12 @@ impl Core {
         let begun = deploy.phase == DeployPhase::Starting || self.deployed(slug).is_some_and(|now| !now.good);
         let previous = deploy.previous.filter(|previous| previous.good);
         let kept = previous.is_some();
-        match previous.filter(|_| begun) {
-            Some(mut previous) => {
-                previous.hook_ran |= self.durable.deployed.get(slug).is_some_and(|now| now.hook_ran);
+        if begun {
+            let now = self.durable.deployed.remove(slug);
+            if let Some(mut previous) = previous {
+                previous.hook_ran |= now.is_some_and(|now| now.hook_ran);
                 self.durable.deployed.insert(slug.clone(), previous);
             }
-            None if begun => drop(self.durable.deployed.remove(slug)),
-            None => {}
         }
         self.save();
         let detail = if kept { format!("{why}; what ran before stays") } else { why.to_owned() };
