@@ -14,6 +14,7 @@ mod images;
 mod languages;
 mod load;
 mod machine;
+mod numbers;
 mod offline;
 mod plane;
 mod postgres;
