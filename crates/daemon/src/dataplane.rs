@@ -52,8 +52,17 @@ pub struct DataPlane {
     /// A process was asked to serve with them.
     serving: bool,
     resolvers: Vec<SocketAddr>,
-    /// How the access log is written, and to which file (device and inode); none is not known yet.
-    logging: Option<Option<(LogFormat, (u64, u64))>>,
+    logging: Logging,
+}
+
+/// What the process was told of the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Logging {
+    /// Nothing that this daemon knows of.
+    Unknown,
+    Off,
+    /// To the file with this device and inode.
+    To(LogFormat, (u64, u64)),
 }
 
 impl DataPlane {
@@ -70,7 +79,7 @@ impl DataPlane {
             sockets: None,
             serving: false,
             resolvers: Vec::new(),
-            logging: None,
+            logging: Logging::Unknown,
         }
     }
 
@@ -189,8 +198,11 @@ impl DataPlane {
         let Some(keeper) = &self.keeper else { return };
         let path = crate::access_log::path(self.place.root.parent().unwrap_or(&self.place.root));
         let is = |about: fs::Metadata| (about.dev(), about.ino());
-        let now = format.zip(fs::metadata(&path).ok().map(is));
-        if self.logging == Some(now) && now.is_some() == format.is_some() {
+        let right = match format {
+            None => Some(Logging::Off),
+            Some(format) => fs::metadata(&path).ok().map(|about| Logging::To(format, is(about))),
+        };
+        if right == Some(self.logging) {
             return;
         }
         let open = || -> io::Result<_> {
@@ -202,7 +214,7 @@ impl DataPlane {
         };
         match open() {
             Ok(to) => {
-                self.logging = Some(to.as_ref().map(|(format, about, _)| (*format, *about)));
+                self.logging = to.as_ref().map_or(Logging::Off, |(format, about, _)| Logging::To(*format, *about));
                 keeper.log(to.map(|(format, _, files)| (format, files)));
             }
             Err(error) => tracing::warn!(%error, path = %path.display(), "the access log can't be opened"),
@@ -243,7 +255,7 @@ impl DataPlane {
         if let Some(keeper) = self.keeper.take() {
             keeper.stop().await;
         }
-        self.logging = None;
+        self.logging = Logging::Unknown;
         (self.ingress, self.https, self.sockets) = (None, None, None);
         (self.listening, self.listening_https) = (None, None);
         self.serving = false;

@@ -124,7 +124,6 @@ impl Line {
 
     fn json(&self, to: &mut Vec<u8>) {
         #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
         struct Shown<'a> {
             time: String,
             client: IpAddr,
@@ -279,12 +278,12 @@ mod tests {
             (
                 line("/\"\n"),
                 LogFormat::Json,
-                r#"{"time":"2026-11-22T01:02:03.500000Z","client":"192.0.2.7","method":"GET","scheme":"https","host":"shop.localhost","path":"/\"\n","protocol":"HTTP/2.0","status":200,"bytes":12,"ms":1.5,"totalMs":20.0,"service":"shop","instance":"shop-1","request":"id-1"}"#,
+                r#"{"time":"2026-11-22T01:02:03.500000Z","client":"192.0.2.7","method":"GET","scheme":"https","host":"shop.localhost","path":"/\"\n","protocol":"HTTP/2.0","status":200,"bytes":12,"ms":1.5,"total_ms":20.0,"service":"shop","instance":"shop-1","request":"id-1"}"#,
             ),
             (
                 Line { service: None, instance: None, failure: Some("it broke".to_owned()), secure: false, ..line("/") },
                 LogFormat::Json,
-                r#"{"time":"2026-11-22T01:02:03.500000Z","client":"192.0.2.7","method":"GET","scheme":"http","host":"shop.localhost","path":"/","protocol":"HTTP/2.0","status":200,"bytes":12,"ms":1.5,"totalMs":20.0,"request":"id-1","failure":"it broke"}"#,
+                r#"{"time":"2026-11-22T01:02:03.500000Z","client":"192.0.2.7","method":"GET","scheme":"http","host":"shop.localhost","path":"/","protocol":"HTTP/2.0","status":200,"bytes":12,"ms":1.5,"total_ms":20.0,"request":"id-1","failure":"it broke"}"#,
             ),
         ] {
             assert_eq!(written(&line, format), format!("{want}\n"));

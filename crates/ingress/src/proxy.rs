@@ -166,7 +166,7 @@ impl<D: Dial> Proxy<D> {
                 Ok(Answer::Pass { .. }) => Lack::Circle,
                 Ok(Answer::Page(lack)) => lack,
                 Err(error) => {
-                    exchange.failed(error);
+                    exchange.failed(&error);
                     Lack::Unreadable
                 }
             };

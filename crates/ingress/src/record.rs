@@ -108,7 +108,7 @@ impl Exchange {
     }
 
     /// Why it could not be passed on.
-    pub fn failed(&mut self, why: impl ToString) {
+    pub fn failed(&mut self, why: &impl ToString) {
         if let Some((line, _)) = &mut self.line {
             line.failure = Some(why.to_string());
         }

@@ -74,16 +74,16 @@ struct Screen;
 
 impl Screen {
     fn enter() -> Result<Self, CommandError> {
-        terminal::enable_raw_mode().map_err(failed)?;
+        terminal::enable_raw_mode().map_err(|error| failed(&error))?;
         let screen = Self;
-        execute!(stdout(), terminal::EnterAlternateScreen, cursor::Hide).map_err(failed)?;
+        execute!(stdout(), terminal::EnterAlternateScreen, cursor::Hide).map_err(|error| failed(&error))?;
         Ok(screen)
     }
 
     /// Shows as many lines as there is room for.
     #[expect(clippy::unused_self, reason = "only who has the screen may draw")]
     fn draw(&self, lines: Vec<String>) -> Result<(), CommandError> {
-        let (_, rows) = terminal::size().map_err(failed)?;
+        let (_, rows) = terminal::size().map_err(|error| failed(&error))?;
         // A terminal that does not know its size has none.
         let rows = if rows == 0 { usize::MAX } else { usize::from(rows) };
         let mut text = String::new();
@@ -105,7 +105,7 @@ impl Screen {
             terminal::EnableLineWrap,
             terminal::EndSynchronizedUpdate
         )
-        .map_err(failed)
+        .map_err(|error| failed(&error))
     }
 }
 
@@ -117,53 +117,49 @@ impl Drop for Screen {
     }
 }
 
-fn failed(error: std::io::Error) -> CommandError {
+fn failed(error: &std::io::Error) -> CommandError {
     CommandError::engine(format!("the terminal can't be used: {error}")).hint("`moat top --once` needs none")
 }
 
 /// What happened between two looks.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 struct Shown {
     seconds: f64,
     /// Whether requests were counted at all.
     counted: bool,
     services: Vec<ServiceRow>,
-    /// Requests for hosts that are nobody's.
-    nobody: Requests,
+    /// For hosts that are nobody's.
+    nobody: Traffic,
     http_connections: u64,
     https_connections: u64,
 }
 
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 struct ServiceRow {
     service: String,
     state: Option<ServicePhase>,
     cpu_percent: Option<f64>,
     memory_bytes: Option<u64>,
     #[serde(flatten)]
-    requests: Requests,
+    requests: Traffic,
     /// Bytes that one instance may use.
     memory_limit: Option<u64>,
     instances: Vec<InstanceRow>,
 }
 
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 struct InstanceRow {
     instance: String,
     ready: bool,
     cpu_percent: Option<f64>,
     memory_bytes: Option<u64>,
     #[serde(flatten)]
-    requests: Requests,
+    requests: Traffic,
 }
 
-/// Requests of some seconds.
+/// Traffic of some seconds.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Requests {
+struct Traffic {
     requests_per_second: f64,
     /// Milliseconds until answers began.
     p50_ms: Option<f64>,
@@ -177,7 +173,7 @@ struct Requests {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "numbers for people")]
-impl Requests {
+impl Traffic {
     fn of(counted: &Counted, seconds: f64) -> Self {
         let errors: u64 = counted.answers.iter().filter(|(status, _)| **status >= 500).map(|(_, count)| count).sum();
         let each = |count: u64| tenths(count as f64 / seconds);
@@ -213,7 +209,7 @@ impl Shown {
             seconds,
             counted: now.counted,
             services,
-            nobody: Requests::of(&now.nobody.since(&before.nobody), seconds),
+            nobody: Traffic::of(&now.nobody.since(&before.nobody), seconds),
             http_connections: now.connections.0,
             https_connections: now.connections.1,
         }
@@ -232,7 +228,7 @@ impl Shown {
                 rows.push(row(name, state, use_of, &instance.requests, self.counted));
             }
         }
-        let Requests { requests_per_second, .. } = self.nobody;
+        let Traffic { requests_per_second, .. } = self.nobody;
         let head = format!(
             "{} HTTP and {} HTTPS connections, {requests_per_second:.1} requests/s for unknown hosts",
             self.http_connections, self.https_connections
@@ -255,7 +251,7 @@ impl ServiceRow {
             state: now.phase,
             cpu_percent: instances.iter().filter_map(|row| row.cpu_percent).reduce(|a, b| tenths(a + b)),
             memory_bytes: instances.iter().filter_map(|row| row.memory_bytes).reduce(|a, b| a + b),
-            requests: Requests::of(&all, seconds(micros)),
+            requests: Traffic::of(&all, seconds(micros)),
             memory_limit: now.limits.map(|limits| limits.memory_bytes),
             instances,
         }
@@ -273,7 +269,7 @@ impl InstanceRow {
             ready: now.ready,
             cpu_percent: cpu,
             memory_bytes: now.usage.map(|(_, memory)| memory),
-            requests: Requests::of(&counted, seconds(micros)),
+            requests: Traffic::of(&counted, seconds(micros)),
         }
     }
 }
@@ -286,7 +282,7 @@ fn seconds(micros: u64) -> f64 {
 /// CPU, memory, and how much of that there may be.
 type Use = (Option<f64>, Option<u64>, Option<u64>);
 
-fn row(name: Cell, state: Cell, (cpu, memory, limit): Use, requests: &Requests, counted: bool) -> Vec<Cell> {
+fn row(name: Cell, state: Cell, (cpu, memory, limit): Use, requests: &Traffic, counted: bool) -> Vec<Cell> {
     let dash = || "–".to_owned();
     let plain = |text: String| cell(Tone::Plain, text);
     let ms = |ms: Option<f64>| plain(ms.map_or_else(dash, |ms| format!("{ms:.1}")));

@@ -24,6 +24,11 @@ fn sum(text: &str, name: &str, words: &[&str]) -> f64 {
     lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
+/// The same of what is counted, as it is printed.
+fn count(text: &str, name: &str, words: &[&str]) -> String {
+    sum(text, name, words).to_string()
+}
+
 fn metrics(host: &Host) -> String {
     host.moat(&["metrics"]).ok().out
 }
@@ -54,14 +59,14 @@ fn requests_are_counted_logged_and_shown() {
     let text = get("/metrics");
     assert!(text.ends_with("# EOF\n200 application/openmetrics-text; version=1.0.0; charset=utf-8"), "{text}");
     let shop = [r#"service="shop""#];
-    assert_eq!(sum(&text, "moat_http_requests_total", &[shop[0], r#"status="200""#]), 8.0, "{text}");
-    assert_eq!(sum(&text, "moat_http_requests_total", &[shop[0], r#"status="404""#]), 3.0, "{text}");
-    assert_eq!(sum(&text, "moat_http_requests_total", &[r#"service="pages",instance="""#]), 2.0, "{text}");
-    assert_eq!(sum(&text, "moat_http_requests_total", &[r#"service="",instance="""#]), 5.0, "{text}");
-    assert_eq!(sum(&text, "moat_http_response_seconds_count", &shop), 11.0);
+    assert_eq!(count(&text, "moat_http_requests_total", &[shop[0], r#"status="200""#]), "8", "{text}");
+    assert_eq!(count(&text, "moat_http_requests_total", &[shop[0], r#"status="404""#]), "3", "{text}");
+    assert_eq!(count(&text, "moat_http_requests_total", &[r#"service="pages",instance="""#]), "2", "{text}");
+    assert_eq!(count(&text, "moat_http_requests_total", &[r#"service="",instance="""#]), "5", "{text}");
+    assert_eq!(count(&text, "moat_http_response_seconds_count", &shop), "11");
     assert!(sum(&text, "moat_http_sent_bytes_total", &shop) > 24_000.0, "{text}");
     assert!(sum(&text, "moat_instance_memory_bytes", &shop) > 1e6 && sum(&text, "moat_instance_cpu_seconds_total", &shop) > 0.0, "{text}");
-    assert_eq!(sum(&text, "moat_instance_ready", &shop), 2.0);
+    assert_eq!(count(&text, "moat_instance_ready", &shop), "2");
     let ps = host.ps();
     for instance in service(&ps, "shop")["instances"].as_array().unwrap() {
         assert!(text.contains(&format!(r#"instance="{}",status="200""#, instance["id"].as_str().unwrap())), "both get some: {text}");
@@ -87,7 +92,7 @@ fn requests_are_counted_logged_and_shown() {
         (&line["path"], &line["status"], &line["service"], &line["client"]),
         (&"/first".into(), &404.into(), &"shop".into(), &"127.0.0.1".into())
     );
-    assert!(line["bytes"].as_u64().unwrap() > 0 && line["instance"].is_string() && line["totalMs"].is_number(), "{line}");
+    assert!(line["bytes"].as_u64().unwrap() > 0 && line["instance"].is_string() && line["total_ms"].is_number(), "{line}");
     let process = || host.ps()["dataplane_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
     let before = process().unwrap();
     host.kill(before, "KILL");
@@ -95,7 +100,7 @@ fn requests_are_counted_logged_and_shown() {
     host.moat(&["ingress", "access-log=common"]).ok();
     host.http(8080, "pages.localhost", "/second");
     wait_for("a line", || lines(&["--grep", r#"^127\.0\.0\.1 - - \[.*\] "GET /second HTTP/1\.1" 404 "#]).lines().count() == 1);
-    assert_eq!(sum(&metrics(&host), "moat_access_log_lines_total", &["written"]), 1.0, "of this process");
+    assert_eq!(count(&metrics(&host), "moat_access_log_lines_total", &["written"]), "1", "of this process");
     host.moat(&["ingress", "access-log=off"]).ok();
     host.http(8080, "shop.localhost", "/third");
     wait_for("it to be counted", || sum(&metrics(&host), "moat_http_requests_total", &shop) >= 1.0);
@@ -127,7 +132,7 @@ fn requests_are_counted_logged_and_shown() {
     assert!(ask("192.0.2.77").contains("200 OK") && host.http(8080, "shop.localhost", "/").0 == 200, "another client, another service");
     host.moat(&["ingress", "rate-limit=off"]).ok();
     assert!(ask("127.0.0.1").contains("200 OK"));
-    assert_eq!(sum(&metrics(&host), "moat_http_requests_total", &[r#"service="pages""#, r#"status="429""#]), 1.0);
+    assert_eq!(count(&metrics(&host), "moat_http_requests_total", &[r#"service="pages""#, r#"status="429""#]), "1");
 
     // What happens between two looks, for programs and on a terminal.
     let mut load = host
@@ -137,9 +142,9 @@ fn requests_are_counted_logged_and_shown() {
         .unwrap();
     let top = host.moat(&["top", "--once", "--interval", "1", "-o", "json"]).ok().json();
     let shown = |name: &str| top["services"].as_array().unwrap().iter().find(|row| row["service"] == name).unwrap().clone();
-    assert!(shown("shop")["requestsPerSecond"].as_f64().unwrap() > 0.0 && shown("shop")["p99Ms"].as_f64().unwrap() > 0.0, "{top}");
+    assert!(shown("shop")["requests_per_second"].as_f64().unwrap() > 0.0 && shown("shop")["p99_ms"].as_f64().unwrap() > 0.0, "{top}");
     assert_eq!(shown("shop")["instances"].as_array().unwrap().len(), 2);
-    assert!(shown("shop")["cpuPercent"].as_f64().unwrap() > 0.0, "{top}");
+    assert!(shown("shop")["cpu_percent"].as_f64().unwrap() > 0.0, "{top}");
     let screen = host.path("screen");
     let moat = format!("{} top --interval 1", env!("CARGO_BIN_EXE_moat"));
     let said = host.sh(&format!(

@@ -3,7 +3,7 @@
 use super::Core;
 use super::requests::{Reply, end};
 use crate::metrics;
-use crate::protocol::{Event, InstanceLoad, Load, ServiceLoad};
+use crate::protocol::{Counted, Event, InstanceLoad, Load, ServiceLoad};
 use moat_dataplane::message::Measures;
 use moat_engine_linux::Usage;
 use moat_ingress::Series;
@@ -28,7 +28,7 @@ impl Core {
                 live: true,
                 ready: live.ready && !live.stopping,
                 usage: None,
-                counted: Default::default(),
+                counted: Counted::default(),
             });
             ids.push(id.clone());
         }
@@ -44,7 +44,7 @@ impl Core {
 }
 
 fn empty(service: Slug) -> ServiceLoad {
-    ServiceLoad { service, kind: None, phase: None, limits: None, own: Default::default(), instances: Vec::new() }
+    ServiceLoad { service, kind: None, phase: None, limits: None, own: Counted::default(), instances: Vec::new() }
 }
 
 fn joined(mut services: BTreeMap<Slug, ServiceLoad>, usage: Vec<(InstanceId, Usage)>, measures: Option<Measures>) -> Load {
