@@ -164,15 +164,15 @@ impl Names {
     }
 
     /// Whether forwarding is on as [`Names::ensure_forwarding`] leaves it.
-    pub fn forwards(&self, record: &HostRecord) -> Result<bool, NetError> {
+    pub fn forwards(&self, record: &HostRecord, kept: &sysctl::Kept) -> Result<bool, NetError> {
         let refuse = || NetError::io("read the host's forwarding");
         let of_link = ["ipv4/conf/LINK/forwarding", "ipv6/conf/LINK/force_forwarding"].map(|name| name.replace("LINK", &self.link));
         let ipv6 = record.uplink_v6.is_some();
-        let wanted = wanted_settings(ipv6).map_err(refuse())?;
+        let wanted = wanted_settings(ipv6, |name| kept.get(name)).map_err(refuse())?;
         let of_link = of_link.into_iter().filter(|name| ipv6 || name.starts_with("ipv4")).map(|name| (name, "1".to_owned()));
         for (name, value) in wanted.into_iter().chain(of_link) {
             // What this kernel does not have can't be off.
-            if sysctl::get(&name).map_err(refuse())?.is_some_and(|now| now != value) {
+            if kept.get(&name).map_err(refuse())?.is_some_and(|now| now != value) {
                 return Ok(false);
             }
         }
@@ -187,7 +187,7 @@ impl Names {
     ) -> Result<Vec<String>, NetError> {
         let mut done = Vec::new();
         let others = self.others()?;
-        for (name, value) in wanted_settings(record.uplink_v6.is_some()).map_err(NetError::io("read the host's forwarding"))? {
+        for (name, value) in wanted_settings(record.uplink_v6.is_some(), sysctl::get).map_err(NetError::io("read the host's forwarding"))? {
             let now = sysctl::get(&name).map_err(NetError::io(format!("read `net/{name}`")))?;
             let noted = record.settings.iter().any(|(noted, _)| *noted == name);
             if now.as_deref() == Some(&value) {
@@ -308,13 +308,13 @@ fn odd_links(switch: &str, value: &str) -> std::io::Result<Vec<(String, String)>
 
 /// Settings that egress needs. IPv6 forwarding as such would make the host deaf to router advertisements, so the newer
 /// `force_forwarding` is taken where there is one, and links that listen are told to go on (`accept_ra` 2) where not.
-fn wanted_settings(ipv6: bool) -> std::io::Result<Vec<(String, String)>> {
+fn wanted_settings(ipv6: bool, get: impl Fn(&str) -> std::io::Result<Option<String>>) -> std::io::Result<Vec<(String, String)>> {
     let mut wanted = vec![("ipv4/ip_forward".to_owned(), "1".to_owned())];
-    let on = |name: &str| sysctl::get(name).map(|value| value.as_deref() == Some("1"));
-    if !ipv6 || on("ipv6/conf/all/forwarding")? && sysctl::get("ipv6/conf/all/force_forwarding")?.is_none() {
+    let on = |name: &str| get(name).map(|value| value.as_deref() == Some("1"));
+    if !ipv6 || on("ipv6/conf/all/forwarding")? && get("ipv6/conf/all/force_forwarding")?.is_none() {
         return Ok(wanted);
     }
-    if sysctl::get("ipv6/conf/all/force_forwarding")?.is_some() {
+    if get("ipv6/conf/all/force_forwarding")?.is_some() {
         if !on("ipv6/conf/all/forwarding")? {
             wanted.extend(["all", "default"].map(|scope| (format!("ipv6/conf/{scope}/force_forwarding"), "1".to_owned())));
         }

@@ -19,6 +19,7 @@ use crate::outside::Outside;
 use crate::record::{HostRecord, Records, Stamp};
 use crate::rules::Watch;
 use crate::shortcut::{Counts, Holder};
+use crate::sysctl::Kept;
 use crate::ways::Bell;
 use crate::{NetError, nft, ns, router};
 use moat_model::policy::NetPolicy;
@@ -76,6 +77,8 @@ pub(crate) struct Inner {
     bell: Bell,
     /// The same of the host.
     host_bell: Bell,
+    router_settings: Kept,
+    host_settings: Kept,
     /// How often was looked for changes.
     looks: AtomicU32,
     /// Whether this process knows that no flow is left that the policy forbids.
@@ -107,6 +110,8 @@ impl Network {
                 host_rules: Watch::default(),
                 bell: Bell::of_router(),
                 host_bell: Bell::of_host(),
+                router_settings: Kept::default(),
+                host_settings: Kept::default(),
                 looks: AtomicU32::new(0),
                 settled: AtomicBool::new(false),
             }),

@@ -23,10 +23,11 @@ use std::os::fd::AsFd;
 /// client sends from looks like a listener: nothing in the kernel tells them apart.
 pub fn listeners(ns: &impl AsFd) -> io::Result<Vec<Listener>> {
     let found = in_ns(ns, || {
+        let mut socket = open()?;
         let mut found: BTreeMap<Endpoint, bool> = BTreeMap::new();
         for (proto, number, states) in [(Proto::Tcp, IPPROTO_TCP, StateFlags::LISTEN), (Proto::Udp, IPPROTO_UDP, StateFlags::CLOSE)] {
             for family in [AF_INET, AF_INET6] {
-                for header in query(family, number, states.clone())? {
+                for header in query(&mut socket, family, number, states.clone())? {
                     let endpoint = Endpoint { proto, port: header.socket_id.source_port };
                     let loopback = is_loopback(header.socket_id.source_address);
                     // A UDP socket that is not bound has no port.
@@ -51,11 +52,12 @@ pub fn accepted(ns: &impl AsFd) -> io::Result<usize> {
         | StateFlags::LAST_ACK
         | StateFlags::CLOSING;
     in_ns(ns, || {
+        let mut socket = open()?;
         let mut ports = BTreeSet::new();
         let mut open = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            ports.extend(query(family, IPPROTO_TCP, StateFlags::LISTEN)?.iter().map(|header| header.socket_id.source_port));
-            open.extend(query(family, IPPROTO_TCP, unfinished.clone())?);
+            ports.extend(query(&mut socket, family, IPPROTO_TCP, StateFlags::LISTEN)?.iter().map(|header| header.socket_id.source_port));
+            open.extend(query(&mut socket, family, IPPROTO_TCP, unfinished.clone())?);
         }
         let taken =
             |header: &&InetResponseHeader| ports.contains(&header.socket_id.source_port) && !is_loopback(header.socket_id.source_address);
@@ -70,10 +72,14 @@ fn is_loopback(address: IpAddr) -> bool {
     }
 }
 
-fn query(family: u8, protocol: u8, states: StateFlags) -> io::Result<Vec<InetResponseHeader>> {
+fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+fn query(socket: &mut Socket, family: u8, protocol: u8, states: StateFlags) -> io::Result<Vec<InetResponseHeader>> {
     let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
     let request = InetRequest { family, protocol, extensions: ExtensionFlags::empty(), states, socket_id };
     let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));

@@ -62,19 +62,19 @@ const FORWARDING: [(&str, &str); 4] = [
 ];
 
 /// Sets what is not set; the names of what was changed.
-pub fn ensure_settings() -> io::Result<Vec<String>> {
-    apply(&SETTINGS)
+pub fn ensure_settings(kept: &sysctl::Kept) -> io::Result<Vec<String>> {
+    apply(kept, &SETTINGS)
 }
 
 /// Turns forwarding on; the names of what was changed.
-pub fn ensure_forwarding() -> io::Result<Vec<String>> {
-    apply(&FORWARDING)
+pub fn ensure_forwarding(kept: &sysctl::Kept) -> io::Result<Vec<String>> {
+    apply(kept, &FORWARDING)
 }
 
-fn apply(settings: &[(&str, &str)]) -> io::Result<Vec<String>> {
+fn apply(kept: &sysctl::Kept, settings: &[(&str, &str)]) -> io::Result<Vec<String>> {
     let mut changed = Vec::new();
     for (name, value) in settings {
-        if sysctl::set(name, value)? {
+        if kept.set(name, value)? {
             changed.push((*name).to_owned());
         }
     }

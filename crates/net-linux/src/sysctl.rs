@@ -1,7 +1,11 @@
 //! Settings of the network namespace the calling thread is in.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from("/proc/sys/net").join(name)
@@ -22,6 +26,61 @@ pub fn set(name: &str, value: &str) -> io::Result<bool> {
         Some(current) if current != value => std::fs::write(path(name), value).map(|()| true),
         Some(_) | None => Ok(false),
     }
+}
+
+/// Settings of one namespace that are looked at again and again: their files stay open.
+///
+/// The way to such a file gets longer with every namespace of the machine: all of them share a bucket of the kernel's table of
+/// names. Reading an open one does not.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// By name; none where this kernel has none of that name.
+    files: Mutex<BTreeMap<String, Option<File>>>,
+}
+
+impl Kept {
+    /// What [`get`] finds. The calling thread is in the same namespace each time, or [`Self::forget`] was called between.
+    pub fn get(&self, name: &str) -> io::Result<Option<String>> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        match files.get(name) {
+            Some(None) => return Ok(None),
+            // One whose link is gone can't be read any more.
+            Some(Some(file)) => {
+                if let Ok(value) = read(file) {
+                    return Ok(Some(value));
+                }
+            }
+            None => {}
+        }
+        let file = match File::open(path(name)) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let value = file.as_ref().map(read).transpose()?;
+        files.insert(name.to_owned(), file);
+        Ok(value)
+    }
+
+    /// Sets a value unless it is set already, as [`set`] does.
+    pub fn set(&self, name: &str, value: &str) -> io::Result<bool> {
+        match self.get(name)? {
+            Some(current) if current != value => std::fs::write(path(name), value).map(|()| true),
+            Some(_) | None => Ok(false),
+        }
+    }
+
+    /// Forgets all: links came or went, or the namespace is another.
+    pub fn forget(&self) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// A setting's value, which is a number or a short word.
+fn read(file: &File) -> io::Result<String> {
+    let mut bytes = [0; 64];
+    let length = file.read_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).trim().to_owned())
 }
 
 /// Whether this kernel has IPv6 and it is not switched off here.

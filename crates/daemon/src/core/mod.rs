@@ -70,8 +70,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 use tokio::time::Instant;
 
-/// The loop looks at everything at least this often.
-const RESTS: Duration = Duration::from_secs(1);
+/// How often the loop looks at everything.
+const RESTS: Rests = Rests { busy: Duration::from_secs(1), quiet: Duration::from_secs(5) };
 /// A daemon that has nothing to run ends after this long.
 const IDLE_FOR: Duration = Duration::from_secs(5);
 
@@ -128,6 +128,13 @@ pub enum Msg {
     Leave,
     /// Something came of asking a server for a certificate.
     Acme(acme::News),
+}
+
+impl Msg {
+    /// Whether what should run, or what does, may be different after it.
+    const fn is_news(&self) -> bool {
+        !matches!(self, Self::Upkeep { .. })
+    }
 }
 
 /// An instance that this daemon started or adopted.
@@ -224,8 +231,7 @@ pub struct Core {
     pub(crate) writing: record::Writing,
     /// Goes on when there is nothing to run.
     pub(crate) serves: bool,
-    /// The longest that it rests.
-    rests: Duration,
+    rests: Rests,
     pub(crate) desired: DesiredState,
     pub(crate) deploys: BTreeMap<Slug, Deploy>,
     /// The deploy of each service that waits for its turn.
@@ -287,6 +293,15 @@ pub struct Core {
     not_open: Option<String>,
 }
 
+/// The longest that the loop rests although nobody tells it anything.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rests {
+    /// While something goes on.
+    pub(crate) busy: Duration,
+    /// While nothing does.
+    pub(crate) quiet: Duration,
+}
+
 /// What a loop works with.
 pub(crate) struct Parts {
     pub(crate) paths: Paths,
@@ -296,7 +311,7 @@ pub(crate) struct Parts {
     pub(crate) state: State,
     pub(crate) writing: record::Writing,
     pub(crate) serves: bool,
-    pub(crate) rests: Duration,
+    pub(crate) rests: Rests,
 }
 
 /// A request that is answered when something has come about.
@@ -435,17 +450,20 @@ impl Core {
     pub async fn run(mut self, mut rx: mpsc::UnboundedReceiver<Msg>) {
         self.resume().await;
         let upkeep = self.start_upkeep();
-        let mut idle_since = Instant::now();
+        let (mut idle_since, mut looked) = (Instant::now(), Instant::now());
         loop {
-            match tokio::time::timeout(self.rests, rx.recv()).await {
+            let rests = if self.is_quiet() { self.rests.quiet } else { self.rests.busy };
+            let mut news = false;
+            match tokio::time::timeout(rests.saturating_sub(looked.elapsed()), rx.recv()).await {
                 Ok(Some(msg)) => {
                     if matches!(msg, Msg::Request(..)) {
                         idle_since = Instant::now();
                     }
+                    news |= msg.is_news();
                     self.handle(msg).await;
                 }
                 Ok(None) => break,
-                Err(_) => {}
+                Err(_) => news = true,
             }
             if !self.is_idle() {
                 idle_since = Instant::now();
@@ -456,9 +474,13 @@ impl Core {
             }
             // One reconcile for everything that waits: a burst of messages is one change.
             while let Ok(msg) = rx.try_recv() {
+                news |= msg.is_news();
                 self.handle(msg).await;
             }
-            self.advance().await;
+            if news {
+                self.advance().await;
+                looked = Instant::now();
+            }
             if self.leaving {
                 break;
             }
@@ -483,6 +505,20 @@ impl Core {
             && self.waiting.is_empty()
             && self.durable.queued.is_empty()
             && self.copies.is_empty()
+    }
+
+    /// Whether everything runs as it should and nobody waits for anything.
+    fn is_quiet(&self) -> bool {
+        let calm = |live: &Live| live.purpose == Purpose::Serve && live.ready && !live.stopping;
+        !self.is_idle()
+            && self.deploys.is_empty()
+            && self.next.is_empty()
+            && self.closing.is_empty()
+            && self.comparing.is_empty()
+            && self.waiting.is_empty()
+            && self.durable.queued.is_empty()
+            && self.copies.is_empty()
+            && self.live.values().all(calm)
     }
 
     async fn handle(&mut self, msg: Msg) {

@@ -108,16 +108,7 @@ impl LinuxEngine {
     /// A handle of an instance's network namespace, while it lives.
     pub async fn instance_ns(&self, id: &InstanceId) -> Result<OwnedFd, EngineError> {
         let id = id.clone();
-        self.blocking(move |inner| {
-            let doing = format!("enter the network of `{id}`");
-            let look = folder::look(inner, &id)?.ok_or_else(|| EngineError::new(&doing, "there is no such instance"))?;
-            let monitor = look.monitor.ok_or_else(|| EngineError::new(&doing, "the instance does not run"))?;
-            let ns = fs::File::open(format!("/proc/{}/ns/net", monitor.pid));
-            let ns = ns.map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;
-            // Still the same process, so the namespace was its own.
-            if monitor.alive() { Ok(ns.into()) } else { Err(EngineError::new(doing, "the instance has just ended")) }
-        })
-        .await
+        self.blocking(move |inner| namespace(inner, &id)).await
     }
 
     /// Runs what blocks on a thread of its own.
@@ -276,9 +267,12 @@ impl Engine for LinuxEngine {
     }
 
     async fn listeners(&self, id: &InstanceId) -> Result<Vec<Listener>, EngineError> {
-        let ns = self.instance_ns(id).await?;
-        self.blocking(move |_| moat_net_linux::ports::listeners(&ns).map_err(|error| network_error("read the listening sockets", error)))
-            .await
+        let id = id.clone();
+        let look = move |inner: &Inner| {
+            let found = moat_net_linux::ports::listeners(&namespace(inner, &id)?);
+            found.map_err(|error| network_error("read the listening sockets", error))
+        };
+        self.blocking(look).await
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -288,6 +282,17 @@ impl Engine for LinuxEngine {
             user_namespaces: Path::new("/proc/self/ns/user").exists(),
         }
     }
+}
+
+/// The network namespace of an instance that runs.
+fn namespace(inner: &Inner, id: &InstanceId) -> Result<OwnedFd, EngineError> {
+    let doing = format!("enter the network of `{id}`");
+    let look = folder::look(inner, id)?.ok_or_else(|| EngineError::new(&doing, "there is no such instance"))?;
+    let monitor = look.monitor.ok_or_else(|| EngineError::new(&doing, "the instance does not run"))?;
+    let ns = fs::File::open(format!("/proc/{}/ns/net", monitor.pid));
+    let ns = ns.map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;
+    // Still the same process, so the namespace was its own.
+    if monitor.alive() { Ok(ns.into()) } else { Err(EngineError::new(doing, "the instance has just ended")) }
 }
 
 fn changed(changed: bool) -> StepOutcome {

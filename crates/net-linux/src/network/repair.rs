@@ -8,6 +8,7 @@ use crate::link::Links;
 use crate::listing::{self, Difference, Listing};
 use crate::lower::{self, Facts, TABLE};
 use crate::record::HostRecord;
+use crate::sysctl::Kept;
 use crate::{NetError, nft, router, rules, ways};
 use moat_model::policy::NetPolicy;
 use moat_model::{InstanceId, LinkName};
@@ -31,6 +32,10 @@ impl Inner {
             Some(router) => self.something_moved(router)?,
             None => true,
         };
+        if moved {
+            self.router_settings.forget();
+            self.host_settings.forget();
+        }
         let router = match found {
             Some(router) => {
                 done.extend(self.ensure_inside(&router, &record, moved)?);
@@ -42,7 +47,7 @@ impl Inner {
                 self.records.write_host(&record)?;
                 let closed = lower::base(&record.facts);
                 self.rules.forget();
-                let router = self.pin.create(|| prepare(&closed))?;
+                let router = self.pin.create(|| prepare(&closed, &self.router_settings))?;
                 self.records.finish(&NetPolicy::default())?;
                 done.push("made the router namespace".to_owned());
                 router
@@ -51,7 +56,7 @@ impl Inner {
         done.extend(self.outside(|| {
             let mut done = if moved { self.names.ensure_uplink(&record, &router)? } else { Vec::new() };
             done.extend(self.names.ensure_table(&record, &self.host_rules)?);
-            if moved || !self.names.forwards(&record)? {
+            if moved || !self.names.forwards(&record, &self.host_settings)? {
                 done.extend(self.names.ensure_forwarding(&mut record, |record| self.records.write_host(record))?);
             }
             Ok(done)
@@ -124,7 +129,7 @@ impl Inner {
                 }
             }
         }
-        done.extend(within(router, || inside_settings(moved))??);
+        done.extend(within(router, || inside_settings(&self.router_settings, moved))??);
         if moved {
             let mended = within(router, || self.shortcut.repair(router, &mut Links::open()?))?;
             done.extend(
@@ -177,18 +182,18 @@ impl Inner {
 }
 
 /// Readies a new router namespace, which the calling thread is in: filter first, forwarding last.
-fn prepare(closed: &lower::Ruleset) -> Result<(), NetError> {
-    router::ensure_settings().map_err(NetError::io("set the router namespace's settings"))?;
+fn prepare(closed: &lower::Ruleset, settings: &Kept) -> Result<(), NetError> {
+    router::ensure_settings(settings).map_err(NetError::io("set the router namespace's settings"))?;
     nft::apply(&lower::replace(closed), "load the closed filter")?;
-    inside_settings(true).map(drop)
+    inside_settings(settings, true).map(drop)
 }
 
 /// Settings, loopback (when something `moved`) and forwarding of the router namespace; what was changed.
-fn inside_settings(moved: bool) -> Result<Vec<String>, NetError> {
-    let mut changed = router::ensure_settings().map_err(NetError::io("set the router namespace's settings"))?;
+fn inside_settings(settings: &Kept, moved: bool) -> Result<Vec<String>, NetError> {
+    let mut changed = router::ensure_settings(settings).map_err(NetError::io("set the router namespace's settings"))?;
     if moved {
         router::ensure_loopback().map_err(NetError::link("configure the router's loopback"))?;
     }
-    changed.extend(router::ensure_forwarding().map_err(NetError::io("set the router namespace's forwarding"))?);
+    changed.extend(router::ensure_forwarding(settings).map_err(NetError::io("set the router namespace's forwarding"))?);
     Ok(changed.into_iter().map(|name| format!("set `net/{name}` of the router back")).collect())
 }

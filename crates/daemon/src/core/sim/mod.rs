@@ -19,7 +19,7 @@ mod text;
 mod world;
 
 use super::record::Writing;
-use super::{Core, Parts};
+use super::{Core, Parts, Rests};
 use crate::Paths;
 use crate::blueprints::seed;
 use machine::Desk;
@@ -50,7 +50,7 @@ async fn live(world: &Arc<World>, people: &mut People, serves: bool) {
         writing: Writing::new(EventLog::none(), written),
         serves,
         // Fewer looks at nothing: seconds are for nothing there.
-        rests: Duration::from_secs(5),
+        rests: Rests { busy: Duration::from_secs(5), quiet: Duration::from_secs(5) },
     };
     let daemon = async {
         let core = Core::of(parts, tx.clone(), std::iter::empty()).await;
