@@ -59,6 +59,10 @@ impl Paths {
         Self { group, ..self }
     }
 
+    /// Whether control groups are below another one than the root.
+    pub fn has_groups(&self) -> bool {
+        !self.group.is_empty()
+    }
     /// The control group that holds every instance's.
     pub fn cgroup_parent(&self) -> String {
         format!("{}/moat-{}", self.group, self.tag())

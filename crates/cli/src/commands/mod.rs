@@ -55,8 +55,8 @@ pub fn need_root() -> Result<(), CommandError> {
     if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(rootless::enter(&Paths::from_env(), false)) }
 }
 
-/// As [`need_root`], for the process that starts everything itself.
-pub fn need_root_to_serve() -> Result<(), CommandError> {
+/// As [`need_root`], for a command that starts processes of services itself, which belong to control groups.
+pub fn need_root_and_groups() -> Result<(), CommandError> {
     if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(rootless::enter(&Paths::from_env(), true)) }
 }
 

@@ -10,13 +10,13 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-/// Becomes this very command in the user namespace of these folders. Comes back only with the reason why not. `serves` is for the
-/// command that takes the place of a background process that listens.
-pub fn enter(paths: &Paths, serves: bool) -> CommandError {
+/// Becomes this very command in the user namespace of these folders. Comes back only with the reason why not. `starts` is for a
+/// command that starts processes of services itself, though a background process listens.
+pub fn enter(paths: &Paths, starts: bool) -> CommandError {
     let become_it = || -> Result<CommandError, CommandError> {
         let exe = own_exe()?;
         // What this command starts goes on without it, so in a scope of its own.
-        let starts = serves || !listens(paths) || rootless::is_missing(&paths.run);
+        let starts = starts || !listens(paths) || rootless::is_missing(&paths.run);
         let scope = if starts { rootless::into_scope() } else { Ok(()) };
         rootless::ensure(&paths.run, &exe, &scope).map_err(refused)?;
         Ok(run_again(paths, &exe, None, None))

@@ -60,7 +60,7 @@ impl LinuxEngine {
         files::write_json(&file, &process).map_err(fail)?;
         let [input, output, errors] = [input, output, errors].map(Stdio::from);
         // Without root, the runtime may not move what it has put into the sandbox's user namespace between groups: it is there before.
-        let grouped = crate::rootless::inside() && self.inner.machine.limits.is_some();
+        let grouped = crate::rootless::inside() && self.inner.paths.has_groups();
         let group = grouped.then(|| format!("{GROUP}{}", self.inner.paths.cgroup(id.as_str())));
         let status = tokio::process::Command::new(&self.inner.config.own_exe)
             .args([VERB, ENTER_FLAG])

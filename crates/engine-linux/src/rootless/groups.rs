@@ -65,6 +65,7 @@ pub fn into_scope() -> Result<(), NoGroups> {
     if env::var_os(IN_SCOPE).is_some() {
         return Ok(());
     }
+    unified()?;
     let user = geteuid();
     let folder = env::var_os("XDG_RUNTIME_DIR").map_or_else(|| PathBuf::from(format!("/run/user/{user}")), PathBuf::from);
     let manager = folder.join("systemd/private");
@@ -259,12 +260,7 @@ enum Delegated {
 }
 
 fn delegated() -> Result<Delegated, NoGroups> {
-    if !mounts::is_kind(Path::new(ROOT), "cgroup2") {
-        return Err(NoGroups {
-            why: "control groups of version 1 can't be given to users".to_owned(),
-            hint: "start the kernel with `systemd.unified_cgroup_hierarchy=1`".to_owned(),
-        });
-    }
+    unified()?;
     let group = group_of("self").ok_or_else(|| NoGroups::new("the control group of this process is not known"))?;
     let own = std::process::id().to_string();
     if is_ours(&group) && read(&group, "cgroup.procs").lines().all(|pid| pid == own) {
@@ -274,6 +270,17 @@ fn delegated() -> Result<Delegated, NoGroups> {
         Some((parent, _)) if is_ours(parent) && read(parent, "cgroup.procs").is_empty() => Ok(Delegated::Above(parent.to_owned())),
         _ => Err(NoGroups::new(format!("the control group `{group}/` is not delegated to you"))),
     }
+}
+
+/// Only the hierarchy of version 2 can be divided by those who are not root.
+fn unified() -> Result<(), NoGroups> {
+    if mounts::is_kind(Path::new(ROOT), "cgroup2") {
+        return Ok(());
+    }
+    Err(NoGroups {
+        why: "control groups of version 1 can't be given to users".to_owned(),
+        hint: "start the kernel with `systemd.unified_cgroup_hierarchy=1`".to_owned(),
+    })
 }
 
 fn is_ours(group: &str) -> bool {

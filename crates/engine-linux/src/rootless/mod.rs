@@ -153,7 +153,13 @@ pub fn ensure(run: &Path, own_exe: &Path, scope: &Result<(), NoGroups>) -> Resul
         (holder, groups::of_holder(holder.pid).ok_or_else(none))
     } else {
         let groups = groups::divide(&tag(run)).map_err(|why| scope.clone().err().unwrap_or(why));
-        let holder = Holder::make(Some(run), groups.as_deref().ok(), own_exe)?.keep();
+        let undo = |_: &RootlessError| {
+            if let Ok(base) = &groups {
+                // The reason why there are no namespaces is what counts.
+                let _ = groups::give_back(base, &tag(run));
+            }
+        };
+        let holder = Holder::make(Some(run), groups.as_deref().ok(), own_exe).inspect_err(undo)?.keep();
         let holder = ProcessId::of(holder).ok_or_else(|| RootlessError::new("the process that holds the namespaces ended at once"))?;
         files::write_json(&held, &holder).map_err(RootlessError::io(format!("write `{}`", held.display())))?;
         (holder, groups)

@@ -88,7 +88,7 @@ fn groups(bed: &mut Bed) -> Value {
 #[track_caller]
 fn told(bed: &mut Bed, finding: &Value, word: &str) {
     let hint = finding["hint"].as_str().unwrap();
-    for command in hint.split('`').skip(1).step_by(2).filter(|command| command.contains(word)) {
+    for command in hint.split('`').skip(1).step_by(2).filter(|command| command.contains(word) && !command.starts_with("moat")) {
         bed.ok(&command.replace("sudo ", ""));
     }
 }
