@@ -4,7 +4,7 @@ use crate::packages::{self, Need, Present};
 use crate::run::{Failure, Outcome, Program};
 
 /// What is measured, each by the benchmark program's measurement of this name.
-const NAMES: [&str; 6] = ["plan", "net", "start", "image", "deploy", "verify"];
+const NAMES: [&str; 7] = ["plan", "net", "start", "image", "deploy", "load", "verify"];
 
 /// What the peers and the measured program need besides what runs Moat.
 const TO_BENCH: &[Need] = &[
@@ -22,6 +22,16 @@ const TO_BENCH: &[Need] = &[
         packages: &["containernetworking-plugins", "netavark"],
     },
     Need { what: "docker, a peer", present: Present::Program(&["dockerd"]), packages: &["docker.io"] },
+];
+
+/// What stands before docker's containers while releases change under load.
+const TO_BENCH_LOAD: &[Need] = &[
+    Need { what: "nginx, a peer", present: Present::Program(&["nginx"]), packages: &["nginx-light"] },
+    Need {
+        what: "nginx' TCP proxy",
+        present: Present::Check(&["test", "-e", "/usr/lib/nginx/modules/ngx_stream_module.so"]),
+        packages: &["libnginx-mod-stream"],
+    },
 ];
 
 /// What the figures of images need besides: the registry and what makes its images, peers, servers and their client.
@@ -43,7 +53,8 @@ pub fn run(arguments: &[String]) -> Outcome {
         return Err(Failure::usage(format!("`{name}` is not measured; {} or all", known())));
     }
     let images = if wanted.contains(&"image") { TO_BENCH_IMAGES } else { &[] };
-    packages::ensure(&[packages::TO_BUILD, packages::TO_RUN, TO_BENCH, images])?;
+    let load = if wanted.contains(&"load") { TO_BENCH_LOAD } else { &[] };
+    packages::ensure(&[packages::TO_BUILD, packages::TO_RUN, TO_BENCH, images, load])?;
     Program::cargo().args(["build", "--release", "--locked", "--package", "moat-cli", "--package", "moat-bench"]).run()?;
     let bench = crate::demo::target_folder()?.join("release/moat-bench");
     wanted

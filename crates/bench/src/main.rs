@@ -10,6 +10,7 @@ mod engine;
 mod failure;
 mod figures;
 mod image;
+mod load;
 mod machine;
 mod net;
 mod place;
@@ -41,6 +42,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "start", rounds: 15, apart: true, run: start::run },
     Measurement { name: "image", rounds: 7, apart: false, run: image::run },
     Measurement { name: "deploy", rounds: 11, apart: true, run: deploy::run },
+    Measurement { name: "load", rounds: 20, apart: true, run: load::run },
     Measurement { name: "verify", rounds: 3, apart: true, run: verify::run },
 ];
 

@@ -156,6 +156,10 @@ pub enum Verb {
         #[arg(long)]
         print: bool,
     },
+    /// Show what services do and use, as it changes: requests, times, errors, CPU, memory.
+    Top(TopArgs),
+    /// Print what services do and use as Prometheus reads it. The same is at `/metrics` of `metrics.sock` in the run folder.
+    Metrics,
     /// Show custom domains, what DNS must say of them, and what it says now.
     Domains,
     /// Show what this machine can do, and what to install.
@@ -226,6 +230,22 @@ pub struct LogsArgs {
     /// Only of this instance (`moat ps`); of one that is gone as well.
     #[arg(long, value_name = "ID")]
     pub instance: Option<String>,
+    /// The access log of the ingress instead (`moat ingress access-log=json`); with SERVICE, its lines of JSON only.
+    #[arg(long, conflicts_with_all = ["since", "instance"])]
+    pub access: bool,
+}
+
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Only this service.
+    pub service: Option<String>,
+    /// Show it once, of the next interval, and end.
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds between two looks.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
 }
 
 /// Arguments of `events`.

@@ -83,6 +83,8 @@ async fn run(verb: Verb, ui: &ui::Ui) -> Result<ExitCode, CommandError> {
         Verb::Ingress { set } => commands::ingress::run(&set, ui).await,
         Verb::Cert(verb) => commands::cert::run(verb, ui).await,
         Verb::Trust { print } => commands::trust::run(print, ui).await,
+        Verb::Top(args) => commands::top::run(args, ui).await,
+        Verb::Metrics => commands::metrics::run(ui).await,
         Verb::Domains => commands::domains::run(ui).await,
         Verb::Doctor => commands::doctor::run(ui),
         Verb::Upgrade(args) => commands::upgrade::run(args, ui).await,

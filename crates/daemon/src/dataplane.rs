@@ -3,14 +3,19 @@
 //! The process itself is [`moat_dataplane`]'s; it outlives this daemon.
 
 use crate::core::Msg;
+use crate::machine::Doing;
 use crate::protocol::Failure;
+use moat_dataplane::message::Measures;
 use moat_dataplane::{CertificateSet, Config, KeepError, Keeper, Place, Sockets, Stamp};
+use moat_ingress::LogFormat;
 use moat_net_linux::outside::{self, Outside};
 use moat_net_linux::{Network, ns};
 use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -47,6 +52,8 @@ pub struct DataPlane {
     /// A process was asked to serve with them.
     serving: bool,
     resolvers: Vec<SocketAddr>,
+    /// How the access log is written, and to which file (device and inode); none is not known yet.
+    logging: Option<Option<(LogFormat, (u64, u64))>>,
 }
 
 impl DataPlane {
@@ -63,6 +70,7 @@ impl DataPlane {
             sockets: None,
             serving: false,
             resolvers: Vec::new(),
+            logging: None,
         }
     }
 
@@ -176,6 +184,37 @@ impl DataPlane {
         }
     }
 
+    /// Has the access log written so from now on. A file that somebody moved away is made anew.
+    pub fn log(&mut self, format: Option<LogFormat>) {
+        let Some(keeper) = &self.keeper else { return };
+        let path = crate::access_log::path(self.place.root.parent().unwrap_or(&self.place.root));
+        let is = |about: fs::Metadata| (about.dev(), about.ino());
+        let now = format.zip(fs::metadata(&path).ok().map(is));
+        if self.logging == Some(now) && now.is_some() == format.is_some() {
+            return;
+        }
+        let open = || -> io::Result<_> {
+            let Some(format) = format else { return Ok(None) };
+            let open = |path: &Path| File::options().read(true).append(true).create(true).mode(0o600).open(path);
+            let (current, older) = (open(&path)?, open(&path.with_extension("log.1"))?);
+            let about = is(current.metadata()?);
+            Ok(Some((format, about, [current.into(), older.into()])))
+        };
+        match open() {
+            Ok(to) => {
+                self.logging = Some(to.as_ref().map(|(format, about, _)| (*format, *about)));
+                keeper.log(to.map(|(format, _, files)| (format, files)));
+            }
+            Err(error) => tracing::warn!(%error, path = %path.display(), "the access log can't be opened"),
+        }
+    }
+
+    /// What the process that serves counted since it began.
+    pub fn measure(&self) -> Doing<'static, Option<Measures>> {
+        let asked = self.keeper.as_ref().map(Keeper::measure);
+        Box::pin(async move { asked?.await })
+    }
+
     /// The machine's resolvers.
     pub fn resolvers(&self) -> Vec<SocketAddr> {
         self.resolvers.clone()
@@ -204,6 +243,7 @@ impl DataPlane {
         if let Some(keeper) = self.keeper.take() {
             keeper.stop().await;
         }
+        self.logging = None;
         (self.ingress, self.https, self.sockets) = (None, None, None);
         (self.listening, self.listening_https) = (None, None);
         self.serving = false;

@@ -7,6 +7,7 @@
 //! Invariant: only the loop changes desired state; every other task reports to it.
 
 pub mod access;
+mod access_log;
 mod autoscale;
 pub mod blueprints;
 pub mod client;
@@ -19,11 +20,13 @@ mod history;
 pub mod logs;
 mod machine;
 pub mod masked;
+pub mod metrics;
 pub mod paths;
 pub mod protocol;
 mod public;
 mod ready;
 mod scene;
+mod scrape;
 mod server;
 mod settings;
 mod state;

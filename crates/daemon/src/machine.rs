@@ -11,11 +11,13 @@ pub mod plane;
 use crate::dataplane::PlaneError;
 use crate::protocol::Failure;
 use jiff::Timestamp;
+use moat_dataplane::message::Measures;
 use moat_dataplane::{CertificateSet, Config};
 use moat_engine::{EngineError, StepOutcome};
 use moat_engine_linux::{
     BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Prepared, Provided, Published, PullRequest, Release, SiteRequest, Usage,
 };
+use moat_ingress::LogFormat;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener, ObservedState, PostgresWorkload, Source, StaticWorkload};
 use moat_model::{InstanceId, ServiceId};
@@ -114,6 +116,10 @@ pub trait Plane: Send {
     fn ensure(&mut self) -> Doing<'_, Result<(), PlaneError>>;
     /// Has these certificates shown from now on.
     fn show(&self, certificates: CertificateSet);
+    /// Has the access log written so from now on.
+    fn log(&mut self, format: Option<LogFormat>);
+    /// What it counted since its process began; none where it does not answer.
+    fn measure(&self) -> Doing<'static, Option<Measures>>;
     /// Has everything served by this from now on.
     fn publish(&mut self, config: Config) -> Doing<'_, ()>;
     /// The machine's resolvers.

@@ -53,6 +53,11 @@ impl Paths {
         self.run.join(SOCKET)
     }
 
+    /// The socket that metrics are read from over HTTP.
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.run.join("metrics.sock")
+    }
+
     /// The lock that at most one daemon holds.
     pub fn lock(&self) -> PathBuf {
         self.run.join("daemon.lock")

@@ -4,6 +4,7 @@
 //! the first of JSON.
 
 mod copies;
+mod load;
 mod public;
 mod service;
 
@@ -16,6 +17,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use copies::{SnapshotKind, SnapshotRow};
+pub use load::{InstanceLoad, Load, ServiceLoad};
+pub use moat_ingress::{Counted, Counters};
 pub use public::{CertificateRow, CertificateVerb, DomainRow};
 pub use service::{DeployRow, ServiceVerb, Variable};
 
@@ -149,6 +152,21 @@ pub enum Request {
     Authority,
     /// Public host names and what DNS says of them: answers one [`Event::Domains`].
     Domains,
+    /// What services do and use: answers one [`Event::Load`].
+    Load,
+    /// The same as Prometheus reads it: answers one [`Event::Metrics`].
+    Metrics,
+    /// Lines of the access log: answers [`Event::AccessLines`].
+    AccessLog {
+        /// Only of this service, by its slug.
+        service: Option<String>,
+        /// Goes on until the connection ends.
+        follow: bool,
+        /// Only so many, the last ones.
+        tail: Option<usize>,
+        /// Those that this regular expression is found in.
+        grep: Option<String>,
+    },
 }
 
 /// Which lines of logs are wanted; nothing said is all.
@@ -376,6 +394,18 @@ pub enum Event {
     Domains {
         /// Each.
         domains: Vec<DomainRow>,
+    },
+    /// What services do and use.
+    Load(Box<Load>),
+    /// Lines of the access log.
+    AccessLines {
+        /// As they are written.
+        text: String,
+    },
+    /// The same in the text format of OpenMetrics.
+    Metrics {
+        /// The text.
+        text: String,
     },
 }
 

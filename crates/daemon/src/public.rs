@@ -3,13 +3,14 @@
 use ipnet::IpNet;
 use moat_certs::{Authority, Directory, Pair, Way};
 use moat_dataplane::Public;
+use moat_ingress::{LogFormat, Rate};
 use moat_model::Secret;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// Settings of the ingress (`moat ingress`). The default leaves everything off.
+/// Settings of the ingress (`moat ingress`). The default leaves everything off but compression.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PublicSettings {
@@ -29,6 +30,12 @@ pub struct PublicSettings {
     pub acme_contact: Option<String>,
     /// The authority that the server's own certificate is trusted by, a PEM file.
     pub acme_root: Option<PathBuf>,
+    /// How a line for each request is written; none is not at all.
+    pub access_log: Option<LogFormat>,
+    /// Answers are left as they are.
+    pub no_compression: bool,
+    /// How many requests each client may send to each service; none is any number.
+    pub rate_limit: Option<Rate>,
 }
 
 /// Let's Encrypt's directory.
@@ -43,6 +50,9 @@ impl PublicSettings {
             ("https-redirect", switch(self.https_redirect)),
             ("hsts", self.hsts.map_or_else(|| "off".to_owned(), |seconds| seconds.to_string())),
             ("proxy-protocol", if nets.is_empty() { "off".to_owned() } else { nets.join(",") }),
+            ("access-log", self.access_log.map_or("off", log_word).to_owned()),
+            ("compression", switch(!self.no_compression)),
+            ("rate-limit", self.rate_limit.map_or_else(|| "off".to_owned(), |rate| rate.to_string())),
             ("acme", self.acme.clone().unwrap_or_else(|| "off".to_owned())),
             ("acme-proof", self.acme_proof.map_or("any", Way::word).to_owned()),
             ("acme-contact", self.acme_contact.clone().unwrap_or_else(|| "off".to_owned())),
@@ -76,6 +86,22 @@ impl PublicSettings {
                         return wrong("write the proxies' addresses or ranges with commas between, such as `203.0.113.0/24`, or `off`");
                     }
                 },
+            },
+            "compression" => match value {
+                "on" => self.no_compression = false,
+                "off" => self.no_compression = true,
+                _ => return wrong("write `on` or `off`"),
+            },
+            "rate-limit" => match (value, value.parse()) {
+                ("off", _) => self.rate_limit = None,
+                (_, Ok(rate)) => self.rate_limit = Some(rate),
+                (_, Err(_)) => return wrong("write how many requests each client may send, such as `100/s` or `600/m`, or `off`"),
+            },
+            "access-log" => match value {
+                "off" => self.access_log = None,
+                "json" => self.access_log = Some(LogFormat::Json),
+                "common" => self.access_log = Some(LogFormat::Common),
+                _ => return wrong("write `json`, `common` or `off`"),
             },
             "acme" => match value {
                 "off" => self.acme = None,
@@ -115,7 +141,14 @@ impl PublicSettings {
 
     /// As the data plane gets them.
     pub fn public(&self) -> Public {
-        Public { proxies: self.proxies.clone(), hsts: self.hsts }
+        Public { proxies: self.proxies.clone(), hsts: self.hsts, compress: !self.no_compression, limit: self.rate_limit }
+    }
+}
+
+const fn log_word(format: LogFormat) -> &'static str {
+    match format {
+        LogFormat::Json => "json",
+        LogFormat::Common => "common",
     }
 }
 
@@ -171,6 +204,9 @@ mod tests {
             ("https-redirect", "on"),
             ("hsts", "31536000"),
             ("proxy-protocol", "192.0.2.0/24,2001:db8::/32"),
+            ("access-log", "common"),
+            ("compression", "off"),
+            ("rate-limit", "600/m"),
             ("acme", "letsencrypt"),
             ("acme-proof", "tls"),
             ("acme-contact", "a@b.test"),
@@ -189,6 +225,9 @@ mod tests {
             ("https-redirect", "yes"),
             ("hsts", "-1"),
             ("hsts", "long"),
+            ("access-log", "xml"),
+            ("compression", "br"),
+            ("rate-limit", "0/s"),
             ("proxy-protocol", "192.0.2.0/33"),
             ("port", "1"),
             ("acme", "http://a.test"),
@@ -198,7 +237,7 @@ mod tests {
             assert!(settings.set(key, value).is_err(), "{key}={value}");
         }
         for (key, _) in again.rows() {
-            again.set(&key, "off").unwrap();
+            again.set(&key, if key == "compression" { "on" } else { "off" }).unwrap();
         }
         assert_eq!(again, PublicSettings::default());
     }

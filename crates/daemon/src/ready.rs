@@ -47,7 +47,7 @@ const OFTEN: Duration = Duration::from_secs(2);
 /// Between two looks at one that takes traffic and is known by its open port alone: in its first minute, in its first ten, later.
 const BY_PORT: [Duration; 3] = [OFTEN, Duration::from_secs(5), Duration::from_secs(30)];
 /// The same of one that receives nothing: only whether it listens all the same is looked for.
-const RECEIVES_NOTHING: [Duration; 3] = [Duration::from_secs(10), Duration::from_mins(1), Duration::from_mins(5)];
+const RECEIVES_NOTHING: [Duration; 3] = [Duration::from_secs(10), Duration::from_mins(5), Duration::from_mins(5)];
 const FIRST_MINUTE: Duration = Duration::from_mins(1);
 const FIRST_MINUTES: Duration = Duration::from_mins(10);
 const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
@@ -127,15 +127,15 @@ pub async fn watch(
 
 /// Between two looks at an instance that takes traffic and has been watched for so long.
 fn rest(service: &Service, watched: Duration) -> Duration {
-    let by_age = |[first, then, later]: [Duration; 3]| match watched {
+    let [first, then, later] = match (service.kind.receives(), &service.health_check_path) {
+        (true, Some(_)) => [OFTEN; 3],
+        (true, None) => BY_PORT,
+        (false, _) => RECEIVES_NOTHING,
+    };
+    match watched {
         watched if watched < FIRST_MINUTE => first,
         watched if watched < FIRST_MINUTES => then,
         _ => later,
-    };
-    match (service.kind.receives(), &service.health_check_path) {
-        (true, Some(_)) => OFTEN,
-        (true, None) => by_age(BY_PORT),
-        (false, _) => by_age(RECEIVES_NOTHING),
     }
 }
 

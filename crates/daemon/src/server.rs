@@ -146,18 +146,23 @@ pub async fn run(paths: Paths, own_exe: PathBuf, mode: Mode) -> Result<(), Daemo
     // The lock is held, so a socket that lies there is a dead daemon's.
     let _ = fs::remove_file(&socket);
     let listener = access::listen(&socket).map_err(io_error(&socket))?;
+    let scraped = paths.metrics_socket();
+    let _ = fs::remove_file(&scraped);
+    let metrics = access::listen(&scraped).map_err(io_error(&scraped))?;
     if mode == Mode::Serve {
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     }
 
     let accept = tokio::spawn(accept(listener, tx.clone()));
+    let metrics = tokio::spawn(crate::scrape::serve(metrics, tx.clone()));
     let signals = tokio::spawn(signals(tx));
     core.run(rx).await;
     if mode == Mode::Serve {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     }
     accept.abort();
+    metrics.abort();
     signals.abort();
     if let Some(outside) = outside.filter(|_| !paths.run.join("netns").exists())
         && let Err(error) = outside.end()
@@ -165,6 +170,7 @@ pub async fn run(paths: Paths, own_exe: PathBuf, mode: Mode) -> Result<(), Daemo
         tracing::warn!(%error, "the process outside could not be told to end");
     }
     let _ = fs::remove_file(&socket);
+    let _ = fs::remove_file(&scraped);
     // The last answers leave through tasks of their own.
     tokio::time::sleep(Duration::from_millis(50)).await;
     Ok(())

@@ -12,9 +12,14 @@ impl Core {
     /// Gives the ingress its routes and DNS its zones, waits until they hold, and notes who has which address.
     pub(crate) async fn publish_views(&mut self) {
         self.show_certificates();
+        self.dataplane.log(self.durable.public.access_log);
+        let instances = self.live.iter();
+        let instances =
+            instances.flat_map(|(id, live)| [(IpAddr::V4(live.address.v4), id.clone()), (IpAddr::V6(live.address.v6), id.clone())]);
         let config = Config {
             stamp: Stamp { generation: self.desired.generation, revision: 0 },
             hosts: self.hosts(),
+            instances: instances.collect(),
             public: self.durable.public.public(),
             proofs: self.shown.proofs(),
             zones: self.zones(),

@@ -2,11 +2,12 @@
 
 use ipnet::IpNet;
 use moat_dns::Zones;
+use moat_ingress::Rate;
 use moat_model::state::{Generation, SiteHeader, SiteRoute};
-use moat_model::{Secret, Slug};
+use moat_model::{InstanceId, Secret, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// Orders configurations: by the desired state that they come from, and by their number within it.
@@ -25,6 +26,8 @@ pub struct Config {
     pub stamp: Stamp,
     /// Public host names, lower-case, without port; `*.` and the rest of one stands for all with one label more.
     pub hosts: BTreeMap<String, Host>,
+    /// Instances by address, as their requests are counted and logged.
+    pub instances: BTreeMap<IpAddr, InstanceId>,
     /// What holds for every host.
     pub public: Public,
     /// Answers to servers of certificates that look whether a name is served here, by token.
@@ -42,6 +45,10 @@ pub struct Public {
     pub proxies: Vec<IpNet>,
     /// Seconds for which a browser that was here by HTTPS comes back by nothing else.
     pub hsts: Option<u64>,
+    /// Answers are compressed where their service did not.
+    pub compress: bool,
+    /// How many requests each client may send to each service.
+    pub limit: Option<Rate>,
 }
 
 /// The certificates of public host names, with their keys. They are sent apart from [`Config`], which changes much more often.
@@ -171,7 +178,13 @@ mod tests {
         let config = Config {
             stamp: Stamp { generation: Generation(3), revision: 4 },
             hosts: states.into_iter().enumerate().map(|(n, state)| (format!("h{n}.localhost"), host(state))).collect(),
-            public: Public { proxies: vec!["192.0.2.1/32".parse().unwrap()], hsts: Some(1) },
+            instances: BTreeMap::from([(pair.v4.into(), InstanceId::new("shop-1").unwrap())]),
+            public: Public {
+                proxies: vec!["192.0.2.1/32".parse().unwrap()],
+                hsts: Some(1),
+                compress: true,
+                limit: Some("9/m".parse().unwrap()),
+            },
             proofs: BTreeMap::from([("token".to_owned(), "token.thumb".to_owned())]),
             zones,
             resolvers: vec!["[::1]:53".parse().unwrap()],

@@ -7,8 +7,8 @@
 //! * [`Keeper`] – the daemon's side: finds the process or starts it, configures it, starts another when it dies, replaces it.
 //!
 //! ```text
-//! daemon ── Start, Certificates, Configure, Drain, Stop ──▶ process ── accepts with the listening sockets, which both hold
-//!        ◀── Hello, Applied, Refused, Holds ──
+//! daemon ── Start, Certificates, Log, Configure, Measure, Drain, Stop ──▶ process ── accepts with the listening sockets, which both hold
+//!        ◀── Hello, Applied, Refused, Holds, Measured ──
 //! ```
 //!
 //! Invariants: the process sees no engine and no durable state; it never goes back to an older configuration; whoever holds

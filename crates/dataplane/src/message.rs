@@ -6,13 +6,14 @@
 //! process.
 
 use crate::{CertificateSet, Config, Stamp};
+use moat_ingress::{LogFormat, Series};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The version of [`Order`] and [`Report`].
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Says that it is the data plane who speaks.
 pub const ROLE: &str = "moat dataplane";
@@ -48,6 +49,14 @@ pub enum Order {
     Configure(Box<Config>),
     /// Show these certificates from now on; answered with nothing.
     Certificates(Arc<CertificateSet>),
+    /// Write the access log so from now on, to the file that comes with this; when it is full, what it holds goes to the second
+    /// that comes. Without a format nothing is written. Answered with nothing.
+    Log {
+        /// How.
+        format: Option<LogFormat>,
+    },
+    /// Tell what was counted: answered with [`Report::Measured`].
+    Measure,
     /// Accept no more connections, and end with those that are open.
     Drain,
     /// End now.
@@ -70,9 +79,22 @@ pub enum Report {
         /// The one in force.
         have: Stamp,
     },
+    /// What was counted.
+    Measured(Box<Measures>),
     /// It let go of folders.
     Holds {
         /// Those that it has open now.
         holds: BTreeSet<PathBuf>,
     },
+}
+
+/// What a process counted since it began.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Measures {
+    /// Of each service and instance.
+    pub series: Vec<Series>,
+    /// Clients' connections that are open, without and with TLS.
+    pub connections: (u64, u64),
+    /// Lines of the access log that were written, and those that were dropped.
+    pub log_lines: (u64, u64),
 }

@@ -1,6 +1,7 @@
 //! Bodies that stream through.
 
 use crate::pool::{Flight, Sender};
+use crate::record::Received;
 use crate::site::Content;
 use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
@@ -8,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 /// A request's body on its way to an instance; empty for a request that is sent again.
-pub(crate) type RequestBody = Either<Incoming, Empty<Bytes>>;
+pub(crate) type RequestBody = Either<Received<Incoming>, Empty<Bytes>>;
 /// A response's body on its way to the client: an instance's, a file's, or a page.
 pub(crate) type ResponseBody = Either<Relay, Either<Content, Full<Bytes>>>;
 

@@ -42,6 +42,7 @@ enum Unmet {
 
 /// Serves a connection until it ends.
 pub(crate) async fn converse<D: Dial>(proxy: Arc<Proxy<D>>, stream: TcpStream, from: IpAddr, tls: Option<Arc<Tls>>) {
+    let _connected = proxy.records.meters.connected(tls.is_some());
     // Without it a small response waits for the client's acknowledgement of the one before.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(client = %from, %error, "a client's connection ended at once");

@@ -40,6 +40,13 @@ pub enum Refusal {
         /// The service.
         service: Slug,
     },
+    /// The client asked too often.
+    TooMany {
+        /// The service.
+        service: Slug,
+        /// Seconds until it may ask again.
+        wait: u64,
+    },
     /// A public service without a ready instance.
     NoInstance {
         /// The service.
@@ -99,6 +106,7 @@ impl Refusal {
             Self::UnknownHost { .. } => StatusCode::NOT_FOUND,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
+            Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NoInstance { .. } | Self::Suspended { .. } | Self::Maintenance { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -139,6 +147,13 @@ pub fn decide<'r>(routes: &'r Routes, head: &Parts, arrival: &Arrival) -> Decisi
         }
         RouteState::Live => Decision::Proxy(route),
         RouteState::Site(site) => Decision::Serve(route, site),
+    }
+}
+
+impl Routes {
+    /// The route of a request's host, where it has one.
+    pub(crate) fn route_of(&self, head: &Parts) -> Option<&Route> {
+        host_of(head).ok().and_then(|(host, _)| self.find(&host))
     }
 }
 

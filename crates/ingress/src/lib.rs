@@ -3,7 +3,7 @@
 //!
 //! [`decide`] is pure: a request's head and the [`Routes`] give a route or a refusal. [`serve`] owns connections: it
 //! streams bodies both ways, passes upgrades (WebSocket) through, keeps connections to instances alive, and says in a
-//! page what is wrong when nobody answers. How a socket to an instance is made is the caller's choice ([`Dial`]); which
+//! page what is wrong when nobody answers, and notes each request ([`Records`]). How a socket to an instance is made is the caller's choice ([`Dial`]); which
 //! certificate is shown for which name, [`Tls`] is told.
 //!
 //! Invariants: only hosts in the routes lead anywhere; what an instance reads about the client (`X-Forwarded-*`, the
@@ -11,14 +11,20 @@
 
 mod arrival;
 mod body;
+mod compress;
 mod connection;
+mod counters;
 mod decide;
 mod failure;
 mod heads;
+mod limit;
+mod log;
+mod meters;
 mod pages;
 mod pool;
 mod preface;
 mod proxy;
+mod record;
 mod routes;
 mod serve;
 mod site;
@@ -26,7 +32,12 @@ mod tls;
 mod tunnel;
 
 pub use arrival::Arrival;
+pub use counters::{BUCKETS, Counted, Counters};
 pub use decide::{Decision, Fault, Refusal, decide};
+pub use limit::{Limiter, NoRate, Rate};
+pub use log::{Log, LogFiles, LogFormat};
+pub use meters::{Meter, Meters, Series};
+pub use record::Records;
 pub use routes::{Policy, Route, RouteState, RouteTable, Routes};
 pub use serve::{Listeners, Settings, serve, serve_with};
 pub use site::{RuleError, Rules, Site, TooLong};

@@ -71,6 +71,15 @@ pub(crate) fn refusal(refusal: &Refusal, asked: &HeaderMap, id: &str) -> Respons
             service: Some(service),
             close: false,
         },
+        Refusal::TooMany { service, wait } => Page {
+            status,
+            reason: "too-many-requests",
+            title: format!("You ask {service} too often"),
+            message: format!("Its owner lets each client send so many requests in a time. Ask again in {wait} s."),
+            hint: "",
+            service: Some(service),
+            close: false,
+        },
         Refusal::NoInstance { service, reason } => Page {
             status,
             reason: "no-instance",
@@ -100,6 +109,9 @@ pub(crate) fn refusal(refusal: &Refusal, asked: &HeaderMap, id: &str) -> Respons
         },
     };
     let mut response = page.respond(asked, id);
+    if let Refusal::TooMany { wait, .. } = refusal {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(*wait));
+    }
     if let Refusal::Maintenance { page, .. } = refusal
         && !page.trim().is_empty()
         && !prefers_json(asked)

@@ -1,12 +1,14 @@
-//! One request: decide, pass on, answer, log.
+//! One request: decide, pass on, answer, note.
 
 use crate::body::{Relay, RequestBody, ResponseBody};
+use crate::compress::{self, Outgoing};
 use crate::decide::{Decision, Refusal, decide};
 use crate::failure::Failure;
 use crate::pool::{Flight, Pool, Sender, Speak, connect};
+use crate::record::{Exchange, Open, Received, Recorded};
 use crate::site::{Answer, Lack, Site};
 use crate::tunnel::{OpenTunnel, tunnel};
-use crate::{Arrival, Dial, Route, RouteTable, Routes, Settings, Tls, heads, pages};
+use crate::{Arrival, Dial, Records, Route, RouteTable, Routes, Settings, Tls, heads, pages};
 use base64::Engine as _;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
@@ -14,9 +16,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body, Incoming};
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
@@ -36,6 +36,10 @@ pub(crate) struct Proxy<D> {
     pub tunnels: watch::Sender<usize>,
     /// Places for requests that are held.
     pub held: Semaphore,
+    /// Places for answers that are compressed.
+    pub compressing: Arc<Semaphore>,
+    /// What is noted.
+    pub records: Records,
 }
 
 /// Who asks, and under which id.
@@ -66,27 +70,34 @@ enum Unsent {
 
 impl<D: Dial> Proxy<D> {
     /// Answers one request; every failure becomes a page.
-    pub async fn handle(&self, request: Request<Incoming>, arrival: &Arrival) -> Response<ResponseBody> {
+    pub async fn handle(&self, request: Request<Incoming>, arrival: &Arrival) -> Response<Recorded> {
         let id = heads::request_id(random());
         let (mut head, body) = request.into_parts();
         let bridged = heads::take_http2(&mut head, websocket_key);
-        let mut log = AccessLog::new(&head, arrival.client, &id);
+        let mut exchange = Exchange::new(&self.records, &head, arrival, &id);
         // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
         let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
         let one = head.version != Version::HTTP_2;
+        let (method, liked) = (head.method.clone(), compress::liked(&head.headers));
         let caller = Caller { arrival, id: &id, bridged };
-        let mut response = self.answer(head, body, &caller, &mut log).await;
+        let mut response = self.answer(head, body, &caller, &mut exchange).await;
         let last = chunked || (*self.stopping.borrow() && response.status() != StatusCode::SWITCHING_PROTOCOLS);
         if last && one {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        let routes = self.routes.load();
         if arrival.secure
-            && let Some(hsts) = &self.routes.load().policy.hsts
+            && let Some(hsts) = &routes.policy.hsts
         {
             response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
-        log.status = Some(response.status());
-        response
+        exchange.answered(response.status());
+        let response = if routes.policy.compress && compress::may_be(&method, &response) {
+            compress::compressed(response, liked, &self.compressing)
+        } else {
+            response.map(Outgoing::Plain)
+        };
+        response.map(|body| Recorded::new(body, exchange))
     }
 
     /// Whether a request over TLS is for a name whose certificate its client has not seen.
@@ -96,7 +107,7 @@ impl<D: Dial> Proxy<D> {
         crate::decide::host_of(head).is_ok_and(|(host, _)| host != **name && !tls.is_same(&host, name))
     }
 
-    async fn answer(&self, mut head: Parts, body: Incoming, caller: &Caller<'_>, log: &mut AccessLog) -> Response<ResponseBody> {
+    async fn answer(&self, mut head: Parts, body: Incoming, caller: &Caller<'_>, exchange: &mut Exchange) -> Response<ResponseBody> {
         let mut routes = self.routes.load();
         if !routes.proofs.is_empty()
             && !caller.arrival.secure
@@ -110,10 +121,14 @@ impl<D: Dial> Proxy<D> {
         let (mut handed_on, mut waited) = (false, false);
         let route = loop {
             let (route, site) = match decide(&routes, &head, caller.arrival) {
+                Decision::Proxy(route) | Decision::Serve(route, _) if !handed_on && let Some(refusal) = over_limit(route, caller) => {
+                    exchange.service(&route.service, route.meter.own());
+                    return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);
+                }
                 Decision::Proxy(route) => break route,
                 Decision::Serve(route, site) => (route, Arc::clone(site)),
                 Decision::Move(route, to) => {
-                    log.service = Some(route.service.to_string());
+                    exchange.service(&route.service, route.meter.own());
                     return page(pages::moved(&to), caller.id);
                 }
                 Decision::Hold(_) if !waited => {
@@ -126,13 +141,14 @@ impl<D: Dial> Proxy<D> {
                     | Refusal::Suspended { service }
                     | Refusal::Forbidden { service }
                     | Refusal::Maintenance { service, .. } = &refusal
+                        && let Some(route) = routes.route_of(&head)
                     {
-                        log.service = Some(service.to_string());
+                        exchange.service(service, route.meter.own());
                     }
                     return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);
                 }
             };
-            log.service = Some(route.service.to_string());
+            exchange.service(&route.service, route.meter.own());
             let answer;
             (head, answer) = from_site(site, head).await;
             let lack = match answer {
@@ -150,18 +166,18 @@ impl<D: Dial> Proxy<D> {
                 Ok(Answer::Pass { .. }) => Lack::Circle,
                 Ok(Answer::Page(lack)) => lack,
                 Err(error) => {
-                    log.failure = Some(error.to_string());
+                    exchange.failed(error);
                     Lack::Unreadable
                 }
             };
             return page(pages::lack(&route.service, lack, &head.headers, caller.id), caller.id);
         };
-        log.service = Some(route.service.to_string());
+        exchange.service(&route.service, route.meter.own());
         let asked = head.headers.clone();
-        match self.pass(route, Request::from_parts(head, body), caller).await {
+        match self.pass(route, Request::from_parts(head, body), caller, exchange).await {
             Ok(response) => response,
             Err(failure) => {
-                log.failure = Some(failure.to_string());
+                exchange.failed(&failure);
                 page(pages::failure(&route.service, &failure, &asked, caller.id), caller.id)
             }
         }
@@ -184,7 +200,13 @@ impl<D: Dial> Proxy<D> {
         timeout(self.settings.hold_wait, ready).await.unwrap_or_else(|_| self.routes.load())
     }
 
-    async fn pass(&self, route: &Route, mut request: Request<Incoming>, caller: &Caller<'_>) -> Result<Response<ResponseBody>, Failure> {
+    async fn pass(
+        &self,
+        route: &Route,
+        mut request: Request<Incoming>,
+        caller: &Caller<'_>,
+        exchange: &mut Exchange,
+    ) -> Result<Response<ResponseBody>, Failure> {
         let upgrade = if caller.bridged { Some(HeaderValue::from_static("websocket")) } else { heads::wanted_upgrade(&request) };
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let grpc = upgrade.is_none() && heads::is_grpc(request.headers());
@@ -194,8 +216,9 @@ impl<D: Dial> Proxy<D> {
         }
         let speak = if grpc { Speak::Two } else { Speak::One };
         // The body of a WebSocket's opening over HTTP/2 is the WebSocket itself.
-        let request = request.map(|body| if caller.bridged { Either::Right(Empty::new()) } else { Either::Left(body) });
-        let Answered { mut response, flight, sender } = self.send(route, request, speak, upgrade.is_some()).await?;
+        let request = request
+            .map(|body| if caller.bridged { Either::Right(Empty::new()) } else { Either::Left(Received::new(body, route.meter.own())) });
+        let Answered { mut response, flight, sender } = self.send(route, request, (speak, upgrade.is_some()), exchange).await?;
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
             if caller.bridged && status.is_success() {
@@ -214,19 +237,31 @@ impl<D: Dial> Proxy<D> {
         } else {
             heads::to_client(&mut response, caller.id, agreed.as_ref());
         }
-        let open = OpenTunnel::new(&self.tunnels);
-        tokio::spawn(tunnel(client_side, instance_side, (flight, open), self.cutting.clone()));
+        let counted = (flight, OpenTunnel::new(&self.tunnels), Open::new(Arc::clone(exchange.counters())));
+        tokio::spawn(tunnel(client_side, instance_side, counted, self.cutting.clone()));
         Ok(response.map(|_| Either::Right(Either::Right(Full::default()))))
     }
 
     /// Sends to one instance after the other while nothing has been sent.
-    async fn send(&self, route: &Route, mut request: Request<RequestBody>, speak: Speak, upgrade: bool) -> Result<Answered, Failure> {
+    async fn send(
+        &self,
+        route: &Route,
+        mut request: Request<RequestBody>,
+        (speak, upgrade): (Speak, bool),
+        exchange: &mut Exchange,
+    ) -> Result<Answered, Failure> {
         let idempotent = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
         let replayable = idempotent && request.body().is_end_stream();
         let mut left = route.upstreams.clone();
         let mut failed = None;
         while let Some(address) = self.pool.choose(&left, random()) {
             let flight = self.pool.enter(address);
+            if let Some(known) = route.meter.instance(address) {
+                exchange.instance(known);
+                if let Either::Left(body) = request.body_mut() {
+                    body.count_by(&known.counters);
+                }
+            }
             // A kept connection may be closed by its instance at this moment; then the next one is tried, and at last
             // a new one.
             while let Some(sender) = self.pool.take(address, speak, replayable).filter(|_| !upgrade) {
@@ -277,6 +312,12 @@ impl<D: Dial> Proxy<D> {
     }
 }
 
+/// Why a client's request is one too many, where it is.
+fn over_limit(route: &Route, caller: &Caller<'_>) -> Option<Refusal> {
+    let wait = route.limit.as_ref()?.over(caller.arrival.client)?;
+    Some(Refusal::TooMany { service: route.service.clone(), wait: wait.as_secs() + 1 })
+}
+
 /// Asks a site on a thread that may block; the head comes back.
 async fn from_site(site: Arc<Site>, head: Parts) -> (Parts, io::Result<Answer>) {
     let kept = head.clone();
@@ -315,54 +356,4 @@ pub(crate) fn random() -> u64 {
         use std::hash::{BuildHasher, RandomState};
         RandomState::new().hash_one(std::time::SystemTime::now())
     })
-}
-
-/// One line per request, written when the request leaves: target `moat::access`.
-struct AccessLog {
-    started: Instant,
-    method: Method,
-    host: String,
-    path: String,
-    client: IpAddr,
-    id: String,
-    service: Option<String>,
-    status: Option<StatusCode>,
-    failure: Option<String>,
-}
-
-impl AccessLog {
-    fn new(head: &Parts, client: IpAddr, id: &str) -> Self {
-        Self {
-            started: Instant::now(),
-            method: head.method.clone(),
-            host: head.headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned()).unwrap_or_default(),
-            // Queries carry secrets too often.
-            path: head.uri.path().to_owned(),
-            client,
-            id: id.to_owned(),
-            service: None,
-            status: None,
-            failure: None,
-        }
-    }
-}
-
-impl Drop for AccessLog {
-    fn drop(&mut self) {
-        // A client that went away before the answer is logged as 499, as nginx does.
-        let status = self.status.map_or(499, |status| status.as_u16());
-        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(
-            target: "moat::access",
-            method = %self.method,
-            host = self.host,
-            path = self.path,
-            status,
-            ms,
-            service = self.service,
-            client = %self.client,
-            request = self.id,
-            failure = self.failure,
-        );
-    }
 }

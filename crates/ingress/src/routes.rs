@@ -1,6 +1,6 @@
 //! Which host name leads to which instances: plain data that is swapped in as a whole ([`RouteTable`]).
 
-use crate::Site;
+use crate::{Limiter, Meter, Site};
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use ipnet::IpNet;
@@ -29,6 +29,8 @@ pub struct Policy {
     pub proxies: Vec<IpNet>,
     /// `Strict-Transport-Security` of answers over TLS (RFC 6797).
     pub hsts: Option<HeaderValue>,
+    /// Answers are compressed for clients that like it, where their service did not.
+    pub compress: bool,
 }
 
 impl From<HashMap<String, Route>> for Routes {
@@ -60,12 +62,16 @@ pub struct Route {
     pub allow: Option<Arc<[IpNet]>>,
     /// The port of HTTPS that clients without TLS are sent to (301).
     pub https: Option<u16>,
+    /// What its requests are counted by.
+    pub meter: Meter,
+    /// How many requests each client may send; none is any number.
+    pub limit: Option<Arc<Limiter>>,
 }
 
 impl Route {
-    /// A route for everybody, with or without TLS.
+    /// A route for everybody, with or without TLS, counted for itself.
     pub fn new(service: Slug, upstreams: Vec<SocketAddr>, state: RouteState) -> Self {
-        Self { service, upstreams, state, allow: None, https: None }
+        Self { service, upstreams, state, allow: None, https: None, meter: Meter::default(), limit: None }
     }
 
     /// Whether a client may ask.

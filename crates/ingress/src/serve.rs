@@ -3,7 +3,7 @@
 use crate::connection::converse;
 use crate::pool::Pool;
 use crate::proxy::Proxy;
-use crate::{Dial, RouteTable, Tls};
+use crate::{Dial, Records, RouteTable, Tls};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -41,6 +41,8 @@ pub struct Settings {
     pub max_head: usize,
     /// Requests that one HTTP/2 connection carries at once.
     pub max_streams: u32,
+    /// Answers that are compressed at once, each with some 1 MiB; others are sent as they are.
+    pub max_compressed: usize,
 }
 
 impl Default for Settings {
@@ -58,6 +60,7 @@ impl Default for Settings {
             max_connections: 8192,
             max_head: 64 * 1024,
             max_streams: 128,
+            max_compressed: 256,
         }
     }
 }
@@ -99,10 +102,10 @@ pub async fn serve<D: Dial>(
     dial: Arc<D>,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    serve_with(listeners, routes, dial, stop, Settings::default()).await
+    serve_with(listeners, routes, dial, stop, Settings::default(), Records::default()).await
 }
 
-/// [`serve`] with other limits.
+/// [`serve`] with other limits, and what is noted of requests.
 ///
 /// # Errors
 /// As [`serve`].
@@ -112,6 +115,7 @@ pub async fn serve_with<D: Dial>(
     dial: Arc<D>,
     stop: impl Future<Output = ()>,
     settings: Settings,
+    records: Records,
 ) -> io::Result<()> {
     let listeners = listeners.into();
     let (stopped, stopping) = watch::channel(false);
@@ -121,8 +125,10 @@ pub async fn serve_with<D: Dial>(
     let tunnels = watch::Sender::new(0);
     let mut open_tunnels = tunnels.subscribe();
     let held = Semaphore::new(settings.max_held);
+    let compressing = Arc::new(Semaphore::new(settings.max_compressed));
     let tls = listeners.https.as_ref().map(|(_, tls)| Arc::clone(tls));
-    let proxy = Arc::new(Proxy { routes, dial, pool: Arc::clone(&pool), settings, tls, stopping, cutting, tunnels, held });
+    let proxy =
+        Arc::new(Proxy { routes, dial, pool: Arc::clone(&pool), settings, tls, stopping, cutting, tunnels, held, compressing, records });
     let mut connections = JoinSet::new();
     let mut sweep = interval(Duration::from_secs(1));
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);

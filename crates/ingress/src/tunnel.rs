@@ -1,22 +1,30 @@
 //! Connections that switched protocols: bytes both ways until both sides have ended.
 
+use crate::counters::Counters;
 use crate::pool::Flight;
+use crate::record::Open;
 use crate::serve::end;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
 /// Copies bytes both ways until both sides have ended, or tunnels are cut.
 pub(crate) async fn tunnel(
     client_side: OnUpgrade,
     instance_side: OnUpgrade,
-    counted: (Flight, OpenTunnel),
+    counted: (Flight, OpenTunnel, Open),
     mut cutting: watch::Receiver<bool>,
 ) {
     let copied = async {
         let (client, instance) =
             tokio::try_join!(client_side, instance_side).map_err(|error| tracing::debug!(%error, "an upgrade failed")).ok()?;
-        let (mut client, mut instance) = (TokioIo::new(client), TokioIo::new(instance));
+        let mut client = Counting { io: TokioIo::new(client), counters: Arc::clone(counted.2.counters()) };
+        let mut instance = TokioIo::new(instance);
         tokio::io::copy_bidirectional(&mut client, &mut instance).await.map_err(|error| tracing::debug!(%error, "a tunnel broke")).ok()
     };
     tokio::select! {
@@ -24,6 +32,41 @@ pub(crate) async fn tunnel(
         () = end(&mut cutting) => {}
     }
     drop(counted);
+}
+
+/// A client's side, whose bytes are counted.
+struct Counting<T> {
+    io: T,
+    counters: Arc<Counters>,
+}
+
+fn number(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or_default()
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counting<T> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
+        self.counters.received(number(buffer.filled().len() - before));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counting<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(context, bytes))?;
+        self.counters.sent(number(written));
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
 }
 
 /// A tunnel that is counted until this is dropped.

@@ -8,11 +8,9 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Makes stderr the log of this process. A line for each request is in it only where `MOAT_ACCESS_LOG` is set: nothing turns the
-/// log of a background process over.
+/// Makes stderr the log of this process.
 pub fn log_to_stderr() {
-    let requests = std::env::var_os("MOAT_ACCESS_LOG").is_some();
-    let wanted = filter_fn(move |about| *about.level() <= tracing::Level::INFO && (requests || about.target() != "moat::access"));
+    let wanted = filter_fn(|about| *about.level() <= tracing::Level::INFO);
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         // A full disk must not end the process: what can't be written to its log is lost.

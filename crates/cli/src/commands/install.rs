@@ -15,7 +15,7 @@ const UNIT: &str = "/etc/systemd/system/moat.service";
 /// There where systemd runs (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 /// Settings that are handed on to the service as they are now.
-const HANDED_ON: [&str; 9] = [
+const HANDED_ON: [&str; 8] = [
     "MOAT_STATE_DIR",
     "MOAT_RUN_DIR",
     "MOAT_OCI_RUNTIME",
@@ -24,7 +24,6 @@ const HANDED_ON: [&str; 9] = [
     "MOAT_KEYVALUE_IMAGE",
     "MOAT_SHORTCUT",
     "MOAT_REPAIR",
-    "MOAT_ACCESS_LOG",
 ];
 
 /// Writes the unit, the group and the state folder, and starts the service.

@@ -12,6 +12,9 @@ use std::process::ExitCode;
 
 /// Prints lines, live when asked.
 pub async fn run(args: LogsArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
+    if args.access {
+        return access(args, ui).await;
+    }
     let service = args.service.map(|text| Slug::new(text).map_err(|error| CommandError::usage(error.to_string()))).transpose()?;
     let since = args.since.map(|time| time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
     let filter = LogFilter { instance: args.instance, since, grep: args.grep };
@@ -26,6 +29,25 @@ pub async fn run(args: LogsArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
         match event {
             Some(Event::Log(line)) => painter.print(ui, &line),
             Some(Event::Notice { service, text }) => painter.notice(ui, service.as_ref(), &text),
+            Some(Event::End { error: Some(failure) }) => return Err(failure.into()),
+            Some(Event::End { error: None }) | None => return Ok(ExitCode::SUCCESS),
+            Some(_) => {}
+        }
+    }
+}
+
+/// The access log, as it is written.
+async fn access(args: LogsArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
+    let LogsArgs { service, follow, tail, grep, .. } = args;
+    let request = Request::AccessLog { service, follow, tail, grep };
+    let mut talk = client::ask(&Paths::from_env(), &request).await?;
+    loop {
+        let event = tokio::select! {
+            event = talk.next() => event?,
+            _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
+        };
+        match event {
+            Some(Event::AccessLines { text }) => ui.raw(&text),
             Some(Event::End { error: Some(failure) }) => return Err(failure.into()),
             Some(Event::End { error: None }) | None => return Ok(ExitCode::SUCCESS),
             Some(_) => {}

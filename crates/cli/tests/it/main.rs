@@ -15,6 +15,7 @@ mod images;
 mod languages;
 mod load;
 mod machine;
+mod numbers;
 mod offline;
 mod plane;
 mod postgres;

@@ -14,6 +14,7 @@
 //! * [`runs`] – one-off commands and cron runs; [`hooks`] – commands of first deploys.
 //! * [`upgrade`] – another program takes over.
 //! * [`record`] – what is written down.
+//! * [`load`] – what services do and use.
 //! * [`drift`] – where a blueprint and what runs differ.
 //! * [`sites`] – the releases of static sites that are served.
 //!
@@ -27,6 +28,7 @@ mod disks;
 mod drift;
 mod hooks;
 mod instances;
+mod load;
 mod public;
 mod pushes;
 mod reconcile;

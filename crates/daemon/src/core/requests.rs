@@ -2,6 +2,7 @@
 
 use super::deploys::engine_words;
 use super::{Core, Until, Waiting};
+use crate::access_log;
 use crate::blueprints::{self, Outcome};
 use crate::history::DeployCause;
 use crate::logs::Wanted;
@@ -78,6 +79,12 @@ impl Core {
             Request::Certificate(verb) => self.certificate(verb, &reply),
             Request::Authority => self.authority(&reply),
             Request::Domains => self.domains(reply),
+            Request::AccessLog { service, follow, tail, grep } => match access_log::Wanted::new(service.as_deref(), grep.as_deref()) {
+                Ok(wanted) => drop(tokio::spawn(access_log::send(access_log::path(&self.paths.state), wanted, tail, follow, reply))),
+                Err(why) => end(&reply, Some(Failure { message: why, hint: None, exit_code: 2 })),
+            },
+            Request::Load => self.tell_load(false, reply),
+            Request::Metrics => self.tell_load(true, reply),
             Request::Denied => {
                 let _ = reply.send(Event::Denied { flows: self.denied_flows() });
                 end(&reply, None);

@@ -3,7 +3,9 @@
 use super::{Doing, Plane};
 use crate::dataplane::{DataPlane, PlaneError};
 use crate::protocol::Failure;
+use moat_dataplane::message::Measures;
 use moat_dataplane::{CertificateSet, Config};
+use moat_ingress::LogFormat;
 use moat_net_linux::Network;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -40,6 +42,12 @@ impl Plane for Served {
     }
     fn show(&self, certificates: CertificateSet) {
         self.plane.show(certificates);
+    }
+    fn log(&mut self, format: Option<LogFormat>) {
+        self.plane.log(format);
+    }
+    fn measure(&self) -> Doing<'static, Option<Measures>> {
+        self.plane.measure()
     }
     fn publish(&mut self, config: Config) -> Doing<'_, ()> {
         Box::pin(self.plane.publish(config))

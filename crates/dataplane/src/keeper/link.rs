@@ -3,15 +3,17 @@
 use super::Told;
 use super::start::{Handle, Met};
 use crate::channel::Channel;
-use crate::message::{Order, PROTOCOL, Report};
+use crate::message::{Measures, Order, PROTOCOL, Report};
 use crate::{CertificateSet, Config, Stamp};
+use moat_ingress::LogFormat;
 use serde::de::IgnoredAny;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// How long a process that was told to stop may take.
@@ -39,19 +41,36 @@ impl Known {
             }
             Report::Refused { have } => self.refused = Some(have),
             Report::Holds { holds } => self.holds = holds,
+            // Told to who asked.
+            Report::Measured(_) => {}
         }
     }
 }
 
 /// What a process is to serve by, as it changes; what is not known yet leaves it as it is.
-pub(super) type Wanted = (watch::Receiver<Option<Arc<CertificateSet>>>, watch::Receiver<Option<Arc<Config>>>);
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub certificates: watch::Receiver<Option<Arc<CertificateSet>>>,
+    pub log: watch::Receiver<Option<Arc<LogTo>>>,
+    pub config: watch::Receiver<Option<Arc<Config>>>,
+}
+
+/// How the access log is written, and to which files: the one that is written, and the one for what was before.
+pub(super) type LogTo = Option<(LogFormat, [OwnedFd; 2])>;
+
+/// What a process is asked for beside.
+#[derive(Debug)]
+enum Ask {
+    Do(Order),
+    Measure(oneshot::Sender<Measures>),
+}
 
 /// One process.
 #[derive(Debug)]
 pub(super) struct Link {
     pub pid: u32,
     handle: Handle,
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::UnboundedSender<Ask>,
     known: watch::Receiver<Known>,
 }
 
@@ -97,15 +116,20 @@ impl Link {
         self.known.clone()
     }
 
+    /// Has it tell what it counted; one that can't drops the channel.
+    pub fn measure(&self, reply: oneshot::Sender<Measures>) {
+        let _ = self.orders.send(Ask::Measure(reply));
+    }
+
     /// Has it end with the connections that it has.
     pub fn drain(&self) {
         // One that is gone has drained.
-        let _ = self.orders.send(Order::Drain);
+        let _ = self.orders.send(Ask::Do(Order::Drain));
     }
 
     /// Ends it, by force if need be, and waits until it is gone.
     pub async fn stop(mut self) {
-        let _ = self.orders.send(Order::Stop);
+        let _ = self.orders.send(Ask::Do(Order::Stop));
         let gone = async { self.known.wait_for(|known| known.ended).await.map(|_| ()) };
         if timeout(STOPPED_WITHIN, gone).await.is_err() {
             self.handle.kill();
@@ -121,12 +145,14 @@ impl Link {
 
 async fn converse(
     mut channel: Channel,
-    (mut certificates, mut config): Wanted,
-    mut orders: mpsc::UnboundedReceiver<Order>,
+    Wanted { mut certificates, mut log, mut config }: Wanted,
+    mut orders: mpsc::UnboundedReceiver<Ask>,
     learn: impl Fn(Report),
 ) -> io::Result<()> {
     certificates.mark_changed();
+    log.mark_changed();
     config.mark_changed();
+    let mut measuring = VecDeque::new();
     loop {
         tokio::select! {
             // A host that is served has its certificate before.
@@ -140,6 +166,17 @@ async fn converse(
                     channel.send(&Order::Certificates(now), &[]).await?;
                 }
             }
+            changed = log.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let now = log.borrow_and_update().clone();
+                if let Some(now) = now {
+                    let format = now.as_ref().as_ref().map(|(format, _)| *format);
+                    let files: Vec<_> = now.iter().flat_map(|(_, files)| files).map(OwnedFd::as_fd).collect();
+                    channel.send(&Order::Log { format }, &files).await?;
+                }
+            }
             changed = config.changed() => {
                 if changed.is_err() {
                     return Ok(());
@@ -150,11 +187,21 @@ async fn converse(
                 }
             }
             order = orders.recv() => match order {
-                Some(order) => channel.send(&order, &[]).await?,
+                Some(Ask::Do(order)) => channel.send(&order, &[]).await?,
+                Some(Ask::Measure(reply)) => {
+                    channel.send(&Order::Measure, &[]).await?;
+                    measuring.push_back(reply);
+                }
                 // Whoever kept it leaves it to the next one.
                 None => return Ok(()),
             },
             report = channel.receive::<Report>() => match report? {
+                Some((Report::Measured(measures), _)) => {
+                    if let Some(reply) = measuring.pop_front() {
+                        // Who asked may have given up.
+                        let _: Result<(), Measures> = reply.send(*measures);
+                    }
+                }
                 Some((report, _)) => learn(report),
                 None => return Ok(()),
             },
@@ -163,12 +210,12 @@ async fn converse(
 }
 
 /// The conversation with a process of another version: all it is told is to end.
-async fn dismiss(mut channel: Channel, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
+async fn dismiss(mut channel: Channel, mut orders: mpsc::UnboundedReceiver<Ask>) -> io::Result<()> {
     loop {
         tokio::select! {
             order = orders.recv() => match order {
-                Some(order @ (Order::Drain | Order::Stop)) => channel.send(&order, &[]).await?,
-                Some(Order::Start { .. } | Order::Configure(_) | Order::Certificates(_)) => {}
+                Some(Ask::Do(order @ (Order::Drain | Order::Stop))) => channel.send(&order, &[]).await?,
+                Some(Ask::Do(_) | Ask::Measure(_)) => {}
                 None => return Ok(()),
             },
             report = channel.receive::<IgnoredAny>() => if report?.is_none() {

@@ -10,11 +10,14 @@ mod start;
 pub use start::{KeepError, Place};
 
 use crate::chain;
+use crate::message::Measures;
 use crate::{CertificateSet, Config, Sockets, Stamp, folder};
-use link::{Known, Link};
+use link::{Known, Link, LogTo, Wanted};
+use moat_ingress::LogFormat;
 use start::Met;
 use std::collections::BTreeSet;
 use std::future::pending;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +28,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 const SERVES_WITHIN: Duration = Duration::from_secs(20);
 /// Pauses between tries to start a process: the first after a failure, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// How long a process may take to tell what it counted.
+const MEASURED_WITHIN: Duration = Duration::from_secs(2);
 /// The program of this process, also when another lies at its path by now.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
@@ -34,6 +39,8 @@ enum Command {
     Serve(Sockets, oneshot::Sender<Result<(), KeepError>>),
     /// Replace the process by one of this program.
     Replace(PathBuf, oneshot::Sender<Result<(), KeepError>>),
+    /// Tell what the process that accepts connections counted.
+    Measure(oneshot::Sender<Measures>),
     /// End every process.
     Stop(oneshot::Sender<()>),
 }
@@ -55,6 +62,7 @@ pub struct Keeper {
     commands: mpsc::UnboundedSender<Command>,
     config: watch::Sender<Option<Arc<Config>>>,
     certificates: watch::Sender<Option<Arc<CertificateSet>>>,
+    log: watch::Sender<Option<Arc<LogTo>>>,
     told: watch::Receiver<Told>,
     /// Of the last configuration, here or before.
     stamp: Option<Stamp>,
@@ -66,6 +74,7 @@ impl Keeper {
         let (commands, asked) = mpsc::unbounded_channel();
         let (config, configured) = watch::channel(None);
         let (certificates, shown) = watch::channel(None);
+        let (log, logged) = watch::channel(None);
         let (telling, told) = watch::channel(Told::default());
         let (pulse, news) = watch::channel(());
         let mut met = start::find(&place.run).await;
@@ -79,8 +88,7 @@ impl Keeper {
             current: None,
             outdated: false,
             draining: Vec::new(),
-            config: configured,
-            certificates: shown,
+            wanted: Wanted { certificates: shown, log: logged, config: configured },
             telling,
             pulse,
             said: Box::new(said),
@@ -103,7 +111,7 @@ impl Keeper {
         }
         task.tell();
         tokio::spawn(task.run(asked, news));
-        (Self { commands, config, certificates, told, stamp }, sockets)
+        (Self { commands, config, certificates, log, told, stamp }, sockets)
     }
 
     /// Has a process serve with these sockets: the one that does, or a new one.
@@ -153,6 +161,18 @@ impl Keeper {
             }
             changed
         });
+    }
+
+    /// Has the access log written so from now on, to the first of two files; what was before goes to the second. `None`: not at all.
+    pub fn log(&self, to: Option<(LogFormat, [OwnedFd; 2])>) {
+        self.log.send_replace(Some(Arc::new(to)));
+    }
+
+    /// What the process that accepts connections counted since it began; `None` where none answers.
+    pub fn measure(&self) -> impl Future<Output = Option<Measures>> + Send + 'static {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.commands.send(Command::Measure(reply)).is_ok();
+        async move { if asked { timeout(MEASURED_WITHIN, answer).await.ok()?.ok() } else { None } }
     }
 
     /// The last configuration that was set here.
@@ -208,8 +228,7 @@ struct Task {
     /// The current one is of another program.
     outdated: bool,
     draining: Vec<Link>,
-    config: watch::Receiver<Option<Arc<Config>>>,
-    certificates: watch::Receiver<Option<Arc<CertificateSet>>>,
+    wanted: Wanted,
     telling: watch::Sender<Told>,
     /// Given to each link, which tells by it that it knows something new.
     pulse: watch::Sender<()>,
@@ -220,7 +239,7 @@ struct Task {
 
 impl Task {
     fn link(&self, met: Met) -> Link {
-        Link::new(met, (self.certificates.clone(), self.config.clone()), self.pulse.clone(), self.telling.clone())
+        Link::new(met, self.wanted.clone(), self.pulse.clone(), self.telling.clone())
     }
 
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, mut news: watch::Receiver<()>) {
@@ -234,6 +253,11 @@ impl Task {
                     Some(Command::Replace(program, reply)) => {
                         let _ = reply.send(self.replace(&program).await);
                     }
+                    Some(Command::Measure(reply)) => {
+                        if let Some(link) = &self.current {
+                            link.measure(reply);
+                        }
+                    }
                     Some(Command::Stop(reply)) => {
                         self.stop().await;
                         let _ = reply.send(());
@@ -243,7 +267,7 @@ impl Task {
                 },
                 // An error can't be: a sender is kept here.
                 _ = news.changed() => self.look().await,
-                () = is_set(self.config.clone()), if self.outdated && self.current.is_some() => {
+                () = is_set(self.wanted.config.clone()), if self.outdated && self.current.is_some() => {
                     tracing::info!("the data plane's process is replaced: it runs another program");
                     self.replace_or_end().await;
                 }
@@ -309,7 +333,7 @@ impl Task {
             };
         }
         // One of another program goes on until there is something that its successor can serve by.
-        if same && (!self.outdated || self.config.borrow().is_none()) {
+        if same && (!self.outdated || self.wanted.config.borrow().is_none()) {
             return Ok(());
         }
         let why = if self.outdated { "it runs another program" } else { "it has other sockets to serve with" };
@@ -357,7 +381,7 @@ impl Task {
     async fn replace(&mut self, program: &Path) -> Result<(), KeepError> {
         let new = self.start(program).await?;
         // Without a configuration it waits, as the old one does.
-        let wanted = self.config.borrow().as_ref().map(|config| config.stamp);
+        let wanted = self.wanted.config.borrow().as_ref().map(|config| config.stamp);
         let mut known = new.watch();
         let serves = known.wait_for(|known| known.ended || known.applied >= wanted);
         match timeout(SERVES_WITHIN, serves).await {

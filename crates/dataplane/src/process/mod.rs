@@ -117,7 +117,7 @@ async fn start(parent: UnixStream) -> Result<Option<(PathBuf, Sockets, Parked)>,
             let sockets = Sockets::received(fds).ok_or_else(missing)?;
             Ok(Some((root, sockets, channel.park().map_err(ProcessError::NoDaemon)?)))
         }
-        Ok(Some((Order::Configure(_) | Order::Certificates(_), _))) => {
+        Ok(Some((Order::Configure(_) | Order::Certificates(_) | Order::Log { .. } | Order::Measure, _))) => {
             Err(ProcessError::Foreign(io::Error::other("a configuration came before the sockets")))
         }
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(ProcessError::Foreign(error)),

@@ -3,15 +3,19 @@
 use super::dial::RouterDial;
 use super::shown::Shown;
 use crate::channel::Channel;
-use crate::message::{Hello, Order, PROTOCOL, ROLE, Report};
+use crate::message::{Hello, Measures, Order, PROTOCOL, ROLE, Report};
 use crate::{CertificateSet, Config, Host, HostState, SiteFiles, Sockets, Stamp};
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use moat_dns::Zones;
-use moat_ingress::{Listeners, Policy, Route, RouteState, RouteTable, Routes, Rules, Settings, Site, Tls};
+use moat_ingress::{
+    Limiter, Listeners, LogFiles, LogFormat, Policy, Records, Route, RouteState, RouteTable, Routes, Rules, Settings, Site, Tls,
+};
+use moat_model::Slug;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -24,6 +28,8 @@ const DRAIN_LIMIT: Duration = Duration::from_hours(1);
 const LINGER: Duration = Duration::from_secs(30);
 /// Between two looks at folders that are served no longer.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The access log is begun anew when it is longer, bytes.
+const LOG_MOST: u64 = 32 << 20;
 
 /// Where the process is in its life; only ever goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +46,7 @@ pub struct Plane {
     zones: Arc<ArcSwap<Zones>>,
     resolvers: Arc<ArcSwap<Vec<SocketAddr>>>,
     dial: Arc<RouterDial>,
+    records: Records,
     tls: Arc<Tls>,
     /// Where the folders of sites are.
     base: PathBuf,
@@ -54,6 +61,8 @@ struct State {
     sockets: Option<Sockets>,
     /// Sites by host name.
     sites: BTreeMap<String, (SiteFiles, Arc<Site>)>,
+    /// How often clients asked, by service, where that counts.
+    limits: BTreeMap<Slug, Arc<Limiter>>,
     /// Certificates that are shown.
     shown: Shown,
     /// Sites of before that requests may still read.
@@ -67,6 +76,7 @@ impl Plane {
             zones: Arc::default(),
             resolvers: Arc::default(),
             dial: Arc::new(dial),
+            records: Records::default(),
             tls: Arc::new(tls),
             base,
             phase: watch::Sender::new(Phase::Fresh),
@@ -75,6 +85,7 @@ impl Plane {
                 stamp: None,
                 sockets: Some(sockets),
                 sites: BTreeMap::new(),
+                limits: BTreeMap::new(),
                 shown: Shown::default(),
                 leaving: Vec::new(),
             }),
@@ -112,13 +123,14 @@ impl Plane {
         let (udp, tcp) = (UdpSocket::from_std(dns_udp.into())?, TcpListener::from_std(dns_tcp.into())?);
         let settings = Settings { drain_wait: DRAIN_LIMIT, linger: LINGER, keep_tunnels: true, ..Settings::default() };
         let (routes, dial) = (Arc::clone(&self.routes), Arc::clone(&self.dial));
-        let ingress = moat_ingress::serve_with(listeners, routes, dial, self.reached(Phase::Draining), settings);
+        let ingress = moat_ingress::serve_with(listeners, routes, dial, self.reached(Phase::Draining), settings, self.records.clone());
         let (zones, resolvers) = (Arc::clone(&self.zones), Arc::clone(&self.resolvers));
         let names = moat_dns::serve(vec![udp], vec![tcp], zones, resolvers, self.reached(Phase::Draining));
         let look = async {
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
                 self.look_at_folders();
+                self.sweep();
             }
         };
         let names = tokio::spawn(names);
@@ -147,6 +159,7 @@ impl Plane {
         }
         let mut sites = BTreeMap::new();
         let mut hosts = std::collections::HashMap::new();
+        let mut limits: BTreeMap<Slug, Arc<Limiter>> = BTreeMap::new();
         for (name, host) in config.hosts {
             let Host { service, upstreams, state: wanted, allow, https } = host;
             let become_state = match wanted {
@@ -170,13 +183,21 @@ impl Plane {
                     }
                 }
             };
-            hosts.insert(name, Route { service, upstreams, state: become_state, allow: allow.map(Into::into), https });
+            let instances = upstreams.iter().filter_map(|at| Some((*at, config.instances.get(&at.ip())?.as_str().into())));
+            let meter = self.records.meters.of(&service, instances);
+            let limit = config.public.limit.map(|rate| {
+                let before = || state.limits.get(&service).filter(|before| before.rate() == rate).cloned();
+                let limit = limits.entry(service.clone()).or_insert_with(|| before().unwrap_or_else(|| Arc::new(Limiter::new(rate))));
+                Arc::clone(limit)
+            });
+            hosts.insert(name, Route { limit, service, upstreams, state: become_state, allow: allow.map(Into::into), https, meter });
         }
         self.zones.store(Arc::new(config.zones));
         self.resolvers.store(Arc::new(config.resolvers));
         let promise = config.public.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
-        let policy = Policy { proxies: config.public.proxies, hsts: promise };
+        let policy = Policy { proxies: config.public.proxies, hsts: promise, compress: config.public.compress };
         self.routes.set(Routes { hosts, proofs: config.proofs.into_iter().collect(), policy });
+        state.limits = limits;
         let before = std::mem::replace(&mut state.sites, sites);
         let gone = before.into_values().map(|(files, site)| (files.folder, Arc::downgrade(&site)));
         state.leaving.extend(gone);
@@ -191,6 +212,29 @@ impl Plane {
     fn show(&self, certificates: &CertificateSet) {
         let table = self.state().shown.update(certificates);
         self.tls.set(table);
+    }
+
+    /// Writes the access log so, to the first of these files, from now on.
+    fn log(&self, format: Option<LogFormat>, files: Vec<OwnedFd>) {
+        let mut files = files.into_iter().map(std::fs::File::from);
+        let files = files.next().zip(files.next()).map(|(current, older)| LogFiles { current, older, most: LOG_MOST });
+        if let Err(error) = self.records.log.set(format.zip(files)) {
+            tracing::warn!(%error, "no access log is written");
+        }
+    }
+
+    fn measures(&self) -> Measures {
+        let Records { meters, log } = &self.records;
+        Measures { series: meters.read(), connections: meters.connections(), log_lines: log.lines() }
+    }
+
+    /// Forgets clients that did not ask for a while, and numbers of what is gone.
+    fn sweep(&self) {
+        self.records.meters.sweep();
+        let limits: Vec<_> = self.state().limits.values().cloned().collect();
+        for limit in limits {
+            limit.sweep();
+        }
     }
 
     /// Tells of folders that nobody reads any more.
@@ -287,6 +331,12 @@ pub async fn converse(plane: Arc<Plane>, mut channel: Channel) {
                 }
             }
             Ok(Some((Order::Certificates(certificates), _))) => plane.show(&certificates),
+            Ok(Some((Order::Log { format }, files))) => plane.log(format, files),
+            Ok(Some((Order::Measure, _))) => {
+                if channel.send(&Report::Measured(Box::new(plane.measures())), &[]).await.is_err() {
+                    break;
+                }
+            }
             Ok(Some((Order::Drain, _))) => plane.drain(),
             Ok(Some((Order::Stop, _))) => plane.go(Phase::Stopped),
             // It has its sockets.

@@ -1,7 +1,7 @@
 //! What a client reads when nobody answers.
 
 use crate::support::{Client, Ingress, PATIENCE, Response, closed, echo, instance, live};
-use moat_ingress::{Route, RouteState, Settings};
+use moat_ingress::{LogFiles, LogFormat, Records, Route, RouteState, Settings};
 use moat_model::Slug;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -179,58 +179,66 @@ async fn a_client_that_never_finishes_its_head_is_cut() {
     assert_eq!(ingress.dials(), 0);
 }
 
-/// A subscriber that keeps the access log's fields.
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<HashMap<String, String>>>>);
-
-struct Fields(HashMap<String, String>);
-
-impl tracing::field::Visit for Fields {
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        self.0.insert(field.name().to_owned(), format!("{value:?}").trim_matches('"').to_owned());
-    }
-}
-
-impl tracing::Subscriber for Kept {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target() == "moat::access"
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        let mut fields = Fields(HashMap::new());
-        event.record(&mut fields);
-        self.0.lock().unwrap().push(fields.0);
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[tokio::test]
-async fn every_request_is_logged() {
-    let kept = Kept::default();
-    let _guard = tracing::subscriber::set_default(kept.clone());
-    let ingress = Ingress::shop(&[echo("one").await]).await;
+async fn every_request_is_counted_and_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |name: &str| std::fs::File::options().read(true).append(true).create(true).open(folder.path().join(name)).unwrap();
+    let records = Records::default();
+    let files = LogFiles { current: open("log"), older: open("log.1"), most: 1 << 20 };
+    records.log.set(Some((LogFormat::Json, files))).unwrap();
+    let one = echo("one").await;
+    let mut routes = live("shop.localhost", "shop", &[one]);
+    let shop = Slug::new("shop").unwrap();
+    routes.hosts.get_mut("shop.localhost").unwrap().meter = records.meters.of(&shop, [(one, "shop-1".into())]);
+    let ingress = Ingress::start_recorded(routes, records.clone()).await;
     let ok = ingress.get("shop.localhost:80", "/a?secret=1").await;
     ingress.get("nobody", "/b").await;
-    ingress.routes.set(live("shop.localhost", "shop", &[closed().await]));
-    ingress.get("shop.localhost", "/c").await;
-    let log = kept.0.lock().unwrap();
-    let lines: Vec<[&str; 5]> = log
+    let mut client = ingress.client().await;
+    client.send("POST /c HTTP/1.1\r\nHost: shop.localhost\r\nContent-Length: 5\r\n\r\nhello").await;
+    let posted = client.response().await;
+    let dead = closed().await;
+    let mut routes = live("shop.localhost", "shop", &[dead]);
+    routes.hosts.get_mut("shop.localhost").unwrap().meter = records.meters.of(&shop, [(dead, "shop-2".into())]);
+    ingress.routes.set(routes);
+    let failed = ingress.get("shop.localhost", "/d").await;
+
+    // The last of a request is noted just after its answer has left.
+    let all = || {
+        let text = std::fs::read_to_string(folder.path().join("log")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<serde_json::Value>>()
+    };
+    while all().len() < 4 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let log = all();
+    let lines: Vec<String> = log
         .iter()
-        .map(|line| ["method", "host", "path", "status", "service"].map(|key| line.get(key).map_or("-", String::as_str)))
+        .map(|line| ["method", "host", "path", "status", "service", "instance"].map(|key| line[key].to_string().replace('"', "")).join(" "))
         .collect();
     assert_eq!(
         lines,
         [
-            ["GET", "shop.localhost:80", "/a", "200", "shop"],
-            ["GET", "nobody", "/b", "404", "-"],
-            ["GET", "shop.localhost", "/c", "502", "shop"]
+            "GET shop.localhost:80 /a 200 shop shop-1",
+            "GET nobody /b 404 null null",
+            "POST shop.localhost /c 200 shop shop-1",
+            "GET shop.localhost /d 502 shop shop-2"
         ]
     );
     assert_eq!(log[0]["request"], ok.head.header("rndr-id").unwrap());
-    assert!(log[2]["failure"].contains("refused") && log[0].contains_key("ms") && log[0]["client"] == "127.0.0.1", "{log:?}");
+    assert_eq!(log[2]["bytes"], posted.body.len());
+    assert!(log[3]["failure"].as_str().unwrap().contains("refused") && log[0]["client"] == "127.0.0.1", "{log:?}");
+
+    let counted = |instance: Option<&str>| {
+        records.meters.read().into_iter().find(|series| series.service.is_some() && series.instance.as_deref() == instance).unwrap().counted
+    };
+    let (first, second) = (counted(Some("shop-1")), counted(Some("shop-2")));
+    assert_eq!((first.answers[&200], first.received, first.open, second.answers[&502]), (2, 5, 0, 1));
+    assert_eq!(first.sent, u64::try_from(ok.body.len() + posted.body.len()).unwrap());
+    assert_eq!(second.sent, u64::try_from(failed.body.len()).unwrap());
+    assert_eq!((first.times.iter().sum::<u64>(), counted(None).total()), (2, 0));
+    assert_eq!(records.meters.read().iter().find(|series| series.service.is_none()).unwrap().counted.answers[&404], 1);
+    drop(client);
+    while records.meters.connections().0 > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

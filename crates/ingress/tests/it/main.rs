@@ -1,6 +1,8 @@
 //! Tests of moat-ingress: real connections on loopback, raw clients and instances of our own.
 
 #[cfg(test)]
+mod coding;
+#[cfg(test)]
 mod failures;
 #[cfg(test)]
 mod holding;

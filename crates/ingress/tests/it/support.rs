@@ -1,6 +1,6 @@
 //! An ingress, instances that do what a test says, and a client that writes raw bytes.
 
-use moat_ingress::{Certificate, Certificates, Dial, Listeners, Route, RouteState, RouteTable, Routes, Settings, Tls, serve_with};
+use moat_ingress::{Certificate, Certificates, Dial, Listeners, Records, Route, RouteState, RouteTable, Routes, Settings, Tls, serve_with};
 use moat_model::Slug;
 use std::collections::HashMap;
 use std::future::Future;
@@ -47,17 +47,22 @@ impl Ingress {
     }
 
     pub async fn start_with(routes: Routes, settings: Settings) -> Self {
-        Self::listen(routes, settings, None).await
+        Self::listen(routes, settings, None, Records::default()).await
     }
 
     /// One that serves HTTPS too, by these certificates.
     pub async fn start_secure(routes: Routes, certificates: Certificates) -> Self {
         let tls = Tls::new().unwrap();
         tls.set(certificates);
-        Self::listen(routes, Settings::default(), Some(Arc::new(tls))).await
+        Self::listen(routes, Settings::default(), Some(Arc::new(tls)), Records::default()).await
     }
 
-    async fn listen(routes: Routes, settings: Settings, tls: Option<Arc<Tls>>) -> Self {
+    /// One whose requests are noted here.
+    pub async fn start_recorded(routes: Routes, records: Records) -> Self {
+        Self::listen(routes, Settings::default(), None, records).await
+    }
+
+    async fn listen(routes: Routes, settings: Settings, tls: Option<Arc<Tls>>, records: Records) -> Self {
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = http.local_addr().unwrap();
         let (mut https, mut listeners) = (None, Listeners::from(http));
@@ -72,7 +77,7 @@ impl Ingress {
         let stopped = async {
             let _ = stopped.await;
         };
-        let task = tokio::spawn(serve_with(listeners, Arc::clone(&routes), Arc::clone(&dial), stopped, settings));
+        let task = tokio::spawn(serve_with(listeners, Arc::clone(&routes), Arc::clone(&dial), stopped, settings, records));
         Self { address, routes, stop: Some(stop), task, https, dial }
     }
 

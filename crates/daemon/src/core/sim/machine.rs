@@ -6,12 +6,14 @@ use crate::dataplane::PlaneError;
 use crate::machine::{Doing, Machine, Plane, Tell};
 use crate::protocol::Failure;
 use jiff::{SignedDuration, Timestamp};
+use moat_dataplane::message::Measures;
 use moat_dataplane::{CertificateSet, Config};
 use moat_engine::{Engine as _, EngineError, StepOutcome};
 use moat_engine_linux::{
     BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Origin, Prepared, Provided, Published, PullRequest, Release,
     SiteRequest, Usage,
 };
+use moat_ingress::LogFormat;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener, ObservedState, PostgresWorkload, Source, StaticWorkload};
 use moat_model::{Endpoint, InstanceId, Proto, ServiceId};
@@ -281,6 +283,10 @@ impl Plane for Desk {
         Box::pin(async { Ok(()) })
     }
     fn show(&self, _certificates: CertificateSet) {}
+    fn log(&mut self, _format: Option<LogFormat>) {}
+    fn measure(&self) -> Doing<'static, Option<Measures>> {
+        Box::pin(async { None })
+    }
     fn resolvers(&self) -> Vec<SocketAddr> {
         Vec::new()
     }
