@@ -23,7 +23,7 @@ const BLUEPRINT: &str = "services:
 const AS_DEV: &str = "env HOME=/home/dev XDG_RUNTIME_DIR=/run/user/1000 setpriv --reuid 1000 --regid 1000 --init-groups";
 
 #[test]
-#[ignore = "takes some four minutes of a processor; `cargo xtask test --run-ignored only machine::` runs it"]
+#[ignore = "takes some six minutes of a processor; `cargo xtask test --run-ignored only machine::` runs it"]
 fn a_user_without_root_has_limits_by_delegated_control_groups() {
     let Some(mut bed) = bed() else { return };
     bed.ok("cp /payload/moat /usr/local/lib/moat");
