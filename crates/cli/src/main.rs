@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let ui = ui::Ui::new(cli.output, cli.color);
     if matches!(cli.verb, Verb::Serve) {
-        return match commands::need_root() {
+        return match commands::need_root_and_groups() {
             Ok(()) => commands::daemon::main(moat_daemon::Mode::Serve),
             Err(error) => ui.fail(&error),
         };

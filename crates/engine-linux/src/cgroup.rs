@@ -7,6 +7,7 @@ use moat_engine::EngineError;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ pub enum Layout {
     V1,
     /// Version 1 controllers with a version 2 hierarchy beside them.
     Hybrid,
-    /// None is mounted, or none is ours: without root they belong to others.
+    /// None is mounted.
     Missing,
 }
 
@@ -35,11 +36,48 @@ pub const fn manager(ours: bool) -> &'static str {
     if ours { "--cgroup-manager=cgroupfs" } else { "--cgroup-manager=disabled" }
 }
 
+/// Controllers by which instances are limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controllers {
+    /// Processor time.
+    pub cpu: bool,
+    /// Memory and swap.
+    pub memory: bool,
+    /// Processes and threads.
+    pub pids: bool,
+}
+
+impl Controllers {
+    /// Their names.
+    pub const NAMES: [&str; 3] = ["memory", "cpu", "pids"];
+    /// All of them.
+    pub const ALL: Self = Self { cpu: true, memory: true, pids: true };
+
+    /// Those in a list as `cgroup.controllers` has it.
+    pub fn of(list: &str) -> Self {
+        let has = |name: &str| list.split_ascii_whitespace().any(|listed| listed == name);
+        Self { cpu: has("cpu"), memory: has("memory"), pids: has("pids") }
+    }
+
+    /// The names of those that are not there.
+    pub fn missing(self) -> Vec<&'static str> {
+        let [memory, cpu, pids] = Self::NAMES;
+        [(memory, self.memory), (cpu, self.cpu), (pids, self.pids)].into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect()
+    }
+}
+
+/// The folder of a group in the one hierarchy of version 2.
+pub fn folder(group: &str) -> PathBuf {
+    Path::new(ROOT).join(group.trim_start_matches('/'))
+}
+
+/// Moves this process to a group of the one hierarchy of version 2.
+pub fn join(group: &str) -> io::Result<()> {
+    fs::write(folder(group).join("cgroup.procs"), "0")
+}
+
 /// Looks at what is mounted.
 pub fn layout() -> Layout {
-    if crate::rootless::inside() {
-        return Layout::Missing;
-    }
     let root = Path::new(ROOT);
     if mounts::is_kind(root, "cgroup2") {
         Layout::V2

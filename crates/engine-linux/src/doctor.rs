@@ -7,6 +7,7 @@ use crate::datastore;
 use crate::rootless;
 use crate::toolchain::{self, version};
 use moat_model::NativeRuntime;
+use moat_net_linux::outside::Outside;
 use moat_net_linux::{link, ns};
 use nix::sched::{CloneFlags, unshare};
 use serde::Serialize;
@@ -65,7 +66,7 @@ pub fn facts(run: &Path) -> Vec<Finding> {
         finding("ipv6", false, exists("/proc/sys/net/ipv6", "on", "off"), "start the kernel without ipv6.disable=1"),
         egress(run),
         finding("overlayfs", false, overlay(), "modprobe overlay (sources are copied for each instance without it)"),
-        cgroups(),
+        cgroups(run),
         tool("crun", true, &["--version"], Some(CRUN), "apt-get install crun"),
         tool("nft", true, &["--version"], Some(NFT), "apt-get install nftables"),
         tool("bash", false, &["--version"], None, "apt-get install bash (commands run in sh without it)"),
@@ -212,7 +213,40 @@ fn overlay() -> Result<String, String> {
     }
 }
 
-fn cgroups() -> Finding {
+/// Control groups without root: those that are delegated to the user.
+fn delegated(run: &Path) -> Finding {
+    let own = Outside::at(run).about().ok();
+    let group = own.as_ref().and_then(|about| about.group.as_deref());
+    let controllers = match (group, own.is_some()) {
+        (Some(base), _) => Ok(rootless::controllers(base)),
+        (None, true) => Err(rootless::NoGroups {
+            why: "this Moat began where no control groups were given to you".to_owned(),
+            hint: "`moat down` and `moat up`".to_owned(),
+        }),
+        (None, false) => rootless::would_have(),
+    };
+    match controllers {
+        Ok(controllers) if controllers.missing().is_empty() => match rootless::ends_with_session(group) {
+            None => finding("cgroups", false, Ok("version 2, delegated to you".to_owned()), ""),
+            Some(keeps) => {
+                finding("cgroups", false, Err("version 2, delegated to you until you log out, when services end".to_owned()), &keeps)
+            }
+        },
+        Ok(controllers) => {
+            let found = format!("version 2, delegated to you without {}", controllers.missing().join(", "));
+            finding("cgroups", false, Err(found), &rootless::give())
+        }
+        Err(rootless::NoGroups { why, hint }) => {
+            let found = format!("without root: memory and CPU of services are not limited, processes are: {why}");
+            finding("cgroups", false, Err(found), &hint)
+        }
+    }
+}
+
+fn cgroups(run: &Path) -> Finding {
+    if rootless::inside() {
+        return delegated(run);
+    }
     let wanted = ["cpu", "memory", "pids"];
     let lacks = |have: &dyn Fn(&str) -> bool| wanted.into_iter().filter(|&controller| !have(controller)).collect::<Vec<_>>().join(", ");
     let (words, missing) = match cgroup::layout() {
@@ -223,10 +257,6 @@ fn cgroups() -> Finding {
         layout @ (Layout::V1 | Layout::Hybrid) => {
             let words = if layout == Layout::V1 { "version 1" } else { "hybrid: version 1 limits beside a version 2 tree" };
             (words, lacks(&|controller| Path::new(cgroup::ROOT).join(controller).is_dir()))
-        }
-        Layout::Missing if rootless::inside() => {
-            let found = Err("without root: memory and CPU of services are not limited, processes are".to_owned());
-            return finding("cgroups", false, found, "run Moat with sudo where services must not take each other's memory");
         }
         Layout::Missing => ("none is mounted", wanted.join(", ")),
     };

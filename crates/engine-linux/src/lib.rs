@@ -39,7 +39,7 @@ mod tools;
 mod tree;
 mod venv;
 
-pub use cgroup::Usage;
+pub use cgroup::{Controllers, Usage};
 pub use datastore::{DatastoreRequest, Origin, Provided, ServerImages};
 pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;

@@ -14,6 +14,14 @@ use std::path::{Path, PathBuf};
 pub struct Paths {
     run: PathBuf,
     state: PathBuf,
+    /// The control group that all others are below; nothing for the root.
+    group: String,
+}
+
+/// A short name of the Moat of a runtime folder, for what every process of the machine sees.
+pub fn tag(run: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    crate::source::hex(&Sha256::digest(run.as_os_str().as_bytes())[..3])
 }
 
 impl Paths {
@@ -31,7 +39,7 @@ impl Paths {
             DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(|error| fail(folder, error))?;
         }
         let absolute = |folder: &Path| fs::canonicalize(folder).map_err(|error| fail(folder, error));
-        let paths = Self { run: absolute(run)?, state: absolute(state)? };
+        let paths = Self { run: absolute(run)?, state: absolute(state)?, group: String::new() };
         let private = ["releases", "instances", "logs", "cache", "disks", "data", "certificates", "builds", "snapshots"]
             .map(|name| paths.state.join(name));
         for folder in private.iter().chain(&[paths.run.join("instances"), paths.run.join("crun"), paths.run.join("netns")]) {
@@ -43,13 +51,21 @@ impl Paths {
 
     /// A short name of this installation, for what every process of the machine sees.
     pub fn tag(&self) -> String {
-        use std::os::unix::ffi::OsStrExt;
-        crate::source::hex(&Sha256::digest(self.run.as_os_str().as_bytes())[..3])
+        tag(&self.run)
     }
 
+    /// The same with the control groups below another one than the root.
+    pub fn below(self, group: String) -> Self {
+        Self { group, ..self }
+    }
+
+    /// Whether control groups are below another one than the root.
+    pub fn has_groups(&self) -> bool {
+        !self.group.is_empty()
+    }
     /// The control group that holds every instance's.
     pub fn cgroup_parent(&self) -> String {
-        format!("/moat-{}", self.tag())
+        format!("{}/moat-{}", self.group, self.tag())
     }
     /// An instance's control group.
     pub fn cgroup(&self, id: &str) -> String {

@@ -68,6 +68,9 @@ enum Answer {
 pub struct About {
     /// The program by which services reach the internet.
     pub egress: Option<String>,
+    /// The control group below which those of instances are; `None` where nothing was delegated to the user.
+    #[serde(default)]
+    pub group: Option<String>,
     /// What is not as it is with root, each in words.
     pub lacks: Vec<String>,
 }
@@ -299,7 +302,7 @@ mod tests {
         assert!(outside.about().is_err(), "nobody is there yet");
         let open = |kind: &str| OwnedFd::from(fs::File::open(format!("/proc/self/ns/{kind}")).unwrap());
         let door = Door::open(run.path(), [open("user"), open("mnt"), open("net")]).unwrap();
-        let about = About { egress: Some("a way".to_owned()), lacks: vec!["limits".to_owned()] };
+        let about = About { egress: Some("a way".to_owned()), group: Some("/a/b".to_owned()), lacks: vec!["limits".to_owned()] };
         let told = about.clone();
         let server = std::thread::spawn(move || {
             while door.serve(&told).unwrap() != Asked::End {}

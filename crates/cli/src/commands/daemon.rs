@@ -24,6 +24,8 @@ pub fn log_to_stderr() {
 #[expect(clippy::print_stderr, reason = "the daemon's stderr is its log file")]
 pub fn main(mode: Mode) -> ExitCode {
     log_to_stderr();
+    // Before there is a thread or a child.
+    moat_engine_linux::rootless::join_own_group();
     let Ok(exe) = std::env::current_exe() else { return ExitCode::from(3) };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,

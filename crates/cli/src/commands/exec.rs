@@ -1,6 +1,6 @@
 //! `moat exec`.
 
-use super::{ask_one, need_root, own_exe};
+use super::{ask_one, need_root_and_groups, own_exe};
 use crate::args::ExecArgs;
 use crate::command_error::CommandError;
 use moat_daemon::Paths;
@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 /// Runs the command in the first ready instance, or in the one named.
 pub async fn run(args: ExecArgs) -> Result<ExitCode, CommandError> {
-    need_root()?;
+    need_root_and_groups()?;
     let (slug, wanted) = match args.target.split_once('/') {
         Some((slug, instance)) => (slug, Some(instance)),
         None => (args.target.as_str(), None),

@@ -54,7 +54,12 @@ pub fn own_exe() -> Result<PathBuf, CommandError> {
 /// Goes on as root: of the machine, or of a user namespace of one's own, in which this very command is run again. What keeps that from
 /// being done is the error.
 pub fn need_root() -> Result<(), CommandError> {
-    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(rootless::enter(&Paths::from_env())) }
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(rootless::enter(&Paths::from_env(), false)) }
+}
+
+/// As [`need_root`], for a command that starts processes of services itself, which belong to control groups.
+pub fn need_root_and_groups() -> Result<(), CommandError> {
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(rootless::enter(&Paths::from_env(), true)) }
 }
 
 /// Refuses early and clearly when not root of the machine.

@@ -1,7 +1,9 @@
 //! A whole machine: Debian with systemd and version 2 control groups, booted in QEMU. What only such a machine can show: the unit,
 //! limits by its controllers, the firewalls that people have, a reboot, and a power cut.
 //!
-//! Two machines for all of it, as a boot is slow under emulation.
+//! Two machines for all of it, as a boot is slow under emulation, and a third for what a user of one has ([`delegated`]).
+
+mod delegated;
 
 use moat_testkit::images::busybox_archive;
 use moat_testkit::vm::{Machine, Root, Said};
@@ -15,7 +17,18 @@ use std::time::Instant;
 
 const ROOT: Root = Root {
     // firewalld's polkitd wants what libpam-systemd is.
-    packages: &["crun", "nftables", "conntrack", "redis-server", "ufw", "libpam-systemd", "firewalld"],
+    packages: &[
+        "crun",
+        "nftables",
+        "conntrack",
+        "redis-server",
+        "ufw",
+        "libpam-systemd",
+        "firewalld",
+        "uidmap",
+        "slirp4netns",
+        "dbus-user-session",
+    ],
     disabled: &["redis-server", "ufw", "firewalld"],
 };
 
@@ -210,10 +223,10 @@ fn asked_at(services: u32, instances: u32) -> String {
     all.map(|address| Ipv4Addr::from(address).to_string()).collect::<Vec<_>>().join(" ")
 }
 
-/// What the controllers do, not what was written to them.
-fn limits(bed: &mut Bed) {
-    let limits = bed.ok(&format!("for group in {GROUPS}; do echo $(cat $group/memory.max $group/pids.max $group/cpu.max); done"));
-    assert!(limits.lines().count() >= SERVICES.len() && limits.lines().all(|line| line == "536870912 513 100000 100000"), "{limits}");
+/// What the controllers do to the instances in these groups, not what was written to them.
+fn controllers(bed: &mut Bed, groups: &str, services: usize) {
+    let limits = bed.ok(&format!("for group in {groups}; do echo $(cat $group/memory.max $group/pids.max $group/cpu.max); done"));
+    assert!(limits.lines().count() >= services && limits.lines().all(|line| line == "536870912 513 100000 100000"), "{limits}");
 
     // Memory: the kernel ends what takes too much, and Moat says so.
     let said = bed.sh("moat run echo -- tail /dev/zero");
@@ -228,7 +241,7 @@ fn limits(bed: &mut Bed) {
     // CPU: two that never rest get one processor between them, and more as soon as nothing limits them. They need the second one.
     let job =
         bed.ok("moat run -d echo -- sh -c 'for n in 1 2; do timeout 300 sh -c \"while :; do :; done\" & done; wait'").trim().to_owned();
-    let group = format!("/sys/fs/cgroup/moat-*/{job}");
+    let group = groups.replace("*-*", &job);
     bed.ok("echo 1 >/sys/devices/system/cpu/cpu1/online");
     bed.wait("the busy job", &format!("grep -q '^nr_throttled [1-9]' {group}/cpu.stat"));
     // In one go: whoever asks is slow beside them.
@@ -242,6 +255,10 @@ fn limits(bed: &mut Bed) {
     bed.ok("echo 0 >/sys/devices/system/cpu/cpu1/online");
     bed.wait("its end", &format!("! test -e {group}"));
     bed.said("limits");
+}
+
+fn limits(bed: &mut Bed) {
+    controllers(bed, GROUPS, SERVICES.len());
 
     // What systemd does to its own groups leaves them alone, and a restart what runs.
     let pids = |bed: &mut Bed| bed.ok("moat ps --output json | grep -E '\"(id|pid)\"'");

@@ -8,6 +8,7 @@ mod deploys;
 mod docker;
 mod edge;
 mod faults;
+mod groups;
 mod guides;
 mod host;
 mod images;

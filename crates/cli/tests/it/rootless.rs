@@ -3,17 +3,18 @@
 use crate::host::{Host, Said, example, host, wait_for};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 const USER: u32 = 61_234;
 
 /// A user of the machine, called `lena`.
-struct User<'a> {
+pub struct User<'a> {
     host: &'a Host,
 }
 
 /// A user with ids of `/etc/subuid`; `None`, and said, where the kernel has no user namespaces for users.
-fn user(host: &Host) -> Option<User<'_>> {
+pub fn user(host: &Host) -> Option<User<'_>> {
     let may = host.sh(&format!("setpriv --reuid {USER} --regid {USER} --clear-groups --inh-caps=-all unshare --user --net --mount true"));
     if may.code != 0 {
         println!("skipped: this kernel has no user namespaces for users: {}", may.err.trim());
@@ -43,6 +44,9 @@ fn user(host: &Host) -> Option<User<'_>> {
 }
 
 impl User<'_> {
+    /// The number.
+    pub const ID: u32 = USER;
+
     fn command(&self, program: &str) -> Command {
         let id = USER.to_string();
         let mut command = self.host.command("setpriv");
@@ -53,7 +57,23 @@ impl User<'_> {
         command
     }
 
-    fn moat(&self, args: &[&str]) -> Said {
+    /// A command whose process is in a control group.
+    pub fn moat_in(&self, group: &Path, args: &[&str]) -> Said {
+        let command = self.command(self.host.path("moat-copy").to_str().unwrap());
+        let (program, rest) = (command.get_program().to_owned(), command.get_args().map(std::ffi::OsStr::to_owned).collect::<Vec<_>>());
+        let mut moved = Command::new("sh");
+        moved.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(group).arg(program).args(rest).args(args);
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => moved.env(name, value),
+                None => moved.env_remove(name),
+            };
+        }
+        moved.current_dir(self.host.path("")).stdin(Stdio::null());
+        moved.output().unwrap().into()
+    }
+
+    pub fn moat(&self, args: &[&str]) -> Said {
         self.command(self.host.path("moat-copy").to_str().unwrap()).args(args).output().unwrap().into()
     }
 

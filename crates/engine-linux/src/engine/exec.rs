@@ -4,7 +4,7 @@ use super::{LinuxEngine, folder};
 use crate::cgroup;
 use crate::lower::oci::{Process, Spec};
 use crate::lower::sandbox::{INIT, LIBRARIES};
-use crate::monitor::{ENTER_FLAG, RUN_FLAG, VERB, files};
+use crate::monitor::{ENTER_FLAG, GROUP, RUN_FLAG, VERB, files};
 use moat_engine::EngineError;
 use moat_model::{InstanceId, Secret};
 use std::collections::BTreeMap;
@@ -59,14 +59,18 @@ impl LinuxEngine {
         }
         files::write_json(&file, &process).map_err(fail)?;
         let [input, output, errors] = [input, output, errors].map(Stdio::from);
+        // Without root, the runtime may not move what it has put into the sandbox's user namespace between groups: it is there before.
+        let grouped = crate::rootless::inside() && self.inner.paths.has_groups();
+        let group = grouped.then(|| format!("{GROUP}{}", self.inner.paths.cgroup(id.as_str())));
         let status = tokio::process::Command::new(&self.inner.config.own_exe)
             .args([VERB, ENTER_FLAG])
             .arg(monitor.pid.to_string())
+            .args(group)
             .arg("--")
             .arg(&self.inner.runtime)
             .arg("--root")
             .arg(self.inner.paths.runtime_root())
-            .args([cgroup::manager(self.inner.machine.limits), "exec", "--process"])
+            .args([cgroup::manager(self.inner.machine.limits.is_some()), "exec", "--process"])
             .arg(&file)
             .arg(id.as_str())
             .current_dir("/")

@@ -8,11 +8,12 @@ mod reconnect;
 mod start;
 mod stop;
 
+use crate::cgroup::{Controllers, Layout};
 use crate::lower::sandbox::{HOST_ETC, Machine};
 use crate::paths::Paths;
 use crate::ranges::Ranges;
 use crate::toolchain::{self, Toolchain};
-use crate::{Config, cgroup};
+use crate::{Config, cgroup, rootless};
 use folder::Look;
 use moat_engine::{Capabilities, Engine, EngineError, StepOutcome};
 use moat_model::state::{InstancePhase, Listener, ObservedState};
@@ -50,7 +51,8 @@ pub(crate) struct Inner {
 impl LinuxEngine {
     /// Prepares the folders and looks at the machine. Fails when the OCI runtime is missing or a folder can't be made.
     pub fn open(config: Config) -> Result<Self, EngineError> {
-        let paths = Paths::make(&config.run_dir, &config.state_dir)?;
+        let base = rootless::groups().map_err(|error| EngineError::new("look for control groups", error.to_string()).caused_by(error))?;
+        let paths = Paths::make(&config.run_dir, &config.state_dir)?.below(base.clone().unwrap_or_default());
         let runtime = match &config.oci_runtime {
             Some(path) if path.is_file() => path.clone(),
             Some(path) => return Err(EngineError::new("find the OCI runtime", format!("`{}` is not a file", path.display()))),
@@ -64,7 +66,7 @@ impl LinuxEngine {
         let shortcut = config.shortcut;
         let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned(), shortcut })
             .map_err(|error| network_error("open the network", error))?;
-        let machine = machine(&config)?;
+        let machine = machine(&config, base.as_deref())?;
         let pass_env =
             config.pass_env.iter().filter_map(|key| std::env::var(key).ok().map(|value| (key.clone(), Secret::new(value)))).collect();
         let inner = Inner {
@@ -153,7 +155,7 @@ pub(crate) fn network_error(doing: &str, error: impl std::error::Error + Send + 
     EngineError::new(doing, error.to_string()).caused_by(error)
 }
 
-fn machine(config: &Config) -> Result<Machine, EngineError> {
+fn machine(config: &Config, base: Option<&str>) -> Result<Machine, EngineError> {
     let (_, open_files) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| EngineError::new("read the limits", error.to_string()).caused_by(error))?;
     let folders = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
@@ -168,7 +170,11 @@ fn machine(config: &Config) -> Result<Machine, EngineError> {
     Ok(Machine {
         arch: std::env::consts::ARCH,
         open_files: open_files.min(1_048_576),
-        limits: !crate::rootless::inside(),
+        limits: match base {
+            // A process elsewhere can put none of its children there.
+            Some(base) => rootless::has_joined(base).then(|| rootless::controllers(base)),
+            None => (!rootless::inside()).then_some(Controllers::ALL),
+        },
         swap_accounting: cgroup::counts_swap(),
         usr_merge,
         etc: HOST_ETC.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
@@ -271,7 +277,7 @@ impl Engine for LinuxEngine {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            limits: cgroup::layout() != cgroup::Layout::Missing,
+            limits: self.inner.machine.limits.is_some_and(|limits| limits.missing().is_empty()) && cgroup::layout() != Layout::Missing,
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             user_namespaces: Path::new("/proc/self/ns/user").exists(),
         }

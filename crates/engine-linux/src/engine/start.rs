@@ -194,7 +194,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
         root: places.root.clone(),
         grace_seconds: GRACE,
         stop_signal: image.as_ref().map(|image| image.stop_signal),
-        limits: inner.machine.limits,
+        limits: inner.machine.limits.is_some(),
         rootless: crate::rootless::inside(),
     };
     for folder in [files::BUNDLE, files::ROOTFS] {

@@ -160,15 +160,18 @@ pub struct Namespace {
     pub kind: String,
 }
 
-/// `linux.resources`.
+/// `linux.resources`: what the controllers that there are limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// Memory.
-    pub memory: Memory,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
     /// CPU.
-    pub cpu: Cpu,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
     /// Processes.
-    pub pids: Pids,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<Pids>,
 }
 
 /// `linux.resources.memory`, bytes.

@@ -5,6 +5,7 @@
 use super::native::{environment, is_tool, language, linker, shell};
 use super::oci::{Capabilities, Cpu, IdMapping, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root, Spec, User};
 use super::{builder, datastore, etc, image, keyvalue, postgres, seccomp};
+use crate::cgroup::Controllers;
 use crate::toolchain::Toolchain;
 use crate::tools;
 use moat_model::state::{Disk, NativeWorkload, Workload};
@@ -155,8 +156,8 @@ pub struct Machine {
     pub arch: &'static str,
     /// The hard limit of open files of this process, which can't be raised.
     pub open_files: u64,
-    /// Whether control groups are ours to make.
-    pub limits: bool,
+    /// The controllers of control groups, where groups are ours to make.
+    pub limits: Option<Controllers>,
     /// Whether the kernel counts swap by control group.
     pub swap_accounting: bool,
     /// `bin`, `lib`, … of the host's root: the link's target, or none for a real folder.
@@ -288,7 +289,8 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
     ];
     // PID 1 is ours, but for an image's, and does not count against the service.
     let pids = i64::from(limits.pids) + 1;
-    if !input.machine.limits {
+    let controllers = input.machine.limits;
+    if !controllers.is_some_and(|controllers| controllers.pids) {
         // Counted for each user of each user namespace since Linux 5.14, so for this instance alone.
         let pids = u64::from(limits.pids) + 1;
         rlimits.push(Rlimit { kind: "RLIMIT_NPROC".to_owned(), hard: pids, soft: pids });
@@ -307,7 +309,7 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
         },
         root: Root { path: input.places.root.clone(), readonly: false },
         hostname: instance.host_name().to_owned(),
-        mounts: runtime_mounts(shared_memory(instance), input.machine.limits),
+        mounts: runtime_mounts(shared_memory(instance), controllers.is_some()),
         linux: Linux {
             uid_mappings: mapping.clone(),
             gid_mappings: mapping,
@@ -316,10 +318,14 @@ pub fn lower(input: &Input<'_>) -> Result<Sandbox, &'static str> {
                 .map(|kind| Namespace { kind: kind.to_owned() })
                 .collect(),
             cgroups_path: input.places.cgroup.clone(),
-            resources: input.machine.limits.then(|| Resources {
-                memory: Memory { limit: memory, swap: input.machine.swap_accounting.then_some(memory) },
-                cpu: Cpu { shares: (u64::from(limits.cpu_millis) * 1024 / 1000).max(2), quota: Some(ceiling), period: Some(100_000) },
-                pids: Pids { limit: pids },
+            resources: controllers.map(|controllers| Resources {
+                memory: controllers.memory.then(|| Memory { limit: memory, swap: input.machine.swap_accounting.then_some(memory) }),
+                cpu: controllers.cpu.then(|| Cpu {
+                    shares: (u64::from(limits.cpu_millis) * 1024 / 1000).max(2),
+                    quota: Some(ceiling),
+                    period: Some(100_000),
+                }),
+                pids: controllers.pids.then_some(Pids { limit: pids }),
             }),
             seccomp: filter,
             masked_paths: strings(&[

@@ -7,7 +7,7 @@
 //! | `DIR` | the monitor of the instance folder `DIR` ([`life`]) |
 //! | `--init [--stop-signal=SIGINT] -- PROGRAM…` | PID 1 inside the sandbox ([`init`]) |
 //! | `--run -- PROGRAM…` | inside, for `exec`: becomes the program, or says why not with 127 or 126 |
-//! | `--enter PID -- PROGRAM…` | on the host: enters that process' network and mount namespaces and becomes the program |
+//! | `--enter PID [--group=GROUP] -- PROGRAM…` | on the host: enters that process' network and mount namespaces, goes to that control group and becomes the program |
 //!
 //! Invariant: single-threaded, outlives whoever started it, and takes its instance with it when it dies.
 
@@ -20,6 +20,7 @@ mod pump;
 
 pub(crate) use life::{GO, READY, RUNNING};
 
+use crate::cgroup;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use std::ffi::{OsStr, OsString};
@@ -36,6 +37,8 @@ pub const STOP_SIGNAL: &str = "--stop-signal=";
 pub const RUN_FLAG: &str = "--run";
 /// See the table above.
 pub const ENTER_FLAG: &str = "--enter";
+/// What comes before the control group that is gone to, in the one hierarchy of version 2.
+pub const GROUP: &str = "--group=";
 
 /// Exit code of a monitor that was asked for something that makes no sense.
 const USAGE: u8 = 2;
@@ -53,10 +56,13 @@ pub fn main(args: &[OsString]) -> ExitCode {
             }
         }
         Some(RUN_FLAG) => rest(1).map_or(ExitCode::from(USAGE), become_program),
-        Some(ENTER_FLAG) => match (args.get(1), rest(2)) {
-            (Some(pid), Some(program)) => enter(pid, program),
-            _ => ExitCode::from(USAGE),
-        },
+        Some(ENTER_FLAG) => {
+            let group = args.get(2).and_then(|arg| arg.to_str()?.strip_prefix(GROUP));
+            match (args.get(1), rest(2 + usize::from(group.is_some()))) {
+                (Some(pid), Some(program)) => enter(pid, group, program),
+                _ => ExitCode::from(USAGE),
+            }
+        }
         _ => args.first().map_or(ExitCode::from(USAGE), |dir| life::main(dir.as_ref())),
     }
 }
@@ -80,7 +86,13 @@ fn become_program(program: &[OsString]) -> ExitCode {
 }
 
 /// Joins the monitor's network and mount namespaces: the runtime itself joins only namespaces that it made.
-fn enter(pid: &OsStr, program: &[OsString]) -> ExitCode {
+fn enter(pid: &OsStr, group: Option<&str>, program: &[OsString]) -> ExitCode {
+    if let Some(group) = group
+        && let Err(error) = cgroup::join(group)
+    {
+        complain(&format!("going to the control group `{group}`: {error}"));
+        return ExitCode::from(USAGE);
+    }
     let folder = std::path::Path::new("/proc").join(pid).join("ns");
     let entered = || -> std::io::Result<()> {
         // Both before either: afterwards `/proc` may be another.

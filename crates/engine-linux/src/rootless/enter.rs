@@ -3,6 +3,7 @@
 use moat_net_linux::outside::Outside;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -44,6 +45,8 @@ fn enter(run: &Path, scratch: Option<&OsStr>) -> io::Result<()> {
             let open = |kind: &str| File::open(format!("/proc/{pid}/ns/{kind}")).map(OwnedFd::from);
             let opened = [open("user")?, open("mnt")?, open("net")?];
             kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+            // A child of this process, which is looked at alone from here on.
+            let _ = waitpid(Pid::from_raw(pid), None);
             opened
         }
         None => Outside::at(run).namespaces()?,

@@ -8,7 +8,7 @@
 //! ```
 
 use super::ids::Maps;
-use super::{HOLDER, READY, RootlessError, egress, first_line, say};
+use super::{HOLDER, READY, RootlessError, egress, first_line, groups, restricted, say};
 use moat_net_linux::link::{self, Links};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -25,13 +25,6 @@ const MAPPED: &str = "mapped";
 const NONE: Option<&str> = None;
 /// Where programs and Moat itself read the machine's resolvers from.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-/// Restrictions of user namespaces: the setting, the value that restricts, and what lifts it.
-const SWITCHES: [(&str, &str, &str); 3] = [
-    ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
-    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
-    ("/proc/sys/user/max_user_namespaces", "0", "sudo sysctl -w user.max_user_namespaces=15000"),
-];
-
 /// A holder that has not been let go yet.
 #[derive(Debug)]
 pub struct Holder {
@@ -40,10 +33,11 @@ pub struct Holder {
 
 impl Holder {
     /// Makes the namespaces and waits until they are ready. Without a runtime folder for what they need, they are for looking only.
-    pub fn make(run: Option<&Path>, own_exe: &Path) -> Result<Self, RootlessError> {
+    /// It is among Moat's own processes of a base of control groups, where there is one.
+    pub fn make(run: Option<&Path>, base: Option<&str>, own_exe: &Path) -> Result<Self, RootlessError> {
         let maps = Maps::find()?;
         let mut command = Command::new(own_exe);
-        command.arg(HOLDER).args(run).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.arg(HOLDER).args(run).args(base).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let child = command.spawn().map_err(RootlessError::io("run myself"))?;
         let pid = child.id();
         let mut holder = Self { child: Some(child) };
@@ -83,15 +77,12 @@ fn expect(output: &mut BufReader<ChildStdout>, word: &str) -> Result<(), Rootles
         return Ok(());
     }
     let said = if said.is_empty() { "it ended".to_owned() } else { said };
-    let error = RootlessError::new(format!("no user namespace can be made here: {said}"));
-    let restricts = |(file, value, _): &&(&str, &str, &str)| fs::read_to_string(file).is_ok_and(|now| now.trim() == *value);
-    let lift = SWITCHES.iter().find(restricts).map(|(_, _, lift)| format!("`{lift}`, or run it with sudo"));
-    Err(error.hint(lift.unwrap_or_else(|| "run it with sudo".to_owned())))
+    Err(restricted::explain(&format!("no user namespace can be made here: {said}"), "run it with sudo"))
 }
 
-/// The role: `[RUN]`.
+/// The role: `[RUN [BASE]]`.
 pub fn main(args: &[OsString]) -> ExitCode {
-    if let Err(error) = hold(args.first().map(Path::new)) {
+    if let Err(error) = hold(args.first().map(Path::new), args.get(1).and_then(|base| base.to_str())) {
         say(&error);
         return ExitCode::FAILURE;
     }
@@ -100,10 +91,13 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-fn hold(run: Option<&Path>) -> Result<(), String> {
+fn hold(run: Option<&Path>, base: Option<&str>) -> Result<(), String> {
     let errno = |what: &'static str| move |error: Errno| format!("{what}: {error}");
     // A session of its own: no terminal ends it.
     let _ = setsid();
+    if let Some(base) = base {
+        groups::join(base).map_err(|error| format!("going to the control group `{base}`: {error}"))?;
+    }
     unshare(CloneFlags::CLONE_NEWUSER).map_err(errno("making the user namespace"))?;
     say(MADE);
     if first_line(io::stdin().lock()) != MAPPED {

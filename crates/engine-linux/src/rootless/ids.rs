@@ -1,7 +1,7 @@
 //! The ids of a user namespace: the user's own is root in it, and a range that `/etc/subuid` and `/etc/subgid` give the user
 //! (subuid(5)) is what services have.
 
-use super::RootlessError;
+use super::{RootlessError, restricted};
 use crate::lower::sandbox;
 use crate::ranges::FIRST;
 use crate::toolchain;
@@ -66,8 +66,8 @@ impl Map {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(RootlessError::new(format!("`{}` failed: {said}", shown(&self.program)))
-            .hint("`apt-get install --reinstall uidmap`, or run it with sudo"))
+        let what = format!("`{}` failed: {said}", shown(&self.program));
+        Err(restricted::explain(&what, "`apt-get install --reinstall uidmap`, or run it with sudo"))
     }
 }
 

@@ -12,17 +12,21 @@
 
 mod egress;
 mod enter;
+mod groups;
 mod holder;
 mod ids;
 mod outside;
+mod restricted;
 
 pub use egress::{NoEgress, found as egress_program};
 pub use enter::{SCRATCH, main as enter};
+pub use groups::{NoGroups, controllers, ends_with_session, give, into_scope, joined as has_joined, tell_scope, would_have};
 pub use holder::main as holder;
 pub use ids::IDS;
 pub use outside::main as outside;
 
 use crate::monitor::files::{self, ProcessId};
+use groups::Groups;
 use holder::Holder;
 use moat_net_linux::outside::Outside;
 use nix::fcntl::{Flock, FlockArg};
@@ -76,15 +80,46 @@ pub fn inside() -> bool {
 }
 
 /// What services have to do without where Moat runs without root.
-pub fn lacks(egress: Option<&NoEgress>) -> Vec<String> {
-    let mut lacks = vec![
-        "memory and CPU of services are not limited, and nothing is scaled by them: control groups belong to root".to_owned(),
+fn lacks(egress: Option<&NoEgress>, groups: &Groups) -> Vec<String> {
+    let limits = groups.as_deref().map(controllers);
+    let mut lacks = groups::lacks(limits);
+    if let Some(keeps) = groups.as_deref().ok().and_then(|base| ends_with_session(Some(base))) {
+        lacks.push(format!("services end when you log out: {keeps} keeps them"));
+    }
+    lacks.extend([
         "services share one range of user ids (each still sees its own processes and files only)".to_owned(),
-        "disks of services that run are not copied: `moat suspend` a service before its backup or snapshot".to_owned(),
         "packets between services take the filter's whole path: the shortcut needs root".to_owned(),
-    ];
+    ]);
     lacks.extend(egress.map(|NoEgress { why, hint }| format!("services don't reach the internet: {why}; {hint}")));
     lacks
+}
+
+/// The control group below which the groups of instances are, of the Moat that this process belongs to; `None` where it is the root, or
+/// where there are no groups.
+pub fn groups() -> io::Result<Option<String>> {
+    match Outside::of_process() {
+        Some(outside) => Ok(outside.about()?.group),
+        None => Ok(None),
+    }
+}
+
+/// Takes this process to the group of Moat's own processes, so that its children may go to those of instances. What keeps it from that
+/// is told by [`LinuxEngine`](crate::LinuxEngine), which then limits nothing.
+pub fn join_own_group() {
+    if let Ok(Some(base)) = groups()
+        && let Err(error) = groups::join(&base)
+    {
+        tracing::warn!("services that start now are not limited: this process can't go to the control group `{base}`: {error}");
+    }
+}
+
+/// Whether something is missing of what holds the namespaces of a runtime folder.
+pub fn is_missing(run: &Path) -> bool {
+    Outside::at(run).about().is_err()
+}
+
+fn tag(run: &Path) -> String {
+    crate::paths::tag(&fs::canonicalize(run).unwrap_or_else(|_| run.to_owned()))
 }
 
 /// What the Moat of a runtime folder has to do without; nothing where it runs with root, or not at all.
@@ -92,8 +127,9 @@ pub fn lacked(run: &Path) -> Vec<String> {
     Outside::at(run).about().map(|about| about.lacks).unwrap_or_default()
 }
 
-/// Sees to it that the namespaces of a runtime folder, and the process outside of them, are there.
-pub fn ensure(run: &Path, own_exe: &Path) -> Result<(), RootlessError> {
+/// Sees to it that the namespaces of a runtime folder, and the process outside of them, are there. `scope` is what became of
+/// [`into_scope`].
+pub fn ensure(run: &Path, own_exe: &Path, scope: &Result<(), NoGroups>) -> Result<(), RootlessError> {
     let outside = Outside::at(run);
     if !outside.socket().exists() {
         // Before anything is made.
@@ -109,18 +145,31 @@ pub fn ensure(run: &Path, own_exe: &Path) -> Result<(), RootlessError> {
     let held = run.join(HELD);
     // Where whoever was outside is gone, the namespaces and what runs in them are not.
     let lives = files::read_json::<ProcessId>(&held).ok().flatten().filter(|holder| holder.alive());
-    let holder = if let Some(holder) = lives {
-        holder
+    let (holder, groups) = if let Some(holder) = lives {
+        let none = || NoGroups {
+            why: "this Moat began where no control groups were given to you".to_owned(),
+            hint: "`moat down` and `moat up`".to_owned(),
+        };
+        (holder, groups::of_holder(holder.pid).ok_or_else(none))
     } else {
-        let holder = Holder::make(Some(run), own_exe)?.keep();
+        let groups = groups::divide(&tag(run)).map_err(|why| scope.clone().err().unwrap_or(why));
+        let undo = |_: &RootlessError| {
+            if let Ok(base) = &groups {
+                // The reason why there are no namespaces is what counts.
+                let _ = groups::give_back(base, &tag(run));
+            }
+        };
+        let holder = Holder::make(Some(run), groups.as_deref().ok(), own_exe).inspect_err(undo)?.keep();
         let holder = ProcessId::of(holder).ok_or_else(|| RootlessError::new("the process that holds the namespaces ended at once"))?;
         files::write_json(&held, &holder).map_err(RootlessError::io(format!("write `{}`", held.display())))?;
-        holder
+        (holder, groups)
     };
+    let groups = serde_json::to_string(&groups).map_err(|error| RootlessError::new(format!("can't say where groups are: {error}")))?;
     let mut child = Command::new(own_exe)
         .arg(OUTSIDE)
         .arg(run)
         .arg(holder.pid.to_string())
+        .arg(groups)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -133,7 +182,7 @@ pub fn ensure(run: &Path, own_exe: &Path) -> Result<(), RootlessError> {
 
 /// Namespaces for one command only, of which nothing stays: the number of a process that holds them until it is killed.
 pub fn scratch(own_exe: &Path) -> Result<i32, RootlessError> {
-    Holder::make(None, own_exe).map(Holder::keep)
+    Holder::make(None, None, own_exe).map(Holder::keep)
 }
 
 /// Makes the runtime folder where it is missing. One that others own or can write (it may be below `/tmp`) is refused.

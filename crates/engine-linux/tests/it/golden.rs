@@ -16,7 +16,7 @@ fn machine() -> Machine {
     Machine {
         arch: "x86_64",
         open_files: 20_000,
-        limits: true,
+        limits: Some(moat_engine_linux::Controllers::ALL),
         swap_accounting: true,
         usr_merge: BTreeMap::from([("bin".to_owned(), Some(PathBuf::from("usr/bin"))), ("lib32".to_owned(), None)]),
         etc: vec!["/etc/ssl/certs".into()],
