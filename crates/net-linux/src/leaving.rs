@@ -32,6 +32,12 @@ impl Leaving {
         state.walking.is_empty()
     }
 
+    /// Whether a link was given up and may still be there.
+    pub fn has(&self, link: &LinkName) -> bool {
+        let state = self.lock();
+        state.waiting.contains(link) || state.walking.contains(link)
+    }
+
     /// Walks until nothing waits. What a failed walk left is tried by the next one that works or waits.
     pub fn work<E>(&self, walk: impl Fn(&BTreeSet<LinkName>) -> Result<(), E>) -> Result<(), E> {
         loop {
@@ -95,14 +101,14 @@ mod tests {
     fn one_walk_serves_all_that_came_before_it() {
         let leaving = Leaving::default();
         leaving.wait_for(None, never).unwrap();
-        assert!(leaving.add(&link(1)));
-        assert!(leaving.add(&link(2)));
+        assert!(leaving.add(&link(1)) && !leaving.has(&link(2)));
+        assert!(leaving.add(&link(2)) && leaving.has(&link(2)));
         let walks = AtomicUsize::new(0);
         let walk = |links: &BTreeSet<LinkName>| {
             // One more comes while it walks.
             if walks.fetch_add(1, Ordering::SeqCst) == 0 {
                 assert_eq!(*links, BTreeSet::from([link(1), link(2)]));
-                assert!(!leaving.add(&link(3)));
+                assert!(leaving.has(&link(2)) && !leaving.add(&link(3)));
             } else {
                 assert_eq!(*links, BTreeSet::from([link(3)]));
             }
@@ -111,6 +117,7 @@ mod tests {
         leaving.work(walk).unwrap();
         assert_eq!(walks.load(Ordering::SeqCst), 2);
         leaving.wait_for(Some(&link(3)), never).unwrap();
+        assert!(!leaving.has(&link(3)));
     }
 
     #[test]

@@ -417,8 +417,9 @@ impl Inner {
             Err(NetError::NoRouter { .. }) => return Ok((false, false)),
             Err(error) => return Err(error),
         };
+        let leaves = self.leaving.has(link);
         let there = within(&router, || router::has_link(link))?.map_err(NetError::link(format!("look for the link `{link}`")))?;
-        Ok((there, self.leaving.add(link)))
+        Ok((there && !leaves, self.leaving.add(link)))
     }
 
     /// Removes these links and cuts every flow of their addresses.
