@@ -32,7 +32,7 @@ const ROOT: Root = Root {
     disabled: &["redis-server", "ufw", "firewalld"],
 };
 
-const EARLY: &str = "[Unit]\nDescription=asks who answers\nDefaultDependencies=no\nAfter=systemd-remount-fs.service\nBefore=network-pre.target network.target\n\
+const EARLY: &str = "[Unit]\nDescription=asks who answers\nDefaultDependencies=no\nAfter=systemd-remount-fs.service\nBefore=sysinit.target network-pre.target network.target\n\
     [Service]\nType=notify\nTimeoutStartSec=300\nExecStart=/usr/bin/python3 /usr/local/lib/early.py\n[Install]\nWantedBy=sysinit.target\n";
 /// The control groups of all instances.
 const GROUPS: &str = "/sys/fs/cgroup/moat-*/*-*";
