@@ -34,32 +34,27 @@ pub fn set(name: &str, value: &str) -> io::Result<bool> {
 /// names. Reading an open one does not.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// By name; none where this kernel has none of that name.
-    files: Mutex<BTreeMap<String, Option<File>>>,
+    /// By name. What is not there is not remembered: a module that is loaded later brings it.
+    files: Mutex<BTreeMap<String, File>>,
 }
 
 impl Kept {
     /// What [`get`] finds. The calling thread is in the same namespace each time, or [`Self::forget`] was called between.
     pub fn get(&self, name: &str) -> io::Result<Option<String>> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        match files.get(name) {
-            Some(None) => return Ok(None),
-            // One whose link is gone can't be read any more.
-            Some(Some(file)) => {
-                if let Ok(value) = read(file) {
-                    return Ok(Some(value));
-                }
-            }
-            None => {}
+        // One whose link is gone can't be read any more.
+        if let Some(value) = files.get(name).and_then(|file| read(file).ok()) {
+            return Ok(Some(value));
         }
+        files.remove(name);
         let file = match File::open(path(name)) {
-            Ok(file) => Some(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let value = file.as_ref().map(read).transpose()?;
+        let value = read(&file)?;
         files.insert(name.to_owned(), file);
-        Ok(value)
+        Ok(Some(value))
     }
 
     /// Sets a value unless it is set already, as [`set`] does.
