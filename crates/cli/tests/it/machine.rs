@@ -314,7 +314,7 @@ fn told(bed: &mut Bed, finding: &Value) {
 #[track_caller]
 fn closed(bed: &mut Bed) {
     let early = bed.ok("cat /var/log/early-*");
-    let heard: Vec<&str> = early.lines().filter(|line| line.contains("heard") && !line.contains("heard public page")).collect();
+    let heard: Vec<&str> = early.lines().filter(|line| line.contains("heard") && !line.contains("heard public ")).collect();
     assert!(heard.is_empty(), "{heard:?}");
     for who in ["host round", "neighbour round"] {
         assert!(early.contains(who), "{who}");
