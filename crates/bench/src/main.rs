@@ -6,6 +6,7 @@
 
 mod deploy;
 mod docker;
+mod edge;
 mod engine;
 mod failure;
 mod figures;
@@ -41,8 +42,10 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "change", rounds: 21, apart: true, run: net::change },
     Measurement { name: "start", rounds: 15, apart: true, run: start::run },
     Measurement { name: "image", rounds: 7, apart: false, run: image::run },
+    Measurement { name: "traffic", rounds: 21, apart: false, run: image::traffic },
     Measurement { name: "deploy", rounds: 11, apart: true, run: deploy::run },
     Measurement { name: "load", rounds: 20, apart: true, run: load::run },
+    Measurement { name: "edge", rounds: 5, apart: true, run: edge::run },
     Measurement { name: "verify", rounds: 3, apart: true, run: verify::run },
 ];
 
@@ -69,6 +72,11 @@ fn run(arguments: &[String]) -> Outcome {
         && role == image::CLIENT
     {
         return image::client(rest);
+    }
+    if let [role, rest @ ..] = arguments
+        && role == edge::SERVE
+    {
+        return edge::serve(rest);
     }
     let (measurement, rounds) = parse(arguments)?;
     println!("Machine: {}.\n", machine::facts());

@@ -44,6 +44,13 @@ pub fn timed(command: &mut Command) -> Outcome<Duration> {
 
 /// Whether a program of this name is in `PATH` or where administrators' programs are.
 pub fn found(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// The program of this name in `PATH`, where administrators' programs are, or among the proxies that `cargo xtask bench` brought.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from)).any(|folder| folder.join(program).is_file())
+    let brought = std::env::current_exe().ok()?.parent()?.parent()?.join("edge-peers/bin");
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from)).chain([brought]);
+    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
 }

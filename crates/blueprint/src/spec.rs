@@ -431,4 +431,6 @@ pub struct MoatSpec {
     pub secret_files: Vec<(Text, Text)>,
     /// `start`.
     pub start: Option<Spanned<moat_model::StartOrder>>,
+    /// `proxyProtocol`.
+    pub proxy_header: Option<Spanned<moat_model::ProxyHeader>>,
 }

@@ -143,6 +143,9 @@ pub enum Verb {
     Uninstall,
     /// Show and change the settings of the ingress.
     Ingress {
+        /// Have another process serve in the place of the one that does; no connection is dropped.
+        #[arg(long, exclusive = true)]
+        restart: bool,
         /// What to change: `https-redirect=on`, `hsts=31536000`, `proxy-protocol=203.0.113.0/24`.
         #[arg(value_name = "SETTING=VALUE")]
         set: Vec<String>,
@@ -182,8 +185,8 @@ pub struct UpArgs {
     /// Where the ingress listens.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", env = "MOAT_LISTEN")]
     pub listen: String,
-    /// Where the ingress listens for HTTPS, from now on; unless ever said, it does not.
-    #[arg(long, value_name = "ADDRESS:PORT", env = "MOAT_LISTEN_TLS")]
+    /// Where the ingress listens for HTTPS, from now on, or `off`; unless ever said, it does not.
+    #[arg(long, value_name = "ADDRESS:PORT|off", env = "MOAT_LISTEN_TLS")]
     pub listen_tls: Option<String>,
     /// Give a value that the blueprint asks for; `SERVICE.KEY=VALUE` for one service only.
     #[arg(long, value_name = "KEY=VALUE")]

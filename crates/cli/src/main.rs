@@ -80,7 +80,7 @@ async fn run(verb: Verb, ui: &ui::Ui) -> Result<ExitCode, CommandError> {
         Verb::Check(args) => commands::check::run(&args, ui),
         Verb::Plan(args) => commands::plan::run(args, ui).await,
         Verb::Schema => commands::schema::run(ui),
-        Verb::Ingress { set } => commands::ingress::run(&set, ui).await,
+        Verb::Ingress { restart, set } => commands::ingress::run(restart, &set, ui).await,
         Verb::Cert(verb) => commands::cert::run(verb, ui).await,
         Verb::Trust { print } => commands::trust::run(print, ui).await,
         Verb::Top(args) => commands::top::run(args, ui).await,

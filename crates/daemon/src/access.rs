@@ -8,10 +8,14 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
 /// The group whose members may talk to the daemon.
 pub const GROUP: &str = "moat";
+
+/// After a connection that could not be accepted.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// What others are told.
 pub const REFUSAL: &str = "only root, the user that runs Moat and members of the group `moat` may ask it";
@@ -33,6 +37,19 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     }
     fs::rename(&aside, path)?;
     Ok(listener)
+}
+
+/// Talks with whoever comes, each in a task of its own.
+pub async fn serve<F: Future<Output = ()> + Send + 'static>(listener: UnixListener, talk: impl Fn(UnixStream) -> F) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(talk(stream))),
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
 }
 
 /// Whether who is at the other end may ask.

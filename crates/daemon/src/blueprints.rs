@@ -73,21 +73,40 @@ impl Outcome {
     }
 }
 
+/// Where the ingress listens, as it is written: for HTTP, and for HTTPS where it does.
+#[derive(Debug, Clone, Copy)]
+pub struct Doors<'a> {
+    /// `ADDRESS:PORT`.
+    pub http: &'a str,
+    /// `ADDRESS:PORT`; services are told that they are reached by HTTPS where there is one.
+    pub https: Option<&'a str>,
+}
+
+impl<'a> Doors<'a> {
+    /// What a request asks for by itself.
+    pub fn of(up: &'a UpRequest) -> Self {
+        Self { http: &up.listen, https: up.listen_tls.as_deref().filter(|https| *https != NO_HTTPS) }
+    }
+}
+
+/// What is written for the address of HTTPS to end it.
+pub const NO_HTTPS: &str = "off";
+
 /// Reads and resolves them all.
-pub fn read_and_resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, listen: &str) -> Outcome {
+pub fn read_and_resolve(all: &BTreeMap<PathBuf, UpRequest>, memory: &mut Memory, doors: Doors<'_>) -> Outcome {
     let reads: Vec<_> = all.values().map(|up| moat_blueprint::read_beside(&up.text, &up.remotes)).collect();
     for (up, read) in all.values().zip(&reads).filter(|(up, _)| up.prune) {
         memory.prune_values(&up.file, &read.blueprint);
     }
     let read: Vec<_> = all.values().zip(&reads).map(|(up, read)| (up, &read.blueprint)).collect();
-    let mut outcome = resolve(&read, memory, listen);
+    let mut outcome = resolve(&read, memory, doors);
     let said = all.keys().zip(reads).flat_map(|(path, read)| read.diagnostics.into_iter().map(|d| (path.clone(), d)));
     outcome.diagnostics.splice(0..0, said);
     outcome
 }
 
 /// Resolves blueprints that were read; what reading them said is not repeated.
-pub fn resolve(read: &[(&UpRequest, &Blueprint)], memory: &mut Memory, listen: &str) -> Outcome {
+pub fn resolve(read: &[(&UpRequest, &Blueprint)], memory: &mut Memory, doors: Doors<'_>) -> Outcome {
     let inputs: Vec<Input<'_>> = read
         .iter()
         .map(|(up, blueprint)| {
@@ -104,8 +123,9 @@ pub fn resolve(read: &[(&UpRequest, &Blueprint)], memory: &mut Memory, listen: &
             }
         })
         .collect();
-    let port = listen.rsplit(':').next().and_then(|p| p.parse().ok()).filter(|p| *p != 80);
-    let settings = Settings { domain: DOMAIN.to_owned(), public_scheme: "http".to_owned(), public_port: port, cpu_count: cpus() };
+    let (scheme, at) = doors.https.map_or(("http", doors.http), |https| ("https", https));
+    let port = at.rsplit(':').next().and_then(|port| port.parse().ok());
+    let settings = Settings { domain: DOMAIN.to_owned(), public_scheme: scheme.to_owned(), public_port: port, cpu_count: cpus() };
     let resolved = moat_planner::resolve::resolve(&inputs, memory, &mut random, &settings);
     Outcome { state: resolved.state, diagnostics: resolved.diagnostics, missing: resolved.missing, push_rules: resolved.push_rules }
 }

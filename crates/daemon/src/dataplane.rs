@@ -3,10 +3,11 @@
 //! The process itself is [`moat_dataplane`]'s; it outlives this daemon.
 
 use crate::core::Msg;
+use crate::handed::{self, Handed};
 use crate::machine::Doing;
 use crate::protocol::Failure;
 use moat_dataplane::message::Measures;
-use moat_dataplane::{CertificateSet, Config, KeepError, Keeper, Place, Sockets, Stamp};
+use moat_dataplane::{CertificateSet, Config, KeepError, Keeper, News, Place, Sockets, Stamp};
 use moat_ingress::LogFormat;
 use moat_net_linux::outside::{self, Outside};
 use moat_net_linux::{Network, ns};
@@ -22,6 +23,9 @@ use tokio::sync::mpsc;
 
 /// How long the loop waits for a configuration to hold. One that takes longer holds later.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where the ingress listens unless somebody says otherwise.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 
 /// Why the data plane does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +51,29 @@ pub struct DataPlane {
     ingress: Option<OwnedFd>,
     /// That of HTTPS, while no process has it.
     https: Option<OwnedFd>,
+    /// Where clients of databases come to, as it was said last.
+    databases: Databases,
+    /// What the service manager handed in, until it is first asked for.
+    handed: Handed,
     /// What a process serves with, or will.
     sockets: Option<Sockets>,
     /// A process was asked to serve with them.
     serving: bool,
+    /// They are others since.
+    changed: bool,
     resolvers: Vec<SocketAddr>,
     logging: Logging,
+}
+
+/// What was said of clients of databases.
+#[derive(Debug)]
+enum Databases {
+    /// Nothing: as the process has it.
+    AsBefore,
+    /// None come.
+    Closed,
+    /// They come here.
+    At(OwnedFd),
 }
 
 /// What the process was told of the access log.
@@ -66,18 +87,23 @@ enum Logging {
 }
 
 impl DataPlane {
-    /// Nothing is known yet. `root`: the folder that every release is in.
-    pub fn new(run: PathBuf, root: PathBuf, tx: mpsc::UnboundedSender<Msg>) -> Self {
+    /// Nothing is known yet. `root`: the folder that every release is in; `handed`: listeners of the service manager.
+    pub fn new(run: PathBuf, root: PathBuf, handed: Handed, tx: mpsc::UnboundedSender<Msg>) -> Self {
+        // Only root can be somebody else.
+        let user = nix::unistd::geteuid().is_root().then(moat_engine_linux::outward);
         Self {
-            place: Place { run, root },
+            place: Place { run, root, user },
             tx,
             keeper: None,
-            listening: None,
-            listening_https: None,
+            listening: handed.http.as_ref().and_then(|socket| handed::address(socket).ok()),
+            listening_https: handed.https.as_ref().and_then(|socket| handed::address(socket).ok()),
             ingress: None,
             https: None,
+            databases: Databases::AsBefore,
+            handed,
             sockets: None,
             serving: false,
+            changed: false,
             resolvers: Vec::new(),
             logging: Logging::Unknown,
         }
@@ -98,7 +124,13 @@ impl DataPlane {
         if self.keeper.is_none() {
             let tx = self.tx.clone();
             // Nobody listens any more only when the daemon ends.
-            let (keeper, sockets) = Keeper::find(self.place.clone(), move |text| drop(tx.send(Msg::PlaneSaid(text)))).await;
+            let told = move |news| {
+                drop(tx.send(match news {
+                    News::Said(text) => Msg::PlaneSaid(text),
+                    News::Wanted(services) => Msg::Wanted(services),
+                }));
+            };
+            let (keeper, sockets) = Keeper::find(self.place.clone(), told).await;
             self.listening = sockets.as_ref().and_then(|sockets| sockets.listening().ok());
             self.listening_https = sockets.as_ref().and_then(|sockets| sockets.listening_https().ok().flatten());
             self.sockets = sockets;
@@ -106,17 +138,64 @@ impl DataPlane {
         }
     }
 
-    /// Takes the ingress' addresses. Does nothing where it listens there already; another address than before is refused.
-    /// Without one for HTTPS that stays as it was.
+    /// Takes the ingress' addresses. Does nothing where it listens there already. Another address for HTTP than before, or than that of
+    /// a listener of the service manager, is refused; one for HTTPS takes the place of that before. Without one HTTPS is not listened
+    /// for any more.
     pub async fn listen(&mut self, http: &str, https: Option<&str>) -> Result<(), Failure> {
         self.find().await;
+        self.take_handed().map_err(|error| Failure::refused(format!("can't take the sockets that were handed in: {error}"), None))?;
         if let Some((listener, address)) = listener(http, self.listening, "--listen")? {
             (self.ingress, self.listening) = (Some(listener), Some(address));
         }
-        if let Some(https) = https
-            && let Some((listener, address)) = listener(https, self.listening_https, "--listen-tls")?
-        {
+        let Some(https) = https else {
+            if self.listening_https.take().is_some() {
+                self.https = None;
+                self.changed = true;
+                if let Some(sockets) = &mut self.sockets {
+                    sockets.https = None;
+                }
+            }
+            return Ok(());
+        };
+        let stays = |now: &SocketAddr| https.parse().is_ok_and(|wanted: SocketAddr| wanted == *now || wanted.port() == 0);
+        if let Some((listener, address)) = listener(https, self.listening_https.filter(stays), "--listen-tls")? {
             (self.https, self.listening_https) = (Some(listener), Some(address));
+        }
+        Ok(())
+    }
+
+    /// Where clients of databases come to from now on, if anywhere; it holds with the next [`ensure`](Self::ensure).
+    pub async fn listen_databases(&mut self, at: Option<SocketAddr>) -> Result<(), Failure> {
+        self.find().await;
+        let now = match &self.databases {
+            Databases::AsBefore => self.sockets.as_ref().and_then(|sockets| sockets.listening_databases().ok().flatten()),
+            Databases::Closed => None,
+            Databases::At(listener) => handed::address(listener).ok(),
+        };
+        if now == at {
+            return Ok(());
+        }
+        self.databases = match at {
+            None => Databases::Closed,
+            Some(at) => Databases::At(bound(at, "moat ingress postgres=")?),
+        };
+        Ok(())
+    }
+
+    /// Has the ingress listen with what the service manager handed in, once.
+    fn take_handed(&mut self) -> io::Result<()> {
+        let before = self.sockets.as_ref();
+        let places = [
+            (self.handed.http.take(), before.map(|sockets| &sockets.ingress), &mut self.ingress, &mut self.listening),
+            (self.handed.https.take(), before.and_then(|sockets| sockets.https.as_ref()), &mut self.https, &mut self.listening_https),
+        ];
+        for (handed, before, place, listening) in places {
+            let Some(handed) = handed else { continue };
+            *listening = Some(handed::address(&handed)?);
+            // A process that was left by an earlier daemon may serve with it already.
+            if !before.is_some_and(|before| moat_dataplane::is_same(before, &handed).unwrap_or(false)) {
+                *place = Some(handed);
+            }
         }
         Ok(())
     }
@@ -131,12 +210,27 @@ impl DataPlane {
         self.resolvers = resolvers();
         let router = network.router_ns().map_err(|error| PlaneError::Sockets(io::Error::other(error)))?;
         let fits = self.sockets.as_ref().map(|sockets| sockets.are_of(&router)).transpose().map_err(PlaneError::Sockets)?;
-        if fits == Some(true) && self.serving && self.https.is_none() {
+        let said = std::mem::replace(&mut self.databases, Databases::AsBefore);
+        let databases = match &said {
+            Databases::AsBefore => self.sockets.as_ref().and_then(|sockets| sockets.databases.as_ref()).map(OwnedFd::try_clone),
+            Databases::Closed => None,
+            Databases::At(listener) => Some(listener.try_clone()),
+        };
+        let databases = databases.transpose().map_err(PlaneError::Sockets)?;
+        let moved = !matches!(said, Databases::AsBefore);
+        // Until it holds.
+        self.databases = said;
+        let others = self.https.is_some() || self.ingress.is_some() || self.changed || moved;
+        if fits == Some(true) && self.serving && !others {
             return Ok(());
         }
         if fits == Some(true) {
-            if let (Some(sockets), Some(https)) = (&mut self.sockets, self.https.take()) {
-                sockets.https = Some(https);
+            if let Some(sockets) = &mut self.sockets {
+                sockets.https = self.https.take().or(sockets.https.take());
+                sockets.databases = databases;
+                if let Some(ingress) = self.ingress.take() {
+                    sockets.ingress = ingress;
+                }
             }
         } else {
             let before = self.sockets.as_ref().map(|sockets| sockets.ingress.try_clone()).transpose().map_err(PlaneError::Sockets)?;
@@ -147,7 +241,8 @@ impl DataPlane {
             let sockets = || -> io::Result<Sockets> {
                 let (dns_udp, dns_tcp) = (ns::udp_bound_in(&router, at)?.into(), ns::tcp_listener_in(&router, at)?.into());
                 let https = https.as_ref().map(OwnedFd::try_clone).transpose()?;
-                Ok(Sockets { ingress: ingress.try_clone()?, router: router.try_clone()?.into(), dns_udp, dns_tcp, https })
+                let databases = databases.as_ref().map(OwnedFd::try_clone).transpose()?;
+                Ok(Sockets { ingress: ingress.try_clone()?, router: router.try_clone()?.into(), dns_udp, dns_tcp, https, databases })
             };
             match sockets() {
                 Ok(sockets) => self.sockets = Some(sockets),
@@ -160,9 +255,19 @@ impl DataPlane {
         let Some(sockets) = &self.sockets else { return Ok(()) };
         let sockets = sockets.duplicate().map_err(PlaneError::Sockets)?;
         self.serving = true;
+        self.changed = false;
+        self.databases = Databases::AsBefore;
         self.find().await;
         match &self.keeper {
             Some(keeper) => Ok(keeper.serve(sockets).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Has another process serve in the place of the one that does, which ends with the connections that it has.
+    pub async fn replace(&self) -> Result<(), PlaneError> {
+        match &self.keeper {
+            Some(keeper) => Ok(keeper.replace(None).await?),
             None => Ok(()),
         }
     }
@@ -257,12 +362,13 @@ impl DataPlane {
         }
         self.logging = Logging::Unknown;
         (self.ingress, self.https, self.sockets) = (None, None, None);
+        self.databases = Databases::AsBefore;
         (self.listening, self.listening_https) = (None, None);
         self.serving = false;
     }
 }
 
-/// A listener at an address, unless `now` is that already. `option`: where people write it.
+/// A listener at an address, unless `now` is that already or nobody said another one. `option`: where people write it.
 fn listener(address: &str, now: Option<SocketAddr>, option: &str) -> Result<Option<(OwnedFd, SocketAddr)>, Failure> {
     let wanted: SocketAddr = address.parse().map_err(|_| Failure {
         message: format!("`{address}` is not an address to listen on"),
@@ -270,7 +376,7 @@ fn listener(address: &str, now: Option<SocketAddr>, option: &str) -> Result<Opti
         exit_code: 2,
     })?;
     if let Some(now) = now {
-        return if now == wanted || wanted.port() == 0 {
+        return if now == wanted || wanted.port() == 0 || address == DEFAULT_LISTEN {
             Ok(None)
         } else {
             Err(Failure::refused(
@@ -279,6 +385,13 @@ fn listener(address: &str, now: Option<SocketAddr>, option: &str) -> Result<Opti
             ))
         };
     }
+    let listener = bound(wanted, option)?;
+    let address = handed::address(&listener).map_err(|error| Failure::refused(error.to_string(), None))?;
+    Ok(Some((listener, address)))
+}
+
+/// A listener of the machine. `option`: what people write before the address.
+fn bound(wanted: SocketAddr, option: &str) -> Result<OwnedFd, Failure> {
     let failed = |error: io::Error| {
         let other = wanted.port().saturating_add(1);
         let hint = if error.kind() == io::ErrorKind::PermissionDenied && Outside::of_process().is_some() {
@@ -287,15 +400,15 @@ fn listener(address: &str, now: Option<SocketAddr>, option: &str) -> Result<Opti
                 wanted.port()
             )
         } else if error.kind() == io::ErrorKind::AddrInUse {
-            format!("another program listens on {wanted}: stop it, or choose another port with `{option} 127.0.0.1:{other}`")
+            let example = SocketAddr::new(wanted.ip(), other);
+            let between = if option.ends_with('=') { "" } else { " " };
+            format!("another program listens on {wanted}: stop it, or choose another port with `{option}{between}{example}`")
         } else {
             format!("choose another address with `{option}`")
         };
         Failure { message: format!("can't listen on {wanted}: {error}"), hint: Some(hint), exit_code: 3 }
     };
-    let listener = outside::public_listener(wanted).map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok(Some((listener.into(), address)))
+    Ok(outside::public_listener(wanted).map_err(failed)?.into())
 }
 
 /// The host's resolvers. systemd-resolved's list is preferred to its stub, which does not forward to itself.

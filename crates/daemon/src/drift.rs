@@ -145,7 +145,7 @@ mod tests {
     fn service(text: &str, memory: &mut Memory) -> Service {
         let request = UpRequest::new("/srv/shop/render.yaml", text);
         let read = moat_blueprint::read(text);
-        let outcome = blueprints::resolve(&[(&request, &read.blueprint)], memory, &request.listen);
+        let outcome = blueprints::resolve(&[(&request, &read.blueprint)], memory, blueprints::Doors::of(&request));
         outcome.state.services.into_values().next().unwrap()
     }
 

@@ -236,7 +236,11 @@ mod tests {
         let up =
             UpRequest::new("/app/render.yaml", "services: [{type: worker, name: w, runtime: python, buildCommand: b, startCommand: s}]");
         let all = BTreeMap::from([(up.file.clone(), up)]);
-        let outcome = crate::blueprints::read_and_resolve(&all, &mut moat_planner::memory::Memory::default(), "127.0.0.1:8080");
+        let outcome = crate::blueprints::read_and_resolve(
+            &all,
+            &mut moat_planner::memory::Memory::default(),
+            crate::blueprints::Doors { http: "127.0.0.1:8080", https: None },
+        );
         let service = outcome.state.services.into_values().next().unwrap();
         Deployed { service, release: Some(release.to_owned()), commit: None, hook_ran: false, good: true, restarts: 0 }
     }

@@ -16,6 +16,7 @@ mod cron;
 mod dataplane;
 mod deploy;
 pub mod drift;
+mod handed;
 mod history;
 pub mod logs;
 mod machine;

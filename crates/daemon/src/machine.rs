@@ -20,7 +20,7 @@ use moat_engine_linux::{
 use moat_ingress::LogFormat;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener, ObservedState, PostgresWorkload, Source, StaticWorkload};
-use moat_model::{InstanceId, ServiceId};
+use moat_model::{InstanceId, ProxyHeader, ServiceId};
 use moat_planner::Step;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -28,6 +28,17 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+
+/// What an instance is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct HealthCheck<'a> {
+    /// Its service's host name.
+    pub host: &'a str,
+    /// The path.
+    pub path: &'a str,
+    /// What its server expects a connection to begin with.
+    pub proxy_header: Option<ProxyHeader>,
+}
 
 /// Something under way.
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -51,8 +62,8 @@ pub trait Machine: Send + Sync {
 
     /// The sockets an instance listens on.
     fn listeners<'a>(&'a self, id: &'a InstanceId) -> Doing<'a, Result<Vec<Listener>, EngineError>>;
-    /// One GET of `path` from inside an instance's namespace, with its service's host name; in words why it is not healthy.
-    fn ask_health<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, host: &'a str, path: &'a str) -> Doing<'a, Result<(), String>>;
+    /// One GET from inside an instance's namespace; in words why it is not healthy.
+    fn ask_health<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, check: HealthCheck<'a>) -> Doing<'a, Result<(), String>>;
     /// One session of a database from inside its instance's namespace.
     fn ask_postgres<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, server: &'a PostgresWorkload) -> Doing<'a, Result<(), String>>;
     /// Connections that an instance has taken from others.
@@ -110,10 +121,14 @@ pub trait Plane: Send {
     fn listening_https(&self) -> Option<SocketAddr>;
     /// Takes the ingress' addresses; others than before are refused. Without one for HTTPS that stays as it was.
     fn listen<'a>(&'a mut self, http: &'a str, https: Option<&'a str>) -> Doing<'a, Result<(), Failure>>;
+    /// Where clients of databases come to from now on, if anywhere; it holds with the next [`ensure`](Self::ensure).
+    fn listen_databases(&mut self, at: Option<SocketAddr>) -> Doing<'_, Result<(), Failure>>;
     /// Whether it serves.
     fn is_serving(&self) -> bool;
     /// Has it serve in the router of now.
     fn ensure(&mut self) -> Doing<'_, Result<(), PlaneError>>;
+    /// Has another process serve in the place of the one that does.
+    fn replace(&mut self) -> Doing<'_, Result<(), PlaneError>>;
     /// Has these certificates shown from now on.
     fn show(&self, certificates: CertificateSet);
     /// Has the access log written so from now on.

@@ -167,6 +167,8 @@ pub enum Request {
         /// Those that this regular expression is found in.
         grep: Option<String>,
     },
+    /// Another process serves the public and answers names; connections go on where they are. Answers one [`Event::Ingress`].
+    RestartIngress,
 }
 
 /// Which lines of logs are wanted; nothing said is all.
@@ -513,12 +515,14 @@ pub enum ServicePhase {
     Stopping,
     /// Somebody suspended it: nothing of it runs.
     Suspended,
+    /// Nobody asked for it for a while: nothing of it runs until somebody does.
+    Sleeping,
 }
 
 impl ServicePhase {
     /// Whether a deploy ends here.
     pub const fn is_final(self) -> bool {
-        matches!(self, Self::Live | Self::Failed | Self::Suspended)
+        matches!(self, Self::Live | Self::Failed | Self::Suspended | Self::Sleeping)
     }
     /// For people.
     pub const fn word(self) -> &'static str {
@@ -532,6 +536,7 @@ impl ServicePhase {
             Self::Failed => "failed",
             Self::Stopping => "stopping",
             Self::Suspended => "suspended",
+            Self::Sleeping => "sleeping",
         }
     }
 }

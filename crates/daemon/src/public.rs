@@ -4,10 +4,10 @@ use ipnet::IpNet;
 use moat_certs::{Authority, Directory, Pair, Way};
 use moat_dataplane::Public;
 use moat_ingress::{LogFormat, Rate};
-use moat_model::Secret;
+use moat_model::{Secret, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// Settings of the ingress (`moat ingress`). The default leaves everything off but compression.
@@ -36,10 +36,19 @@ pub struct PublicSettings {
     pub no_compression: bool,
     /// How many requests each client may send to each service; none is any number.
     pub rate_limit: Option<Rate>,
+    /// The same of services that have a limit of their own, or none.
+    pub rate_limits: BTreeMap<Slug, Option<Rate>>,
+    /// After so many seconds without a request a web service with `plan: free` sleeps; none is never.
+    pub free_plans_sleep: Option<u64>,
+    /// Where clients from outside come to databases; none is nowhere.
+    pub postgres: Option<SocketAddr>,
 }
 
 /// Let's Encrypt's directory.
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+/// What `on` means for free plans: the platform's own time, seconds.
+const SLEEP_AFTER: u64 = 15 * 60;
 
 impl PublicSettings {
     /// Every setting with its value, as [`Self::set`] takes them.
@@ -52,13 +61,16 @@ impl PublicSettings {
             ("proxy-protocol", if nets.is_empty() { "off".to_owned() } else { nets.join(",") }),
             ("access-log", self.access_log.map_or("off", log_word).to_owned()),
             ("compression", switch(!self.no_compression)),
-            ("rate-limit", self.rate_limit.map_or_else(|| "off".to_owned(), |rate| rate.to_string())),
+            ("rate-limit", rate_text(self.rate_limit)),
+            ("free-plans-sleep", self.free_plans_sleep.map_or_else(|| "off".to_owned(), span_text)),
+            ("postgres", self.postgres.map_or_else(|| "off".to_owned(), |address| address.to_string())),
             ("acme", self.acme.clone().unwrap_or_else(|| "off".to_owned())),
             ("acme-proof", self.acme_proof.map_or("any", Way::word).to_owned()),
             ("acme-contact", self.acme_contact.clone().unwrap_or_else(|| "off".to_owned())),
             ("acme-root", self.acme_root.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string())),
         ];
-        rows.map(|(key, value)| (key.to_owned(), value)).to_vec()
+        let own = self.rate_limits.iter().map(|(slug, rate)| (format!("{OWN_LIMIT}{slug}"), rate_text(*rate)));
+        rows.map(|(key, value)| (key.to_owned(), value)).into_iter().chain(own).collect()
     }
 
     /// Changes one.
@@ -67,11 +79,27 @@ impl PublicSettings {
     /// For a setting that there is not, or a value that it can't have; in words, with what to write.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), (String, String)> {
         let wrong = |help: &str| Err((format!("`{value}` is no value of `{key}`"), help.to_owned()));
+        let switch = match value {
+            "on" => Some(true),
+            "off" => Some(false),
+            _ => None,
+        };
+        if let Some(service) = key.strip_prefix(OWN_LIMIT) {
+            let Ok(slug) = Slug::new(service) else { return Err((format!("`{service}` is no service"), "write its name".to_owned())) };
+            match (value, value.parse()) {
+                ("default", _) => drop(self.rate_limits.remove(&slug)),
+                ("off", _) => drop(self.rate_limits.insert(slug, None)),
+                (_, Ok(rate)) => drop(self.rate_limits.insert(slug, Some(rate))),
+                (_, Err(_)) => {
+                    return wrong("write how many requests each client may send, such as `100/s`, `off`, or `default` for that of all");
+                }
+            }
+            return Ok(());
+        }
         match key {
-            "https-redirect" => match value {
-                "on" => self.https_redirect = true,
-                "off" => self.https_redirect = false,
-                _ => return wrong("write `on` or `off`"),
+            "https-redirect" => match switch {
+                Some(on) => self.https_redirect = on,
+                None => return wrong("write `on` or `off`"),
             },
             "hsts" => match (value, value.parse()) {
                 ("off", _) => self.hsts = None,
@@ -87,15 +115,27 @@ impl PublicSettings {
                     }
                 },
             },
-            "compression" => match value {
-                "on" => self.no_compression = false,
-                "off" => self.no_compression = true,
-                _ => return wrong("write `on` or `off`"),
+            "compression" => match switch {
+                Some(on) => self.no_compression = !on,
+                None => return wrong("write `on` or `off`"),
             },
             "rate-limit" => match (value, value.parse()) {
                 ("off", _) => self.rate_limit = None,
                 (_, Ok(rate)) => self.rate_limit = Some(rate),
                 (_, Err(_)) => return wrong("write how many requests each client may send, such as `100/s` or `600/m`, or `off`"),
+            },
+            "free-plans-sleep" => match (value, span(value)) {
+                ("off", _) => self.free_plans_sleep = None,
+                ("on", _) => self.free_plans_sleep = Some(SLEEP_AFTER),
+                (_, Some(seconds)) => self.free_plans_sleep = Some(seconds),
+                (_, None) => return wrong("write `on` (15 minutes without a request), a time such as `90s`, `5m` or `2h`, or `off`"),
+            },
+            "postgres" => match (value, value.parse::<SocketAddr>()) {
+                ("off", _) => self.postgres = None,
+                (_, Ok(address)) if address.port() != 0 => self.postgres = Some(address),
+                (_, Ok(_) | Err(_)) => {
+                    return wrong("write the address and port where clients come to databases, such as `0.0.0.0:5432`, or `off`");
+                }
             },
             "access-log" => match value {
                 "off" => self.access_log = None,
@@ -141,8 +181,38 @@ impl PublicSettings {
 
     /// As the data plane gets them.
     pub fn public(&self) -> Public {
-        Public { proxies: self.proxies.clone(), hsts: self.hsts, compress: !self.no_compression, limit: self.rate_limit }
+        Public {
+            proxies: self.proxies.clone(),
+            hsts: self.hsts,
+            compress: !self.no_compression,
+            limit: self.rate_limit,
+            limits: self.rate_limits.clone(),
+        }
     }
+}
+
+/// What the name of a service's own limit begins with.
+pub(crate) const OWN_LIMIT: &str = "rate-limit.";
+
+fn rate_text(rate: Option<Rate>) -> String {
+    rate.map_or_else(|| "off".to_owned(), |rate| rate.to_string())
+}
+
+/// As many seconds as a text such as `90s`, `5m` or `2h` says, up to a day and not none.
+fn span(text: &str) -> Option<u64> {
+    let (count, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    count.parse::<u64>().ok()?.checked_mul(unit).filter(|seconds| (1..=86_400).contains(seconds))
+}
+
+/// Seconds as [`span`] reads them.
+pub(crate) fn span_text(seconds: u64) -> String {
+    if seconds.is_multiple_of(60) { format!("{}m", seconds / 60) } else { format!("{seconds}s") }
 }
 
 const fn log_word(format: LogFormat) -> &'static str {
@@ -207,6 +277,10 @@ mod tests {
             ("access-log", "common"),
             ("compression", "off"),
             ("rate-limit", "600/m"),
+            ("rate-limit.shop", "5/s"),
+            ("rate-limit.desk", "off"),
+            ("free-plans-sleep", "90s"),
+            ("postgres", "[::]:5432"),
             ("acme", "letsencrypt"),
             ("acme-proof", "tls"),
             ("acme-contact", "a@b.test"),
@@ -219,6 +293,10 @@ mod tests {
             again.set(&key, &value).unwrap();
         }
         assert_eq!(again, settings);
+        for (given, shown) in [("on", "15m"), ("2h", "120m"), ("60s", "1m"), ("61s", "61s")] {
+            settings.set("free-plans-sleep", given).unwrap();
+            assert!(settings.rows().contains(&("free-plans-sleep".to_owned(), shown.to_owned())));
+        }
         settings.set("proxy-protocol", "192.0.2.1").unwrap();
         assert_eq!(settings.rows()[2].1, "192.0.2.1/32");
         for (key, value) in [
@@ -228,6 +306,13 @@ mod tests {
             ("access-log", "xml"),
             ("compression", "br"),
             ("rate-limit", "0/s"),
+            ("rate-limit.shop", "fast"),
+            ("rate-limit.a shop", "5/s"),
+            ("free-plans-sleep", "0s"),
+            ("free-plans-sleep", "25h"),
+            ("free-plans-sleep", "15"),
+            ("postgres", "5432"),
+            ("postgres", "0.0.0.0:0"),
             ("proxy-protocol", "192.0.2.0/33"),
             ("port", "1"),
             ("acme", "http://a.test"),
@@ -237,7 +322,12 @@ mod tests {
             assert!(settings.set(key, value).is_err(), "{key}={value}");
         }
         for (key, _) in again.rows() {
-            again.set(&key, if key == "compression" { "on" } else { "off" }).unwrap();
+            let without = match key.as_str() {
+                "compression" => "on",
+                own if own.starts_with(OWN_LIMIT) => "default",
+                _ => "off",
+            };
+            again.set(&key, without).unwrap();
         }
         assert_eq!(again, PublicSettings::default());
     }

@@ -5,7 +5,7 @@
 pub(crate) mod postgres;
 
 use crate::core::Msg;
-use crate::machine::Machine;
+use crate::machine::{HealthCheck, Machine};
 use moat_model::net::{MAX_OPEN_PORTS, RESERVED_PORTS};
 use moat_model::state::{Listener, Workload};
 use moat_model::{AddressPair, InstanceId, Proto, Service, ServiceKind};
@@ -75,7 +75,11 @@ pub async fn watch(
         if let Some(path) = &service.health_check_path {
             let answer = match now.http_port.filter(|_| now.ready) {
                 Some(port) => engine
-                    .ask_health(&id, SocketAddr::new(address.v4.into(), port), &host, path)
+                    .ask_health(
+                        &id,
+                        SocketAddr::new(address.v4.into(), port),
+                        HealthCheck { host: &host, path, proxy_header: service.public.proxy_header },
+                    )
                     .await
                     .map_err(|why| format!("health check `{path}` on port {port}: {why}")),
                 // Its port is closed: that is no answer either, and nothing that traffic can be sent to.

@@ -12,28 +12,14 @@ use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 /// A client that says nothing is not waited for longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Answers whoever comes.
-pub async fn serve(listener: UnixListener, tx: mpsc::UnboundedSender<Msg>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(converse(stream, tx.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accept");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
+/// Answers what one client asks.
+pub async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
     let allowed = access::may_ask(&stream).await;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let tx = tx.clone();

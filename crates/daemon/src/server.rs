@@ -1,6 +1,7 @@
 //! The daemon's process: one instance by a lock, the socket, the loop.
 
 use crate::core::{Core, Msg};
+use crate::handed::Handed;
 use crate::protocol::{Event, Failure, GREETING, Request};
 use crate::{Paths, access, client};
 use moat_engine_linux::{Config, LinuxEngine, Mirror, ServerImages};
@@ -13,7 +14,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -48,6 +49,9 @@ pub enum DaemonError {
     /// Without root, and the process outside is gone.
     #[error("the process outside of this user namespace does not answer: {0}; say it again")]
     Outside(#[source] io::Error),
+    /// Sockets were handed in that can't be used.
+    #[error(transparent)]
+    Handed(#[from] crate::handed::HandedError),
     /// The engine can't start.
     #[error(transparent)]
     Engine(#[from] moat_engine::EngineError),
@@ -71,6 +75,7 @@ impl DaemonError {
             | Self::Switch { .. }
             | Self::Mirrors(_)
             | Self::Outside(_)
+            | Self::Handed(_)
             | Self::Engine(_)
             | Self::State(_) => 3,
         }
@@ -99,6 +104,7 @@ pub async fn run(paths: Paths, own_exe: PathBuf, mode: Mode) -> Result<(), Daemo
         let path = path.clone();
         move |source| DaemonError::Io { path, source }
     };
+    let handed = if mode == Mode::Serve { crate::handed::take()? } else { Handed::default() };
     let outside = Outside::of_process();
     // Others pass to the socket of a machine's Moat, and nobody to that of a user's.
     let others = if outside.is_some() { 0o700 } else { 0o711 };
@@ -139,7 +145,7 @@ pub async fn run(paths: Paths, own_exe: PathBuf, mode: Mode) -> Result<(), Daemo
     })?;
     let (tx, rx) = mpsc::unbounded_channel();
     let mends = is_on("MOAT_REPAIR")?;
-    let mut core = Core::load(paths.clone(), engine, tx.clone(), mode == Mode::Serve).await?;
+    let mut core = Core::load(paths.clone(), engine, tx.clone(), handed, mode == Mode::Serve).await?;
     core.mends = mends;
 
     let socket = paths.socket();
@@ -154,8 +160,10 @@ pub async fn run(paths: Paths, own_exe: PathBuf, mode: Mode) -> Result<(), Daemo
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     }
 
-    let accept = tokio::spawn(accept(listener, tx.clone()));
-    let metrics = tokio::spawn(crate::scrape::serve(metrics, tx.clone()));
+    let asked = tx.clone();
+    let accept = tokio::spawn(access::serve(listener, move |stream| converse(stream, asked.clone())));
+    let asked = tx.clone();
+    let metrics = tokio::spawn(access::serve(metrics, move |stream| crate::scrape::converse(stream, asked.clone())));
     let signals = tokio::spawn(signals(tx));
     core.run(rx).await;
     if mode == Mode::Serve {
@@ -219,20 +227,6 @@ async fn signals(tx: mpsc::UnboundedSender<Msg>) {
         _ = int.recv() => {}
     }
     let _ = tx.send(Msg::Leave);
-}
-
-async fn accept(listener: UnixListener, tx: mpsc::UnboundedSender<Msg>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(converse(stream, tx.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accept");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
 }
 
 /// One request, then its events.

@@ -35,6 +35,16 @@ pub struct Maintenance {
     pub over: bool,
 }
 
+/// A service whose plan is `free` and that is not awake. What is not written down is awake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sleep {
+    /// None of its instances runs.
+    Asleep,
+    /// Somebody asked for it, and none of its instances was ready since: requests wait.
+    Waking,
+}
+
 impl Settings {
     /// Gives up what the blueprint has decided otherwise since; says what that was.
     pub fn follow(&mut self, service: &Service) -> Vec<String> {

@@ -7,7 +7,7 @@ use crate::deploy::{Deployed, PreDeploy};
 use crate::history::History;
 use crate::protocol::UpRequest;
 use crate::public::{Asked, PublicSettings, Signing, StoredCertificate};
-use crate::settings::Settings;
+use crate::settings::{Settings, Sleep};
 use moat_model::{Generation, Service, Slug};
 use moat_planner::memory::Memory;
 use moat_store::{Changes, Documents, EventKind, Store, StoreError};
@@ -40,6 +40,8 @@ pub struct Durable {
     pub history: History,
     /// What people have set about services beside their blueprints.
     pub settings: BTreeMap<Slug, Settings>,
+    /// Services that sleep, or wake.
+    pub sleep: BTreeMap<Slug, Sleep>,
     /// The pre-deploy commands of deploys that are not over.
     pub pre_deploys: BTreeMap<Slug, PreDeploy>,
     /// What people have set about the public side.
@@ -86,6 +88,7 @@ aggregates! {
     map deployed,
     fields history,
     map settings,
+    map sleep,
     map pre_deploys,
     fields public,
     map certificates,

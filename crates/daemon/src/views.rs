@@ -1,15 +1,16 @@
 //! What the data plane and the probes are given: routes, zones, scene; all derived from the loop's state.
 
-use crate::core::Core;
+use crate::core::{Core, Live};
 use crate::deploy::DeployPhase;
+use crate::settings::Sleep;
 use moat_dataplane::{Config, Host, HostState, Stamp};
 use moat_dns::{Asker, Forward, NameEntry, View, ViewId, Zones};
-use moat_model::{Purpose, Service, Slug};
+use moat_model::{ProxyHeader, Purpose, Service, Slug};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 impl Core {
-    /// Gives the ingress its routes and DNS its zones, waits until they hold, and notes who has which address.
+    /// Gives the ingress its routes and DNS its zones, and waits until they hold.
     pub(crate) async fn publish_views(&mut self) {
         self.show_certificates();
         self.dataplane.log(self.durable.public.access_log);
@@ -19,6 +20,7 @@ impl Core {
         let config = Config {
             stamp: Stamp { generation: self.desired.generation, revision: 0 },
             hosts: self.hosts(),
+            databases: self.database_hosts(),
             instances: instances.collect(),
             public: self.durable.public.public(),
             proofs: self.shown.proofs(),
@@ -26,21 +28,6 @@ impl Core {
             resolvers: Vec::new(),
         };
         self.dataplane.publish(config).await;
-        self.names.clear();
-        for service in self.desired.services.values() {
-            if let Some(vip) = service.vip {
-                self.names.insert(IpAddr::V4(vip.v4), service.slug.to_string());
-                self.names.insert(IpAddr::V6(vip.v6), service.slug.to_string());
-            }
-        }
-        for live in self.live.values() {
-            let name = match live.purpose {
-                Purpose::Build | Purpose::PreDeploy => format!("build of {}", live.slug),
-                Purpose::Serve | Purpose::Cron | Purpose::Job => live.slug.to_string(),
-            };
-            self.names.insert(IpAddr::V4(live.address.v4), name.clone());
-            self.names.insert(IpAddr::V6(live.address.v6), name);
-        }
     }
 
     /// Who may ask which names.
@@ -72,19 +59,24 @@ impl Core {
         let mut hosts = BTreeMap::new();
         let to_https = self.to_https();
         for service in self.desired.services.values().filter(|s| s.kind.is_public()) {
-            let mut upstreams: Vec<SocketAddr> = self
-                .live
-                .values()
-                .filter(|l| l.slug == service.slug && l.purpose == Purpose::Serve && l.ready && !l.stopping)
-                .filter_map(|l| Some(SocketAddr::new(l.address.v4.into(), l.http_port.or(service.port)?)))
-                .collect();
+            let serving = || self.live.values().filter(|l| l.slug == service.slug && l.purpose == Purpose::Serve && l.ready && !l.stopping);
+            let address = |live: &Live| Some(SocketAddr::new(live.address.v4.into(), live.http_port.or(service.port)?));
+            let mut upstreams: Vec<SocketAddr> = serving().filter_map(address).collect();
             upstreams.sort();
+            let announced = serving().filter_map(|live| Some((address(live)?, self.proxy_header(live)?))).collect::<Vec<_>>();
             let state = if self.is_suspended(&service.slug) {
                 HostState::Suspended
             } else if let Some(page) = self.maintenance(service) {
                 HostState::Maintenance { page }
             } else if let Some(site) = self.sites.route(&service.slug) {
                 site
+            } else if upstreams.is_empty()
+                && let Some(sleep) = self.durable.sleep.get(&service.slug)
+            {
+                match sleep {
+                    Sleep::Asleep => HostState::Asleep,
+                    Sleep::Waking => HostState::Held { reason: "it was asleep, and did not wake up in time".to_owned() },
+                }
             } else if upstreams.is_empty() {
                 // The page is public: the phase only, never a command or a log line.
                 let reason = self
@@ -98,11 +90,19 @@ impl Core {
             for (name, moved_to) in super::core::public_names(service) {
                 let state = moved_to.map_or_else(|| state.clone(), |host| HostState::Moved { host });
                 let (service, upstreams, allow) = (service.slug.clone(), upstreams.clone(), service.public.allow.clone());
-                let https = to_https(&name);
-                hosts.insert(name, Host { service, upstreams, state, allow, https });
+                let (announced, https) = (announced.clone(), to_https(&name));
+                hosts.insert(name, Host { service, upstreams, announced, state, allow, https });
             }
         }
         hosts
+    }
+
+    /// The PROXY header that an instance's server expects: as its own definition says, not as that of another which is deployed now.
+    pub(crate) fn proxy_header(&self, live: &Live) -> Option<ProxyHeader> {
+        let now = self.deployed(&live.slug);
+        let before = self.deploys.get(&live.slug).and_then(|deploy| deploy.previous.as_ref());
+        let own = [now, before].into_iter().flatten().find(|deployed| deployed.fingerprint() == live.fingerprint).or(now)?;
+        own.service.public.proxy_header
     }
 
     /// Whether a service without a ready instance is about to have one again: one with a disk, whose old instance has to stop

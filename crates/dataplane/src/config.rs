@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use moat_dns::Zones;
 use moat_ingress::Rate;
 use moat_model::state::{Generation, SiteHeader, SiteRoute};
-use moat_model::{InstanceId, Secret, Slug};
+use moat_model::{InstanceId, ProxyHeader, Secret, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +26,8 @@ pub struct Config {
     pub stamp: Stamp,
     /// Public host names, lower-case, without port; `*.` and the rest of one stands for all with one label more.
     pub hosts: BTreeMap<String, Host>,
+    /// Databases that clients from outside come to, by lower-case host name.
+    pub databases: BTreeMap<String, DatabaseHost>,
     /// Instances by address, as their requests are counted and logged.
     pub instances: BTreeMap<IpAddr, InstanceId>,
     /// What holds for every host.
@@ -49,6 +51,8 @@ pub struct Public {
     pub compress: bool,
     /// How many requests each client may send to each service.
     pub limit: Option<Rate>,
+    /// The same of services that have a limit of their own, or none.
+    pub limits: BTreeMap<Slug, Option<Rate>>,
 }
 
 /// The certificates of public host names, with their keys. They are sent apart from [`Config`], which changes much more often.
@@ -71,6 +75,17 @@ pub struct NamedCertificate {
     pub key: Secret,
 }
 
+/// Who comes to a database from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseHost {
+    /// The database.
+    pub service: Slug,
+    /// Its ready instance.
+    pub upstreams: Vec<SocketAddr>,
+    /// Clients that may come; no other may.
+    pub allow: Vec<IpNet>,
+}
+
 /// Where one host name leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
@@ -78,6 +93,8 @@ pub struct Host {
     pub service: Slug,
     /// HTTP addresses of its ready instances.
     pub upstreams: Vec<SocketAddr>,
+    /// Those whose connections begin with a PROXY header.
+    pub announced: Vec<(SocketAddr, ProxyHeader)>,
     /// What is done with requests.
     pub state: HostState,
     /// Clients that may ask; none is everybody.
@@ -109,6 +126,8 @@ pub enum HostState {
         /// Why, for the page.
         reason: String,
     },
+    /// They have the service woken, and wait.
+    Asleep,
     /// They are refused: the service is suspended.
     Suspended,
     /// They are answered with a page, while the service goes on running.
@@ -165,12 +184,14 @@ mod tests {
             HostState::Moved { host: "example.com".to_owned() },
             HostState::Held { reason: "r".to_owned() },
             HostState::NoInstance { reason: "r".to_owned() },
+            HostState::Asleep,
             HostState::Suspended,
             HostState::Maintenance { page: "<p>soon</p>".to_owned() },
         ];
         let host = |state| Host {
             service: Slug::new("shop").unwrap(),
             upstreams: vec!["10.64.0.2:10000".parse().unwrap()],
+            announced: vec![("10.64.0.2:10000".parse().unwrap(), ProxyHeader::V2)],
             state,
             allow: Some(vec!["192.0.2.0/24".parse().unwrap()]),
             https: Some(8443),
@@ -178,12 +199,21 @@ mod tests {
         let config = Config {
             stamp: Stamp { generation: Generation(3), revision: 4 },
             hosts: states.into_iter().enumerate().map(|(n, state)| (format!("h{n}.localhost"), host(state))).collect(),
+            databases: BTreeMap::from([(
+                "db.localhost".to_owned(),
+                DatabaseHost {
+                    service: Slug::new("db").unwrap(),
+                    upstreams: vec!["10.64.0.3:5432".parse().unwrap()],
+                    allow: vec!["192.0.2.0/24".parse().unwrap()],
+                },
+            )]),
             instances: BTreeMap::from([(pair.v4.into(), InstanceId::new("shop-1").unwrap())]),
             public: Public {
                 proxies: vec!["192.0.2.1/32".parse().unwrap()],
                 hsts: Some(1),
                 compress: true,
                 limit: Some("9/m".parse().unwrap()),
+                limits: BTreeMap::from([(Slug::new("shop").unwrap(), Some("1/s".parse().unwrap())), (Slug::new("free").unwrap(), None)]),
             },
             proofs: BTreeMap::from([("token".to_owned(), "token.thumb".to_owned())]),
             zones,

@@ -21,9 +21,9 @@ pub mod message;
 pub mod process;
 mod sockets;
 
-pub use config::{CertificateSet, Config, Host, HostState, NamedCertificate, Public, SiteFiles, Stamp};
-pub use keeper::{KeepError, Keeper, Place};
-pub use sockets::Sockets;
+pub use config::{CertificateSet, Config, DatabaseHost, Host, HostState, NamedCertificate, Public, SiteFiles, Stamp};
+pub use keeper::{KeepError, Keeper, News, Place};
+pub use sockets::{Sockets, is_same};
 
 use std::path::{Path, PathBuf};
 

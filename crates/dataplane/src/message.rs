@@ -7,13 +7,14 @@
 
 use crate::{CertificateSet, Config, Stamp};
 use moat_ingress::{LogFormat, Series};
+use moat_model::Slug;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The version of [`Order`] and [`Report`].
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 5;
 
 /// Says that it is the data plane who speaks.
 pub const ROLE: &str = "moat dataplane";
@@ -44,6 +45,8 @@ pub enum Order {
     Start {
         /// The folder that all sites are below.
         root: PathBuf,
+        /// The user to be from now on, and the group; none stays who it is.
+        user: Option<u32>,
     },
     /// Serve by this from now on: answered with [`Report::Applied`] or [`Report::Refused`].
     Configure(Box<Config>),
@@ -85,6 +88,11 @@ pub enum Report {
     Holds {
         /// Those that it has open now.
         holds: BTreeSet<PathBuf>,
+    },
+    /// Somebody asks for these services, which sleep.
+    Wanted {
+        /// All that are asked for and were not woken yet.
+        services: BTreeSet<Slug>,
     },
 }
 

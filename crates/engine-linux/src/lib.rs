@@ -45,6 +45,7 @@ pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;
 pub use images::PullRequest;
 pub use moat_image::{Listed as ListedImage, Mirror};
+pub use ranges::outward;
 pub use recipe::ImageBuildRequest;
 pub use release::{BuildRequest, MissingTool, Prepared, Release};
 pub use site::{Published, SiteRequest};

@@ -6,7 +6,7 @@ use moat_model::{InstanceId, ServiceId, Slug};
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 /// The two folders everything is below.
@@ -45,6 +45,13 @@ impl Paths {
         for folder in private.iter().chain(&[paths.run.join("instances"), paths.run.join("crun"), paths.run.join("netns")]) {
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| fail(folder, error))?;
             fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(|error| fail(folder, error))?;
+        }
+        // Who answers the internet with the files of sites finds them by their names.
+        let releases = paths.releases();
+        if nix::unistd::geteuid().is_root() {
+            lchown(&releases, None, Some(crate::ranges::outward()))
+                .and_then(|()| fs::set_permissions(&releases, fs::Permissions::from_mode(0o710)))
+                .map_err(|error| fail(&releases, error))?;
         }
         Ok(paths)
     }

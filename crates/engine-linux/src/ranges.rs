@@ -21,6 +21,12 @@ pub const fn offset(id: u32) -> u32 {
     if id >= FIRST { (id - FIRST) % IDS } else { id % IDS }
 }
 
+/// An id that no service's users have and no distribution gives: for the one process that reads what the internet sends. It is
+/// after all ranges, or without root the last of the one range, which programs can't use (16 bits of it are `(uid_t) -1`).
+pub fn outward() -> u32 {
+    if crate::rootless::inside() { FIRST + IDS - 1 } else { FIRST + COUNT * IDS }
+}
+
 /// The ranges handed out.
 pub struct Ranges {
     lock: Mutex<()>,

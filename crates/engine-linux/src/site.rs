@@ -20,6 +20,7 @@ use moat_planner::plan::InstanceSpec;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// The published files of a release.
@@ -113,6 +114,9 @@ impl LinuxEngine {
             let folder = release::checked(inner, &name)?;
             let site = folder.join(SITE);
             if folder.join(SEALED).exists() && site.is_dir() {
+                show(&site).map_err(|error| {
+                    EngineError::new(format!("serve the release `{name}`"), format!("`{}`: {error}", site.display())).caused_by(error)
+                })?;
                 Ok(site)
             } else {
                 Err(EngineError::new(format!("serve the release `{name}`"), "its files are not there"))
@@ -120,6 +124,21 @@ impl LinuxEngine {
         })
         .await
     }
+}
+
+/// Has others enter the folders of a site that was published where only its owner could.
+fn show(folder: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(folder)?.permissions().mode() & 0o005 == 0o005 {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            show(&entry.path())?;
+        }
+    }
+    // Last: where this is cut off, it is done again.
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
 fn seal(inner: &Inner, name: &str, site: &StaticWorkload) -> Result<Published, EngineError> {

@@ -1,6 +1,6 @@
 //! How a request came in: from whom, and by which name's certificate.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 /// What a connection says of every request on it.
@@ -8,6 +8,10 @@ use std::sync::Arc;
 pub struct Arrival {
     /// The client's address: the connection's, or what a trusted proxy said (PROXY protocol).
     pub client: IpAddr,
+    /// The client's port; 0 where it is not known.
+    pub port: u16,
+    /// Where it connected to.
+    pub to: SocketAddr,
     /// By TLS.
     pub secure: bool,
     /// The name that the client asked a certificate for (SNI, RFC 6066 §3), in lower case.
@@ -15,9 +19,9 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// A connection without TLS.
+    /// A connection without TLS, from an unknown port to an unknown address.
     pub const fn plain(client: IpAddr) -> Self {
-        Self { client, secure: false, name: None }
+        Self { client, port: 0, to: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), secure: false, name: None }
     }
 
     /// `https` or `http`.

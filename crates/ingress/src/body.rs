@@ -1,5 +1,6 @@
 //! Bodies that stream through.
 
+use crate::heads;
 use crate::pool::{Flight, Sender};
 use crate::record::Received;
 use crate::site::Content;
@@ -42,9 +43,15 @@ impl Body for Relay {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        match &polled {
-            Poll::Ready(None | Some(Ok(_))) => self.settle(),
+        let mut polled = Pin::new(&mut self.body).poll_frame(context);
+        match &mut polled {
+            Poll::Ready(None) => self.settle(),
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    heads::trailers(trailers);
+                }
+                self.settle();
+            }
             // A response that broke off: its connection is of no use.
             Poll::Ready(Some(Err(_))) => self.lease = None,
             Poll::Pending => {}

@@ -5,14 +5,14 @@ use crate::preface::{Proxied, Rewound, is_http2, proxied, read_until};
 use crate::proxy::Proxy;
 use crate::serve::end;
 use crate::tls::{ACME_PROTOCOL, HTTP2, Tls};
-use crate::{Dial, Settings};
+use crate::{Dial, Settings, silence};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,8 +24,8 @@ use tokio::time::{sleep, timeout};
 
 /// Requests of one HTTP/2 connection that its client may take back before it is looked at how many it takes back.
 const TAKEN_BACK: usize = 100;
-/// A client of HTTP/2 is asked so often whether it is still there, and has as long for its answer.
-const PING_EVERY: Duration = Duration::from_secs(20);
+/// What one request of HTTP/2 holds of an answer that its client does not take. There may be `max_streams` on each connection.
+const UNSENT: usize = 64 * 1024;
 
 /// Why a connection ended before its first request.
 #[derive(Debug, thiserror::Error)]
@@ -41,10 +41,9 @@ enum Unmet {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn converse<D: Dial>(proxy: Arc<Proxy<D>>, stream: TcpStream, from: IpAddr, tls: Option<Arc<Tls>>) {
+pub(crate) async fn converse<D: Dial>(proxy: Arc<Proxy<D>>, stream: TcpStream, from: SocketAddr, tls: Option<Arc<Tls>>) {
     let _connected = proxy.records.meters.connected(tls.is_some());
-    // Without it a small response waits for the client's acknowledgement of the one before.
-    if let Err(error) = stream.set_nodelay(true) {
+    if let Err(error) = silence::prepare(&stream) {
         tracing::debug!(client = %from, %error, "a client's connection ended at once");
         return;
     }
@@ -78,21 +77,22 @@ struct Met {
 }
 
 /// Reads what comes before the first request. `None` for a connection that is over then.
-async fn meet<D: Dial>(proxy: &Proxy<D>, mut stream: TcpStream, from: IpAddr, tls: Option<Arc<Tls>>) -> Result<Option<Met>, Unmet> {
-    let from = from.to_canonical();
-    let mut client = from;
+async fn meet<D: Dial>(proxy: &Proxy<D>, mut stream: TcpStream, from: SocketAddr, tls: Option<Arc<Tls>>) -> Result<Option<Met>, Unmet> {
+    let mut ends = (canonical(from), canonical(stream.local_addr().map_err(Unmet::Broken)?));
     let mut read = Vec::new();
-    if proxy.routes.load().policy.proxies.iter().any(|net| net.contains(&from)) {
+    if proxy.routes.load().policy.proxies.iter().any(|net| net.contains(&ends.0.ip())) {
         let (header, mut rest) =
             read_until(&mut stream, read, |bytes| proxied(bytes).transpose()).await.map_err(Unmet::Broken)?.ok_or(Unmet::Ended)?;
         let Proxied { length, client: said } = header?;
         rest.drain(..length);
         read = rest;
-        client = said.map_or(from, |said| said.to_canonical());
+        ends = said.map_or(ends, |(from, to)| (canonical(from), canonical(to)));
     }
+    let (client, to) = ends;
+    let arrival = Arrival { port: client.port(), to, ..Arrival::plain(client.ip()) };
     let Some(tls) = tls else {
         let (http2, read) = read_until(&mut stream, read, is_http2).await.map_err(Unmet::Broken)?.ok_or(Unmet::Ended)?;
-        return Ok(Some(Met { io: Io::Plain(Rewound::new(read, stream)), arrival: Arrival::plain(client), http2 }));
+        return Ok(Some(Met { io: Io::Plain(Rewound::new(read, stream)), arrival, http2 }));
     };
     let stream = tls.acceptor().accept(Rewound::new(read, stream)).await.map_err(Unmet::Broken)?;
     let (_, session) = stream.get_ref();
@@ -102,7 +102,12 @@ async fn meet<D: Dial>(proxy: &Proxy<D>, mut stream: TcpStream, from: IpAddr, tl
     }
     let http2 = protocol == Some(HTTP2);
     let name = session.server_name().map(|name| name.to_ascii_lowercase().into());
-    Ok(Some(Met { io: Io::Tls(Box::new(stream)), arrival: Arrival { client, secure: true, name }, http2 }))
+    Ok(Some(Met { io: Io::Tls(Box::new(stream)), arrival: Arrival { secure: true, name, ..arrival }, http2 }))
+}
+
+/// An IPv4 address as one, however a socket for both families tells it.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Resolves when a connection is to end because serving does.
@@ -162,8 +167,7 @@ async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.max_streams)
         .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_EVERY)
+        .max_send_buf_size(UNSENT)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);

@@ -1,9 +1,9 @@
 //! The routing decision: a request's head, how it came in, and the routes give a route, or the reason why not.
 
 use crate::{Arrival, Route, RouteState, Routes, Site};
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{HOST, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 use moat_model::Slug;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub enum Decision<'r> {
     Serve(&'r Route, &'r Arc<Site>),
     /// Send the client to this URL (301).
     Move(&'r Route, String),
-    /// Keep it until the routes change; answer it with this when that takes too long.
+    /// Keep it until the routes change, and have the service woken if it sleeps; answer it with this when that takes too long.
     Hold(Refusal),
     /// Answer it here.
     Refuse(Refusal),
@@ -89,6 +89,9 @@ pub enum Fault {
     /// Tunnels to elsewhere are not made here; a WebSocket over HTTP/2 (RFC 8441) is none.
     #[error("CONNECT is not served here")]
     Connect,
+    /// Of HTTP/2: RFC 9113 §8.2.1. Some instances end the connection over it, which is that of others too.
+    #[error("a header's value begins or ends with white space")]
+    Space,
     /// A body coding other than `chunked` alone (RFC 9112 §6.1).
     #[error("the only transfer coding served here is `chunked`")]
     TransferCoding,
@@ -100,7 +103,7 @@ impl Refusal {
         match self {
             Self::Bad(Fault::Connect) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Bad(Fault::TransferCoding) => StatusCode::NOT_IMPLEMENTED,
-            Self::Bad(Fault::MissingHost | Fault::ManyHosts | Fault::BadHost | Fault::HostMismatch | Fault::BadTarget) => {
+            Self::Bad(Fault::MissingHost | Fault::ManyHosts | Fault::BadHost | Fault::HostMismatch | Fault::BadTarget | Fault::Space) => {
                 StatusCode::BAD_REQUEST
             }
             Self::UnknownHost { .. } => StatusCode::NOT_FOUND,
@@ -121,6 +124,9 @@ pub fn decide<'r>(routes: &'r Routes, head: &Parts, arrival: &Arrival) -> Decisi
         Ok(host) => host,
         Err(fault) => return Decision::Refuse(Refusal::Bad(fault)),
     };
+    if head.version == Version::HTTP_2 && head.headers.values().any(has_outer_space) {
+        return Decision::Refuse(Refusal::Bad(Fault::Space));
+    }
     let Some(route) = routes.find(&host) else {
         return Decision::Refuse(Refusal::UnknownHost { host });
     };
@@ -142,6 +148,7 @@ pub fn decide<'r>(routes: &'r Routes, head: &Parts, arrival: &Arrival) -> Decisi
         RouteState::Maintenance { page } => Decision::Refuse(Refusal::Maintenance { service, page: Arc::clone(page) }),
         RouteState::NoInstance { reason } => Decision::Refuse(Refusal::NoInstance { service, reason: reason.clone() }),
         RouteState::Held { reason } => Decision::Hold(Refusal::NoInstance { service, reason: reason.clone() }),
+        RouteState::Asleep => Decision::Hold(Refusal::NoInstance { service, reason: "it sleeps, and could not be woken yet".to_owned() }),
         RouteState::Live if route.upstreams.is_empty() => {
             Decision::Refuse(Refusal::NoInstance { service, reason: "none of its instances is ready".to_owned() })
         }
@@ -194,13 +201,18 @@ pub(crate) fn host_of(head: &Parts) -> Result<(String, Option<u16>), Fault> {
         if target != host || target_port.unwrap_or(default) != port.unwrap_or(default) {
             return Err(Fault::HostMismatch);
         }
-    } else {
-        let whole_server = head.method == Method::OPTIONS && uri.path() == "*";
-        if !uri.path().starts_with('/') && !whole_server {
-            return Err(Fault::BadTarget);
-        }
+    }
+    // Over HTTP/2 each target has an authority, and may still be no path.
+    let whole_server = head.method == Method::OPTIONS && uri.path() == "*";
+    if !uri.path().starts_with('/') && !whole_server {
+        return Err(Fault::BadTarget);
     }
     Ok((host, port))
+}
+
+/// Whether white space is round a value; HTTP/1.1 has it between header and value, and never in one.
+fn has_outer_space(value: &HeaderValue) -> bool {
+    matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t'])
 }
 
 /// Host in lower case without its trailing dot, and port. `None` for what is no `uri-host [":" port]` of letters,
@@ -395,7 +407,7 @@ mod tests {
             ("/", "*.many.test", "::1", false, "400 Bad(BadHost)"),
         ] {
             let head = Request::get(target).header(HOST, host).body(()).unwrap().into_parts().0;
-            let arrival = Arrival { client: client.parse().unwrap(), secure, name: None };
+            let arrival = Arrival { secure, ..Arrival::plain(client.parse().unwrap()) };
             assert_eq!(shown(&decide(&routes, &head, &arrival)), want, "{host}{target} from {client}");
         }
     }

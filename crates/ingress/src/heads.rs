@@ -139,6 +139,32 @@ pub(crate) fn to_client<B>(response: &mut Response<B>, id: &str, upgrade: Option
     identify(headers, id);
 }
 
+/// Takes from trailers what only a head may say: they are merged into it by some programs (RFC 9110 §6.5.1).
+pub(crate) fn trailers(trailers: &mut HeaderMap) {
+    let refused: Vec<HeaderName> = trailers.keys().filter(|name| is_claim(name) || is_for_heads(name)).cloned().collect();
+    for name in refused {
+        trailers.remove(name);
+    }
+}
+
+/// Whether a header is about framing, routing, authentication or what a body is.
+fn is_for_heads(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(&name.as_str())
+        || [
+            header::AUTHORIZATION,
+            header::CONTENT_ENCODING,
+            header::CONTENT_LENGTH,
+            header::CONTENT_RANGE,
+            header::CONTENT_TYPE,
+            header::COOKIE,
+            header::EXPECT,
+            header::HOST,
+            header::SET_COOKIE,
+            header::TRAILER,
+        ]
+        .contains(name)
+}
+
 /// Writes the request id.
 pub(crate) fn identify(headers: &mut HeaderMap, id: &str) {
     if let Ok(id) = HeaderValue::try_from(id) {
@@ -263,6 +289,18 @@ mod tests {
         }
         assert_eq!(rewritten(&[("Connection", "X-Mine"), ("X-Mine", "1")]).headers(), plain.headers());
         assert_eq!(rewritten(&[("X-Mine", "1")]).headers().len(), plain.headers().len() + 1);
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_a_head_says() {
+        let kept = [("x-sum", "1"), ("grpc-status", "0"), ("server-timing", "a")];
+        let dropped = ["x-forwarded-for", "x_real_ip", "rndr-id", "connection", "transfer-encoding", "host", "content-length", "cookie"];
+        let all = kept.into_iter().chain(dropped.map(|name| (name, "x")));
+        let mut map: HeaderMap = all.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect();
+        trailers(&mut map);
+        let mut left: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        left.sort_unstable();
+        assert_eq!(left, [("grpc-status", "0"), ("server-timing", "a"), ("x-sum", "1")]);
     }
 
     #[test]

@@ -9,11 +9,13 @@
 //! Invariants: only hosts in the routes lead anywhere; what an instance reads about the client (`X-Forwarded-*`, the
 //! request id, `Host`) was written here; each message is framed anew, and nothing behind a doubtful one is read.
 
+mod announce;
 mod arrival;
 mod body;
 mod compress;
 mod connection;
 mod counters;
+mod database;
 mod decide;
 mod failure;
 mod heads;
@@ -27,12 +29,16 @@ mod proxy;
 mod record;
 mod routes;
 mod serve;
+mod silence;
 mod site;
+mod sleep;
 mod tls;
 mod tunnel;
 
+pub use announce::own_header;
 pub use arrival::Arrival;
 pub use counters::{BUCKETS, Counted, Counters};
+pub use database::{Database, Databases, serve_databases};
 pub use decide::{Decision, Fault, Refusal, decide};
 pub use limit::{Limiter, NoRate, Rate};
 pub use log::{Log, LogFiles, LogFormat};

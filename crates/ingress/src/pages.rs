@@ -140,6 +140,13 @@ pub(crate) fn proof(text: &str) -> Response<Full<Bytes>> {
     response
 }
 
+/// What crawlers read of a service that sleeps.
+pub(crate) fn no_robots() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(b"User-agent: *\nDisallow: /\n")));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
 /// The answer where a static site has none.
 pub(crate) fn lack(service: &Slug, lack: Lack, asked: &HeaderMap, id: &str) -> Response<Full<Bytes>> {
     let (reason, title, message, hint) = match lack {
@@ -262,6 +269,11 @@ fn escape(text: &str) -> String {
         }
     }
     out
+}
+
+/// Of a request's headers those that pages are chosen by.
+pub(crate) fn wishes(asked: &HeaderMap) -> HeaderMap {
+    asked.get_all(header::ACCEPT).iter().map(|value| (header::ACCEPT, value.clone())).collect()
 }
 
 /// Whether `Accept` (RFC 9110 §12.5.1) wants JSON more than HTML. No preference means HTML.

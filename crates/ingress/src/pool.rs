@@ -2,7 +2,7 @@
 
 use crate::body::RequestBody;
 use crate::failure::Failure;
-use crate::{Dial, Settings};
+use crate::{Dial, Settings, silence};
 use http::Request;
 use hyper::Response;
 use hyper::body::Incoming;
@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 /// What is spoken with an instance.
@@ -48,8 +49,8 @@ const KEEP: Duration = Duration::from_secs(4);
 const FRESH: Duration = Duration::from_secs(1);
 /// Unused connections kept for one instance.
 const KEEP_MOST: usize = 64;
-/// An instance that speaks HTTP/2 is asked so often whether it is still there while requests run, and has as long to answer.
-const PING_EVERY: Duration = Duration::from_secs(20);
+/// What is read ahead of an instance's answer for a client that does not take it; the longest head of an answer, too.
+const AHEAD: usize = 64 * 1024;
 /// How long a connection may take to become free after its response ended (the request's body may still be on its way).
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -78,11 +79,16 @@ struct Idle {
 pub(crate) struct Flight {
     pool: Arc<Pool>,
     address: SocketAddr,
+    /// Its connection speaks for one client: it is not kept.
+    alone: bool,
 }
 
 impl Pool {
     /// The one of two random candidates that serves fewer requests. `None` without candidates.
     pub fn choose(&self, candidates: &[SocketAddr], random: u64) -> Option<SocketAddr> {
+        if let [only] = candidates {
+            return Some(*only);
+        }
         let (first, second) = two(candidates.len(), random)?;
         let (first, second) = (*candidates.get(first)?, *candidates.get(second)?);
         let instances = self.lock();
@@ -93,7 +99,7 @@ impl Pool {
     /// Counts a request.
     pub fn enter(self: &Arc<Self>, address: SocketAddr) -> Flight {
         self.lock().entry(address).or_default().in_flight += 1;
-        Flight { pool: Arc::clone(self), address }
+        Flight { pool: Arc::clone(self), address, alone: false }
     }
 
     /// A kept connection that is still open. `replayable`: whether the request may be sent again when the instance
@@ -153,15 +159,24 @@ impl Pool {
 }
 
 impl Flight {
+    /// Its connection is used for nothing else.
+    pub fn stay_alone(&mut self) {
+        self.alone = true;
+    }
+
     /// Keeps the connection for the next request, once its response and its request have ended.
     pub fn keep(self, sender: Sender) {
         let Sender::One(mut sender) = sender else { return };
         if sender.is_ready() {
-            self.pool.put(self.address, sender);
+            if !self.alone {
+                self.pool.put(self.address, sender);
+            }
             return;
         }
         tokio::spawn(async move {
-            if let Ok(Ok(())) = timeout(SETTLE, sender.ready()).await {
+            if let Ok(Ok(())) = timeout(SETTLE, sender.ready()).await
+                && !self.alone
+            {
                 self.pool.put(self.address, sender);
             }
         });
@@ -176,23 +191,28 @@ impl Drop for Flight {
     }
 }
 
-/// Makes a connection.
+/// Makes a connection. `announce`: what it begins with, and that it is for nobody else.
 pub(crate) async fn connect(
     dial: &impl Dial,
     pool: &Pool,
     address: SocketAddr,
     speak: Speak,
+    announce: Option<&[u8]>,
     settings: &Settings,
 ) -> Result<Sender, Failure> {
     let port = address.port();
-    let stream = timeout(settings.connect_wait, dial.dial(address))
+    let mut stream = timeout(settings.connect_wait, dial.dial(address))
         .await
         .map_err(|_| Failure::ConnectLate { port })?
         .map_err(|error| Failure::of_dial(error, port))?;
-    stream.set_nodelay(true).map_err(|error| Failure::of_dial(error, port))?;
+    silence::prepare(&stream).map_err(|error| Failure::of_dial(error, port))?;
+    if let Some(header) = announce {
+        stream.write_all(header).await.map_err(|error| Failure::of_dial(error, port))?;
+    }
     match speak {
         Speak::One => {
-            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Failure::of_exchange)?;
+            let (sender, connection) =
+                http1::Builder::new().max_buf_size(AHEAD).handshake(TokioIo::new(stream)).await.map_err(Failure::of_exchange)?;
             tokio::spawn(async move {
                 if let Err(error) = connection.with_upgrades().await {
                     tracing::debug!(%address, %error, "a connection to an instance ended");
@@ -203,8 +223,6 @@ pub(crate) async fn connect(
         Speak::Two => {
             let handshake = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
-                .keep_alive_interval(PING_EVERY)
-                .keep_alive_timeout(PING_EVERY)
                 .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
                 .handshake(TokioIo::new(stream))
                 .await;
@@ -214,8 +232,10 @@ pub(crate) async fn connect(
                     tracing::debug!(%address, %error, "a connection to an instance ended");
                 }
             });
-            // Of several that are made at once the last is shared; the others end with their requests.
-            pool.lock().entry(address).or_default().shared = Some(sender.clone());
+            if announce.is_none() {
+                // Of several that are made at once the last is shared; the others end with their requests.
+                pool.lock().entry(address).or_default().shared = Some(sender.clone());
+            }
             Ok(Sender::Two(sender))
         }
     }

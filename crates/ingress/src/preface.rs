@@ -4,7 +4,7 @@
 
 use hyper::body::Bytes;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 /// What an HTTP/2 client says first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Version 2 of the PROXY protocol (§2.2 of its specification).
-const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+pub(crate) const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The longest line of its version 1, with its end (§2.1).
 const LONGEST_LINE: usize = 107;
 /// The longest header of version 2 that is read; addresses take 36 bytes, the rest is additions that are skipped.
@@ -23,8 +23,8 @@ const LONGEST_BLOCK: usize = 2048;
 pub(crate) struct Proxied {
     /// How many bytes it has.
     pub length: usize,
-    /// The client; none when the proxy speaks for itself (a health check).
-    pub client: Option<IpAddr>,
+    /// The client, and where it connected to; none when the proxy speaks for itself (a health check).
+    pub client: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// It is no PROXY header.
@@ -53,21 +53,21 @@ fn line(bytes: &[u8]) -> Result<Option<Proxied>, NotProxied> {
     let length = end + 2;
     let text = bytes.get(..end).filter(|_| length <= LONGEST_LINE).and_then(|line| std::str::from_utf8(line).ok()).ok_or(NotProxied)?;
     let words: Vec<&str> = text.split(' ').collect();
-    let client: IpAddr = match words[..] {
+    let ends: (IpAddr, IpAddr) = match words[..] {
         ["PROXY", "UNKNOWN", ..] => return Ok(Some(Proxied { length, client: None })),
         ["PROXY", "TCP4", from, to, ..] => {
-            let _: Ipv4Addr = to.parse().map_err(|_| NotProxied)?;
-            from.parse::<Ipv4Addr>().map_err(|_| NotProxied)?.into()
+            let ends: (Ipv4Addr, Ipv4Addr) = (from.parse().map_err(|_| NotProxied)?, to.parse().map_err(|_| NotProxied)?);
+            (ends.0.into(), ends.1.into())
         }
         ["PROXY", "TCP6", from, to, ..] => {
-            let _: Ipv6Addr = to.parse().map_err(|_| NotProxied)?;
-            from.parse::<Ipv6Addr>().map_err(|_| NotProxied)?.into()
+            let ends: (Ipv6Addr, Ipv6Addr) = (from.parse().map_err(|_| NotProxied)?, to.parse().map_err(|_| NotProxied)?);
+            (ends.0.into(), ends.1.into())
         }
         _ => return Err(NotProxied),
     };
-    let ports = words.get(4..).unwrap_or_default();
-    let are_ports = ports.len() == 2 && ports.iter().all(|port| port.parse::<u16>().is_ok());
-    if are_ports { Ok(Some(Proxied { length, client: Some(client) })) } else { Err(NotProxied) }
+    let [from, to] = words.get(4..).unwrap_or_default() else { return Err(NotProxied) };
+    let ports: (u16, u16) = (from.parse().map_err(|_| NotProxied)?, to.parse().map_err(|_| NotProxied)?);
+    Ok(Some(Proxied { length, client: Some((SocketAddr::new(ends.0, ports.0), SocketAddr::new(ends.1, ports.1))) }))
 }
 
 fn block(bytes: &[u8]) -> Result<Option<Proxied>, NotProxied> {
@@ -81,11 +81,24 @@ fn block(bytes: &[u8]) -> Result<Option<Proxied>, NotProxied> {
     let client = match (command & 0xf, family) {
         // LOCAL: nobody is spoken for.
         (0, _) => None,
-        (1, 0x11) if rest >= 12 => addresses.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
-        (1, 0x21) if rest >= 36 => addresses.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
+        (1, 0x11) if rest >= 12 => both_ends::<4>(addresses),
+        (1, 0x21) if rest >= 36 => both_ends::<16>(addresses),
         _ => return Err(NotProxied),
     };
     Ok(Some(Proxied { length, client }))
+}
+
+/// Two addresses of so many bytes, and their ports.
+fn both_ends<const N: usize>(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr)>
+where
+    IpAddr: From<[u8; N]>,
+{
+    let (from, rest) = bytes.split_first_chunk::<N>()?;
+    let (to, rest) = rest.split_first_chunk::<N>()?;
+    let (from_port, rest) = rest.split_first_chunk::<2>()?;
+    let to_port = rest.first_chunk::<2>()?;
+    let end = |address: &[u8; N], port: &[u8; 2]| SocketAddr::new((*address).into(), u16::from_be_bytes(*port));
+    Some((end(from, from_port), end(to, to_port)))
 }
 
 /// Whether these bytes begin HTTP/2; `None` asks for more.
@@ -190,7 +203,10 @@ mod tests {
                 for end in 0..bytes.len() {
                     assert_eq!(proxied(&bytes[..end]), Ok(None), "cut at {end}: {:?}", String::from_utf8_lossy(bytes));
                 }
-                found.client.map_or_else(|| "-".to_owned(), |client| client.to_string())
+                found.client.map_or_else(
+                    || "-".to_owned(),
+                    |(from, to)| if from.port() == 5000 { format!("{from} > {to}") } else { from.to_string() },
+                )
             }
         };
         assert_eq!(got, want, "{:?}", String::from_utf8_lossy(bytes));
@@ -199,8 +215,8 @@ mod tests {
     #[test]
     fn rows() {
         for (text, want) in [
-            ("PROXY TCP4 192.0.2.7 198.51.100.1 5000 443\r\n", "192.0.2.7"),
-            ("PROXY TCP6 2001:db8::7 2001:db8::1 5000 443\r\n", "2001:db8::7"),
+            ("PROXY TCP4 192.0.2.7 198.51.100.1 5000 443\r\n", "192.0.2.7:5000 > 198.51.100.1:443"),
+            ("PROXY TCP6 2001:db8::7 2001:db8::1 5000 443\r\n", "[2001:db8::7]:5000 > [2001:db8::1]:443"),
             ("PROXY UNKNOWN\r\n", "-"),
             ("PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n", "-"),
             ("PROXY TCP4 192.0.2.7 198.51.100.1 5000\r\n", "?"),
@@ -219,9 +235,9 @@ mod tests {
         assert_eq!(proxied(long.as_bytes()), Err(NotProxied));
         let four = [192, 0, 2, 7, 198, 51, 100, 1, 19, 136, 1, 187];
         let six = ["2001:db8::7".parse::<Ipv6Addr>().unwrap().octets(), [9; 16]].concat();
-        check(&v2(0x21, 0x11, &four), "192.0.2.7");
-        check(&v2(0x21, 0x11, &[&four[..], &[3, 0, 4, 1, 2, 3, 4]].concat()), "192.0.2.7");
-        check(&v2(0x21, 0x21, &[&six[..], &[0; 4]].concat()), "2001:db8::7");
+        check(&v2(0x21, 0x11, &four), "192.0.2.7:5000 > 198.51.100.1:443");
+        check(&v2(0x21, 0x11, &[&four[..], &[3, 0, 4, 1, 2, 3, 4]].concat()), "192.0.2.7:5000 > 198.51.100.1:443");
+        check(&v2(0x21, 0x21, &[&six[..], &[0; 4]].concat()), "[2001:db8::7]:0");
         check(&v2(0x20, 0x00, &[]), "-");
         check(&v2(0x20, 0x11, &four), "-");
         check(&v2(0x21, 0x00, &[]), "?");

@@ -8,13 +8,14 @@ use crate::pool::{Flight, Pool, Sender, Speak, connect};
 use crate::record::{Exchange, Open, Received, Recorded};
 use crate::site::{Answer, Lack, Site};
 use crate::tunnel::{OpenTunnel, tunnel};
-use crate::{Arrival, Dial, Records, Route, RouteTable, Routes, Settings, Tls, heads, pages};
+use crate::{Arrival, Dial, Records, Route, RouteTable, Routes, Settings, Tls, announce, heads, pages, sleep};
 use base64::Engine as _;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body, Incoming};
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
@@ -71,7 +72,7 @@ enum Unsent {
 impl<D: Dial> Proxy<D> {
     /// Answers one request; every failure becomes a page.
     pub async fn handle(&self, request: Request<Incoming>, arrival: &Arrival) -> Response<Recorded> {
-        let id = heads::request_id(random());
+        let id = heads::request_id(fastrand::u64(..));
         let (mut head, body) = request.into_parts();
         let bridged = heads::take_http2(&mut head, websocket_key);
         let mut exchange = Exchange::new(&self.records, &head, arrival, &id);
@@ -132,6 +133,10 @@ impl<D: Dial> Proxy<D> {
                     return page(pages::moved(&to), caller.id);
                 }
                 Decision::Hold(_) if !waited => {
+                    if let Some((route, robots)) = sleep::robots(&routes, &head) {
+                        exchange.service(&route.service, route.meter.own());
+                        return page(robots, caller.id);
+                    }
                     waited = true;
                     routes = self.when_not_held(&head, caller.arrival).await;
                     continue;
@@ -173,7 +178,7 @@ impl<D: Dial> Proxy<D> {
             return page(pages::lack(&route.service, lack, &head.headers, caller.id), caller.id);
         };
         exchange.service(&route.service, route.meter.own());
-        let asked = head.headers.clone();
+        let asked = pages::wishes(&head.headers);
         match self.pass(route, Request::from_parts(head, body), caller, exchange).await {
             Ok(response) => response,
             Err(failure) => {
@@ -192,7 +197,11 @@ impl<D: Dial> Proxy<D> {
             loop {
                 let routes = self.routes.load();
                 // A closed channel can't be: the table is held here.
-                if !matches!(decide(&routes, head, arrival), Decision::Hold(_)) || changes.changed().await.is_err() {
+                let is_held = matches!(decide(&routes, head, arrival), Decision::Hold(_));
+                if let Some(service) = sleep::sleeper(&routes, head) {
+                    self.routes.rouse(service);
+                }
+                if !is_held || changes.changed().await.is_err() {
                     return routes;
                 }
             }
@@ -218,7 +227,8 @@ impl<D: Dial> Proxy<D> {
         // The body of a WebSocket's opening over HTTP/2 is the WebSocket itself.
         let request = request
             .map(|body| if caller.bridged { Either::Right(Empty::new()) } else { Either::Left(Received::new(body, route.meter.own())) });
-        let Answered { mut response, flight, sender } = self.send(route, request, (speak, upgrade.is_some()), exchange).await?;
+        let sent = self.send(route, request, (speak, upgrade.is_some()), caller.arrival, exchange).await?;
+        let Answered { mut response, flight, sender } = sent;
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
             if caller.bridged && status.is_success() {
@@ -248,14 +258,19 @@ impl<D: Dial> Proxy<D> {
         route: &Route,
         mut request: Request<RequestBody>,
         (speak, upgrade): (Speak, bool),
+        arrival: &Arrival,
         exchange: &mut Exchange,
     ) -> Result<Answered, Failure> {
         let idempotent = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
         let replayable = idempotent && request.body().is_end_stream();
-        let mut left = route.upstreams.clone();
+        let mut left = Cow::from(&route.upstreams);
         let mut failed = None;
-        while let Some(address) = self.pool.choose(&left, random()) {
-            let flight = self.pool.enter(address);
+        while let Some(address) = self.pool.choose(&left, fastrand::u64(..)) {
+            let mut flight = self.pool.enter(address);
+            let announce = route.announced(address).map(|version| announce::header(version, arrival));
+            if announce.is_some() {
+                flight.stay_alone();
+            }
             if let Some(known) = route.meter.instance(address) {
                 exchange.instance(known);
                 if let Either::Left(body) = request.body_mut() {
@@ -264,7 +279,7 @@ impl<D: Dial> Proxy<D> {
             }
             // A kept connection may be closed by its instance at this moment; then the next one is tried, and at last
             // a new one.
-            while let Some(sender) = self.pool.take(address, speak, replayable).filter(|_| !upgrade) {
+            while let Some(sender) = self.pool.take(address, speak, replayable).filter(|_| !upgrade && announce.is_none()) {
                 let copy = replayable.then(|| copy_of(&request));
                 let sent = self.send_over(sender, request).await;
                 if sent.is_err() {
@@ -277,7 +292,7 @@ impl<D: Dial> Proxy<D> {
                     (Err(Unsent::Some(failure)), _) => return Err(failure),
                 }
             }
-            let failure = match connect(&*self.dial, &self.pool, address, speak, &self.settings).await {
+            let failure = match connect(&*self.dial, &self.pool, address, speak, announce.as_deref(), &self.settings).await {
                 Err(failure) => failure,
                 Ok(sender) => match self.send_over(sender, request).await {
                     Ok((response, sender)) => return Ok(Answered { response, flight, sender }),
@@ -290,7 +305,7 @@ impl<D: Dial> Proxy<D> {
             };
             tracing::debug!(service = %route.service, %address, %failure, "an instance can't be reached");
             failed = Some(failure);
-            left.retain(|candidate| *candidate != address);
+            left.to_mut().retain(|candidate| *candidate != address);
         }
         // Without upstreams a route is refused before.
         Err(failed.unwrap_or(Failure::ResponseLate))
@@ -349,7 +364,7 @@ fn page(mut page: Response<Full<hyper::body::Bytes>>, id: &str) -> Response<Resp
     page.map(|page| Either::Right(Either::Right(page)))
 }
 
-/// 64 random bits, for ids and for the choice of an instance.
+/// 64 random bits that nobody can guess.
 pub(crate) fn random() -> u64 {
     // The kernel's generator fails only before it was seeded once, at boot; the process' own seed covers that.
     getrandom::u64().unwrap_or_else(|_| {

@@ -3,6 +3,7 @@
 use crate::arrival::Arrival;
 use crate::compress::Outgoing;
 use crate::counters::Counters;
+use crate::heads;
 use crate::log::{Line, Log};
 use crate::meters::{Known, Meters};
 use http::StatusCode;
@@ -207,11 +208,13 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Received<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            self.counters.received(u64::try_from(data.len()).unwrap_or_default());
+        let mut polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
+            if let Some(data) = frame.data_ref() {
+                self.counters.received(u64::try_from(data.len()).unwrap_or_default());
+            } else if let Some(trailers) = frame.trailers_mut() {
+                heads::trailers(trailers);
+            }
         }
         polled
     }

@@ -4,8 +4,8 @@ use crate::{Limiter, Meter, Site};
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use ipnet::IpNet;
-use moat_model::Slug;
-use std::collections::HashMap;
+use moat_model::{ProxyHeader, Slug};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -40,6 +40,10 @@ impl From<HashMap<String, Route>> for Routes {
 }
 
 impl Routes {
+    fn is_asleep(&self, service: &Slug) -> bool {
+        self.hosts.values().any(|route| route.service == *service && route.state == RouteState::Asleep)
+    }
+
     /// Where a host name leads.
     pub fn find(&self, host: &str) -> Option<&Route> {
         self.hosts.get(host).or_else(|| {
@@ -56,6 +60,8 @@ pub struct Route {
     pub service: Slug,
     /// HTTP addresses of its ready instances; none for a static site.
     pub upstreams: Vec<SocketAddr>,
+    /// Those of `upstreams` whose connections begin with a PROXY header, and with which.
+    pub announced: Vec<(SocketAddr, ProxyHeader)>,
     /// What is done with requests.
     pub state: RouteState,
     /// Clients that may ask; none is everybody.
@@ -71,7 +77,12 @@ pub struct Route {
 impl Route {
     /// A route for everybody, with or without TLS, counted for itself.
     pub fn new(service: Slug, upstreams: Vec<SocketAddr>, state: RouteState) -> Self {
-        Self { service, upstreams, state, allow: None, https: None, meter: Meter::default(), limit: None }
+        Self { service, upstreams, announced: Vec::new(), state, allow: None, https: None, meter: Meter::default(), limit: None }
+    }
+
+    /// The PROXY header that a connection to an instance begins with.
+    pub(crate) fn announced(&self, to: SocketAddr) -> Option<ProxyHeader> {
+        self.announced.iter().find(|(address, _)| *address == to).map(|(_, version)| *version)
     }
 
     /// Whether a client may ask.
@@ -104,6 +115,9 @@ pub enum RouteState {
         /// Why, for the page of a request that waited in vain.
         reason: String,
     },
+    /// It sleeps, since nobody asked for it for a while: a request has it woken ([`RouteTable::wanted`]) and waits as one of
+    /// [`Self::Held`] does.
+    Asleep,
     /// The owner suspended the service: 503.
     Suspended,
     /// The owner lets a page answer instead of the service, which goes on running: 503.
@@ -118,18 +132,38 @@ pub enum RouteState {
 pub struct RouteTable {
     now: ArcSwap<Routes>,
     changes: watch::Sender<()>,
+    /// Services that sleep, and that somebody asked for since they do.
+    wanted: watch::Sender<BTreeSet<Slug>>,
 }
 
 impl RouteTable {
     /// A table with these routes.
     pub fn new(routes: Routes) -> Self {
-        Self { now: ArcSwap::from_pointee(routes), changes: watch::channel(()).0 }
+        Self { now: ArcSwap::from_pointee(routes), changes: watch::channel(()).0, wanted: watch::Sender::default() }
     }
 
     /// Puts these routes in force: they hold for every request from now on.
     pub fn set(&self, routes: Routes) {
-        self.now.store(Arc::new(routes));
+        let before = self.now.swap(Arc::new(routes));
+        self.wanted.send_if_modified(|wanted| {
+            // One that a request of before its waking asks for late is forgotten, too.
+            wanted.retain(|service| before.is_asleep(service) && self.now.load().is_asleep(service));
+            false
+        });
         self.changes.send_replace(());
+    }
+
+    /// Services that sleep and that somebody asked for, told anew with each who asks.
+    pub fn wanted(&self) -> watch::Receiver<BTreeSet<Slug>> {
+        self.wanted.subscribe()
+    }
+
+    /// Has a service woken.
+    pub(crate) fn rouse(&self, service: &Slug) {
+        // Told again where it was asked for already: who heard of it may not have listened then.
+        self.wanted.send_modify(|wanted| {
+            wanted.insert(service.clone());
+        });
     }
 
     /// The routes in force.

@@ -145,7 +145,7 @@ pub async fn serve_with<D: Dial>(
         };
         match accepted {
             Ok((stream, from)) => {
-                connections.spawn(converse(Arc::clone(&proxy), stream, from.ip(), tls.cloned()));
+                connections.spawn(converse(Arc::clone(&proxy), stream, from, tls.cloned()));
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => break Err(error),
             Err(error) => {

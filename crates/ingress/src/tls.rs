@@ -98,6 +98,8 @@ impl Certificates {
 #[derive(Debug)]
 pub struct Tls {
     config: Arc<ServerConfig>,
+    /// For clients of databases.
+    databases: Arc<ServerConfig>,
     resolver: Arc<Resolver>,
 }
 
@@ -115,7 +117,9 @@ impl Tls {
         config.alpn_protocols = [HTTP2, b"http/1.1", ACME_PROTOCOL].map(<[u8]>::to_vec).to_vec();
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
         config.ticketer = ring::Ticketer::new()?;
-        Ok(Self { config: Arc::new(config), resolver })
+        let mut databases = config.clone();
+        databases.alpn_protocols = vec![crate::database::PROTOCOL.to_vec()];
+        Ok(Self { config: Arc::new(config), databases: Arc::new(databases), resolver })
     }
 
     /// Shows these certificates from now on.
@@ -136,6 +140,11 @@ impl Tls {
             (Some(one), Some(other)) => Arc::ptr_eq(&one.0, &other.0),
             (None, _) | (_, None) => false,
         }
+    }
+
+    /// The same certificates for clients of databases.
+    pub(crate) fn databases(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.databases)
     }
 
     pub(crate) fn acceptor(&self) -> tokio_rustls::TlsAcceptor {

@@ -17,4 +17,4 @@ pub use net::{AddressPair, Endpoint, Family, NetworkId, Proto, ZoneId};
 pub use policy::{DenyReason, Peer, RuleId, Verdict};
 pub use secret::Secret;
 pub use service::{Egress, Limits, NativeRuntime, ServiceKind};
-pub use state::{DesiredState, Generation, Purpose, Service, StartOrder};
+pub use state::{DesiredState, Generation, ProxyHeader, Purpose, Service, StartOrder};

@@ -55,6 +55,10 @@ pub enum RuleId {
     PublicSite,
     /// The internet reaches the ingress' listener.
     PublicListener,
+    /// The ingress reaches the port of a database that is open to clients from outside.
+    DatabaseIngress,
+    /// The internet reaches a database through the ingress: the clients that its `ipAllowList` names.
+    PublicDatabase,
     /// Services that send reach the internet.
     DefaultEgress,
     /// `x-moat.egress` lists the range.

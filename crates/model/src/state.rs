@@ -98,7 +98,8 @@ pub struct Service {
     pub build_fingerprint: String,
 }
 
-/// How the world reaches a web service or static site. The default: by its sub-domain, for everybody.
+/// How the world reaches a web service or static site, and a database. The default: by its sub-domain, for everybody; a database
+/// not at all.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Public {
@@ -106,8 +107,17 @@ pub struct Public {
     pub domains: Vec<Domain>,
     /// `renderSubdomainPolicy: disabled`: only its domains answer.
     pub no_subdomain: bool,
-    /// `ipAllowList`: clients that may ask; `None` is everybody.
+    /// `ipAllowList`: clients that may ask; `None` is everybody, or nobody where it is a database.
     pub allow: Option<Vec<IpNet>>,
+    /// A web service with `plan: free`, which sleeps while nobody asks for it where people set that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub free: bool,
+    /// `x-moat.proxyProtocol`: connections to its instances begin with the client's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_header: Option<ProxyHeader>,
+    /// A database is reached from outside, through the ingress, by the clients in `allow`: this machine is set so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub open: bool,
 }
 
 impl Public {
@@ -115,6 +125,16 @@ impl Public {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// The version of the PROXY header that a connection of the ingress begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyHeader {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// A custom domain.

@@ -6,7 +6,7 @@
 
 use crate::lower::ir::{Atom, Key, Kind, Set, Value};
 use crate::lower::{Ruleset, TABLE};
-use crate::nfnetlink::{ACK, CREATE, ERROR, Head, NESTED, attribute, message, messages, open, text};
+use crate::nfnetlink::{ACK, CREATE, ERROR, Head, NESTED, attribute, close, message, messages, open, text};
 
 use std::io;
 use std::net::IpAddr;
@@ -94,8 +94,7 @@ impl Batch {
                 result = result.and(answer.result());
             }
         }
-        // Closing waits until the kernel has freed what was removed; nobody needs to wait with it.
-        std::thread::spawn(move || drop(socket));
+        close(socket);
         result
     }
 }

@@ -31,6 +31,12 @@ pub fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Closes a socket after a transaction, beside the caller: closing waits until the kernel has freed what was removed, some twenty
+/// milliseconds.
+pub fn close(socket: Socket) {
+    std::thread::spawn(move || drop(socket));
+}
+
 /// What a message begins with.
 #[derive(Debug, Clone, Copy)]
 pub struct Head {

@@ -45,16 +45,19 @@ const CHANGES_LIMIT: u64 = 1 << 20;
 
 /// Applies a change to a policy. An entry that changed is in both halves.
 fn alter(policy: &mut NetPolicy, gone: &NetPolicy, come: NetPolicy) {
+    let NetPolicy { sources, receivers, pairs, ingress, services, held } = come;
     policy.sources.retain(|id, _| !gone.sources.contains_key(id));
     policy.services.retain(|vip, _| !gone.services.contains_key(vip));
+    policy.held.retain(|vip| !gone.services.contains_key(vip));
     policy.receivers.retain(|entry| !gone.receivers.contains(entry));
     policy.pairs.retain(|entry| !gone.pairs.contains(entry));
     policy.ingress.retain(|entry| !gone.ingress.contains(entry));
-    policy.sources.extend(come.sources);
-    policy.services.extend(come.services);
-    policy.receivers.extend(come.receivers);
-    policy.pairs.extend(come.pairs);
-    policy.ingress.extend(come.ingress);
+    policy.sources.extend(sources);
+    policy.services.extend(services);
+    policy.held.extend(held);
+    policy.receivers.extend(receivers);
+    policy.pairs.extend(pairs);
+    policy.ingress.extend(ingress);
 }
 
 fn remove_file(path: &Path) -> Result<(), NetError> {
@@ -182,5 +185,48 @@ impl Records {
         let mut file = File::create(&temporary).map_err(NetError::io(doing()))?;
         file.write_all(&bytes).map_err(NetError::io(doing()))?;
         fs::rename(&temporary, &path).map_err(NetError::io(doing()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lower;
+    use moat_model::AddressPair;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    fn pair(last: u8) -> AddressPair {
+        AddressPair { v4: Ipv4Addr::new(10, 128, 0, last), v6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last.into()) }
+    }
+
+    /// Policies of service addresses: which there are, with whom behind each, and which of them are held.
+    fn policy(services: &[(u8, &[u8])], held: &[u8]) -> NetPolicy {
+        let behind = |list: &[u8]| list.iter().map(|last| pair(*last)).collect::<BTreeSet<_>>();
+        let services: BTreeMap<_, _> = services.iter().map(|(vip, list)| (pair(*vip), behind(list))).collect();
+        NetPolicy { services, held: behind(held), ..NetPolicy::default() }
+    }
+
+    #[test]
+    fn what_is_remembered_change_by_change_is_the_last_policy() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::new(folder.path());
+        let _lock = records.lock().unwrap();
+        let mut before = policy(&[(1, &[9])], &[]);
+        records.finish(&before).unwrap();
+        for (services, held) in [
+            (&[(1, &[][..]), (2, &[8])][..], &[1][..]),
+            (&[(1, &[]), (2, &[8])], &[]),
+            (&[(1, &[]), (2, &[])], &[1, 2]),
+            (&[(1, &[7]), (2, &[])], &[2]),
+            (&[(2, &[])], &[2]),
+            (&[], &[]),
+        ] {
+            let after = policy(services, held);
+            let (gone, come) = lower::difference(&before, &after);
+            records.finish_change(&gone, &come, &after).unwrap();
+            assert_eq!(records.policy().unwrap().as_ref(), Some(&after), "{services:?}, held {held:?}");
+            before = after;
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! Attribute numbers are those of `linux/netfilter/nf_tables.h`. Functions run in a thread of the namespace.
 
 use crate::lower::TABLE;
-use crate::nfnetlink::{DUMP, ERROR, Head, attribute, attributes, dump, message, messages, open, text};
+use crate::nfnetlink::{DUMP, ERROR, Head, attribute, attributes, close, dump, message, messages, open, text};
+use netlink_sys::Socket;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
@@ -18,7 +19,10 @@ const FAMILY_INET: u8 = 1;
 /// The number of the last transaction of this namespace: each one, of whatever program and table, counts one up. What
 /// packets and timeouts do to sets does not count.
 pub fn generation() -> io::Result<u32> {
-    let socket = open()?;
+    generation_by(&open()?)
+}
+
+fn generation_by(socket: &Socket) -> io::Result<u32> {
     let mut request = Vec::new();
     message(&mut request, Head { kind: GET_GENERATION, flags: 0, sequence: 1, family: 0, resource: 0 }, &[]);
     socket.send(&request, 0)?;
@@ -64,14 +68,19 @@ impl Watch {
     /// Runs one transaction of ours, in the namespace of the calling thread: right rules stay right when nobody else's
     /// came before it or with it.
     pub fn during<T, E>(&self, transaction: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let socket = open().ok();
+        let generation = || generation_by(socket.as_ref()?).ok();
         let before = generation();
         let result = transaction();
         let after = generation();
         let mut seen = self.seen();
         *seen = match (before, after) {
-            (Ok(before), Ok(after)) if *seen == Some(before) && (after == before || after == before.wrapping_add(1)) => Some(after),
-            (Ok(_) | Err(_), Ok(_) | Err(_)) => None,
+            (Some(before), Some(after)) if *seen == Some(before) && (after == before || after == before.wrapping_add(1)) => Some(after),
+            (Some(_) | None, Some(_) | None) => None,
         };
+        if let Some(socket) = socket {
+            close(socket);
+        }
         result
     }
 }

@@ -22,7 +22,11 @@ pub fn get(name: &str) -> io::Result<Option<String>> {
 
 /// Sets a value unless it is set already; whether something changed. A setting that the kernel lacks is left out.
 pub fn set(name: &str, value: &str) -> io::Result<bool> {
-    match get(name)? {
+    change(name, get(name)?, value)
+}
+
+fn change(name: &str, current: Option<String>, value: &str) -> io::Result<bool> {
+    match current {
         Some(current) if current != value => std::fs::write(path(name), value).map(|()| true),
         Some(_) | None => Ok(false),
     }
@@ -59,10 +63,7 @@ impl Kept {
 
     /// Sets a value unless it is set already, as [`set`] does.
     pub fn set(&self, name: &str, value: &str) -> io::Result<bool> {
-        match self.get(name)? {
-            Some(current) if current != value => std::fs::write(path(name), value).map(|()| true),
-            Some(_) | None => Ok(false),
-        }
+        change(name, self.get(name)?, value)
     }
 
     /// Forgets all: links came or went, or the namespace is another.

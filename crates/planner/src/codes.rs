@@ -98,6 +98,8 @@ codes! {
     N0308;
     /// A language that comes from its official image.
     N0310;
+    /// Connections of the ingress that begin with a PROXY header.
+    N0311;
 }
 
 impl Code {

@@ -75,9 +75,6 @@ pub fn diff_in(
     memory: &mut Memory,
     random: &mut dyn FnMut() -> [u8; 32],
 ) -> Plan {
-    for instance in observed.instances.values() {
-        alloc::adopt(memory, instance.address);
-    }
     let Changes { stops, starts } = changes(desired, observed, situation, memory, random);
     let leaving: BTreeSet<&InstanceId> = stops.iter().map(|(id, _)| id).collect();
 
@@ -140,19 +137,27 @@ fn narrowed(current: &NetPolicy, next: &NetPolicy) -> NetPolicy {
     NetPolicy { services: both.map(|(vip, to)| (*vip, to.clone())).collect(), held: next.held.clone(), ..current.intersection(next) }
 }
 
-#[derive(Default)]
-struct Changes {
-    stops: Vec<(InstanceId, u32)>,
-    starts: Vec<InstanceSpec>,
+/// The instances that come and go.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    /// What stops, and the seconds between SIGTERM and SIGKILL.
+    pub stops: Vec<(InstanceId, u32)>,
+    /// What starts, in this order.
+    pub starts: Vec<InstanceSpec>,
 }
 
-fn changes(
+/// What [`diff_in`] stops and starts, for whoever makes the policy of what lives at the moment of each step;
+/// [`ObservedState::policy`] is not looked at.
+pub fn changes(
     desired: &DesiredState,
     observed: &ObservedState,
     situation: Situation<'_>,
     memory: &mut Memory,
     random: &mut dyn FnMut() -> [u8; 32],
 ) -> Changes {
+    for instance in observed.instances.values() {
+        alloc::adopt(memory, instance.address);
+    }
     let mut changes = Changes::default();
     let mut serving: BTreeMap<&Slug, Vec<&ObservedInstance>> = BTreeMap::new();
     for instance in observed.instances.values() {

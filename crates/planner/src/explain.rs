@@ -1,6 +1,7 @@
 //! A verdict in words, and peers as people write them.
 
 use crate::reach::verdict;
+use moat_model::state::Public;
 use moat_model::{DenyReason, DesiredState, Egress, Endpoint, Peer, Proto, RuleId, Service, ServiceKind, Slug, Verdict};
 use serde::Serialize;
 
@@ -60,6 +61,8 @@ pub const fn rule_word(rule: RuleId) -> &'static str {
         RuleId::PublicWeb => "public-web",
         RuleId::PublicSite => "public-site",
         RuleId::PublicListener => "public-listener",
+        RuleId::DatabaseIngress => "database-ingress",
+        RuleId::PublicDatabase => "public-database",
         RuleId::DefaultEgress => "default-egress",
         RuleId::EgressRange => "egress-range",
     }
@@ -111,6 +114,12 @@ impl Scene<'_> {
             RuleId::PublicWeb => "a web service receives HTTP from anywhere, through the ingress".to_owned(),
             RuleId::PublicSite => "the ingress serves a static site's files to everyone".to_owned(),
             RuleId::PublicListener => "the ingress listens for everyone who reaches its address".to_owned(),
+            RuleId::DatabaseIngress => "it is open to clients from outside, who come through the ingress by TLS".to_owned(),
+            RuleId::PublicDatabase => {
+                let listed = self.target.and_then(|service| service.public.allow.as_ref());
+                let listed: Vec<String> = listed.into_iter().flatten().map(ToString::to_string).collect();
+                format!("its `ipAllowList` names {}, who come through the ingress by TLS, and this machine lets them", listed.join(", "))
+            }
             RuleId::DefaultEgress => "what is not private, link-local, metadata or this machine is open".to_owned(),
             RuleId::EgressRange => {
                 let ranges = match self.source.map(|s| &s.egress) {
@@ -165,6 +174,9 @@ impl Scene<'_> {
                 format!("port {port} is reserved on every private network")
             }
             DenyReason::NotPublic => match self.target {
+                Some(Service { public: Public { open: true, .. }, port: Some(port), .. }) => {
+                    format!("from outside only port {port}/tcp of {to} is open")
+                }
                 Some(service) => format!("{to} is a {}, which has no public address", service.kind.phrase()),
                 None => format!("{from} opens connections to web services only"),
             },
@@ -211,7 +223,10 @@ impl Scene<'_> {
             RuleId::DefaultEgress | RuleId::EgressRange => {
                 hints.push("never to private, link-local or metadata addresses, nor to this machine".to_owned());
             }
-            RuleId::WebIngress | RuleId::PublicListener => {}
+            RuleId::PublicDatabase => {
+                hints.push("any other address is refused; `moat ingress postgres=off` closes all databases".to_owned());
+            }
+            RuleId::WebIngress | RuleId::DatabaseIngress | RuleId::PublicListener => {}
         }
         hints
     }
@@ -239,6 +254,12 @@ impl Scene<'_> {
             DenyReason::ReservedPort => vec!["listen on another port".to_owned()],
             DenyReason::NotPublic if self.target.is_some_and(|s| s.kind == ServiceKind::Pserv) => {
                 vec!["make it a web service (`type: web`) if it should be public".to_owned()]
+            }
+            DenyReason::NotPublic if self.target.is_some_and(|s| s.kind == ServiceKind::Postgres && !s.public.open) => {
+                vec![
+                    "name clients in its `ipAllowList`, and say `moat ingress postgres=ADDRESS:PORT`, if they should come from outside"
+                        .to_owned(),
+                ]
             }
             DenyReason::NotHttpPort => vec!["set `PORT` to the port that serves HTTP".to_owned()],
             DenyReason::HostIsOutside if self.target.is_some_and(|s| s.kind.is_public()) && matches!(to, Peer::Service(_)) => {

@@ -82,6 +82,12 @@ pub fn net_policy(state: &DesiredState, live: &[LiveInstance]) -> NetPolicy {
             {
                 ingress.push((target.address, port));
             }
+            if service.kind == ServiceKind::Postgres
+                && service.public.open
+                && let Some(port) = service.port
+            {
+                ingress.push((target.address, port));
+            }
         }
     }
     let backends = |service: &Service| {

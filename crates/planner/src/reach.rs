@@ -94,6 +94,7 @@ fn from_outside(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
         // Its files are the ingress' own to read: there is nothing to connect to, and no port.
         ServiceKind::Static if rule == RuleId::PublicWeb && port.is_none() => return allow(RuleId::PublicSite),
         ServiceKind::Static => return deny(DenyReason::NotOnTheNetwork),
+        ServiceKind::Postgres if to.public.open => return from_outside_to_database(to, port, rule),
         ServiceKind::Pserv | ServiceKind::KeyValue | ServiceKind::Postgres => return deny(DenyReason::NotPublic),
         ServiceKind::Worker | ServiceKind::Cron => return deny(DenyReason::ReceivesNothing),
     }
@@ -105,6 +106,18 @@ fn from_outside(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
         allow(rule)
     } else {
         deny(DenyReason::NotHttpPort)
+    }
+}
+
+/// A database whose clients come through the ingress by its one port.
+fn from_outside_to_database(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
+    let own = to.port.map(|port| Endpoint { proto: Proto::Tcp, port });
+    match own {
+        Some(own) if port.is_none_or(|port| port == own) => {
+            allow(if rule == RuleId::WebIngress { RuleId::DatabaseIngress } else { RuleId::PublicDatabase })
+        }
+        _ if port.is_some_and(|port| RESERVED_PORTS.contains(&port.port)) => deny(DenyReason::ReservedPort),
+        _ => deny(DenyReason::NotPublic),
     }
 }
 

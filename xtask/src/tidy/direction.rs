@@ -90,6 +90,7 @@ const CRATES: &[Crate] = &[
             "moat-planner",
             "moat-engine",
             "moat-image",
+            "moat-ingress",
             "moat-net-linux",
             "moat-engine-linux",
             "moat-testkit",

@@ -1,5 +1,5 @@
-//! `moat-bench image`: published images and the systems in them. Pull and unpack, disk, start, and what clients of Redis and
-//! Memcached get through the private network, each beside its peers.
+//! `moat-bench image`: published images, their pull and unpack, disk and start; `moat-bench traffic`: what clients of Redis and
+//! Memcached get through the private network. Each beside its peers.
 //!
 //! The images are those of the tests, made from Debian's packages; a registry on loopback serves them.
 
@@ -78,17 +78,27 @@ pub struct Stage {
     pub folder: Folder,
 }
 
-/// Measures and prints.
+/// Measures and prints what images cost.
 pub fn run(rounds: usize) -> Outcome {
+    staged(|stage| {
+        pull::run(stage, rounds)?;
+        start::run(stage, rounds)
+    })
+}
+
+/// Measures and prints what clients get.
+pub fn traffic(rounds: usize) -> Outcome {
+    staged(|stage| traffic::run(stage, rounds))
+}
+
+fn staged(measure: impl FnOnce(&Stage) -> Outcome) -> Outcome {
     // Before the machine's network is left: the first time packages are downloaded.
     let made = |recipe: &Recipe, name| layout(recipe).map(|folder| (folder, name)).doing(format_args!("make the image of `{name}`"));
     let layouts =
         [made(&recipes::POSTGRES, "postgres:15")?, made(&recipes::REDIS, "redis:7")?, made(&recipes::MEMCACHED, "memcached:1.6")?];
     place::enter()?;
     let stage = Stage::set(&layouts)?;
-    pull::run(&stage, rounds)?;
-    start::run(&stage, rounds)?;
-    traffic::run(&stage, rounds)?;
+    measure(&stage)?;
     stage.site.close()
 }
 

@@ -78,14 +78,17 @@ fn settled(read: impl Fn() -> Outcome<Vec<Memory>>) -> Outcome<Vec<Memory>> {
     Ok(before)
 }
 
+/// Memory of a process, MiB.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Memory {
+pub struct Memory {
     rss_mb: f64,
-    pss_mb: f64,
+    /// Its share of what is shared.
+    pub pss_mb: f64,
 }
 
 impl Memory {
-    fn of(pid: u32) -> Outcome<Self> {
+    /// What it is now.
+    pub fn of(pid: u32) -> Outcome<Self> {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).doing("read the memory of a process")?;
         let field = |name: &str| -> Outcome<f64> {
             let kib = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse::<f64>().ok());

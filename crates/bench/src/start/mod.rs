@@ -2,7 +2,7 @@
 //! instances cost.
 
 pub mod hello;
-mod memory;
+pub mod memory;
 mod ours;
 pub mod peers;
 

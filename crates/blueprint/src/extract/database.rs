@@ -53,9 +53,13 @@ fn unhonoured(spec: &DatabaseSpec, obj: Obj<'_, '_>, path: &Path<'_>, cx: &mut C
     if spec.region.is_some() {
         rules::region(obj, path, cx);
     }
-    let opens = spec.ip_allow_list.as_ref().is_some_and(|list| !list.is_empty());
+    if spec.ip_allow_list.as_ref().is_some_and(|list| !list.is_empty())
+        && let Some((span, place)) = obj.place("ipAllowList", path)
+    {
+        let message = "`ipAllowList` holds once this machine lets clients come from outside: `moat ingress postgres=ADDRESS:PORT`";
+        cx.report.say(E0210, span, &place, message.to_owned(), None);
+    }
     let rows = [
-        (opens, "ipAllowList", "a database is reached from the private network only", Some("write `ipAllowList: []`")),
         (!spec.read_replicas.is_empty(), "readReplicas", "a reference to a replica leads to the database itself", None),
         (spec.high_availability, "highAvailability", "one machine has no standby", None),
         (spec.connection_pool, "connectionPool", "no pooler runs: `connectionPoolString` leads to the database itself", None),

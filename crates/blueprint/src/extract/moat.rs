@@ -5,8 +5,8 @@ use super::object::{Obj, text};
 use crate::codes::{E0211, E0216};
 use crate::report::{Path, quoted};
 use crate::spec::MoatSpec;
-use crate::tables::{EGRESS, MOAT, START_ORDER};
-use moat_model::{Egress, ServiceKind, Spanned, StartOrder};
+use crate::tables::{EGRESS, MOAT, PROXY_HEADER, START_ORDER};
+use moat_model::{Egress, ProxyHeader, ServiceKind, Spanned, StartOrder};
 use std::collections::BTreeSet;
 
 /// Reads `x-moat` of a service.
@@ -18,6 +18,7 @@ pub(super) fn moat(obj: Obj<'_, '_>, kind: ServiceKind, path: &Path<'_>, cx: &mu
         ("egress", !kind.sends(), "opens nothing"),
         ("secretFiles", kind.is_datastore(), "runs no program of yours"),
         ("start", kind.is_datastore() || kind == ServiceKind::Cron, "never has several instances"),
+        ("proxyProtocol", kind != ServiceKind::Web, "gets no connections of the ingress"),
     ] {
         if idle && let Some((span, path)) = below.place(field, &path) {
             let message = format!("`{field}` has no effect here: a {} {why}", kind.phrase());
@@ -29,7 +30,11 @@ pub(super) fn moat(obj: Obj<'_, '_>, kind: ServiceKind, path: &Path<'_>, cx: &mu
         let order = if word.value == "one-by-one" { StartOrder::OneByOne } else { StartOrder::Together };
         Spanned::new(order, word.span)
     });
-    Some(MoatSpec { allow_from, egress: egress(below, &path, cx), secret_files: secret_files(below, &path, cx), start })
+    let proxy_header = below.word("proxyProtocol", &PROXY_HEADER).map(|word| {
+        let version = if word.value == "v1" { ProxyHeader::V1 } else { ProxyHeader::V2 };
+        Spanned::new(version, word.span)
+    });
+    Some(MoatSpec { allow_from, egress: egress(below, &path, cx), secret_files: secret_files(below, &path, cx), start, proxy_header })
 }
 
 fn egress(below: Obj<'_, '_>, path: &Path<'_>, cx: &mut Context<'_>) -> Option<Spanned<Egress>> {

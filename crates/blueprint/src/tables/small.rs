@@ -1,6 +1,6 @@
 //! The small objects inside services.
 
-use super::words::{EGRESS, GENERATION, ROUTE_TYPE, SERVER_PLAN, START_ORDER};
+use super::words::{EGRESS, GENERATION, PROXY_HEADER, ROUTE_TYPE, SERVER_PLAN, START_ORDER};
 use super::{Item, Object, Shape, field, formats};
 
 const PREVIEW: &str = "Moat makes no preview environments";
@@ -134,6 +134,11 @@ pub(crate) static MOAT: Object = Object::new(
             "secretFiles",
             Shape::TextMap,
             "Files shown at `/etc/secrets/NAME`: file name to the path of its content, relative to the blueprint.",
+        ),
+        field(
+            "proxyProtocol",
+            Shape::Word(&PROXY_HEADER),
+            "The PROXY header, `v1` or `v2`, with the client's address at the begin of each connection of the ingress to a web service.",
         ),
         field(
             "start",

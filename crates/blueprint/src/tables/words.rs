@@ -97,6 +97,7 @@ pub(crate) static CONNECTION_POOL: Words = words(&["pgbouncer", "none"]);
 pub(crate) static VERSION: Words = words(&["1"]);
 pub(crate) static POSTGRES_VERSION: Words = words(&["10", "11", "12", "13", "14", "15", "16", "17", "18"]);
 pub(crate) static EGRESS: Words = words(&["none", "internet"]);
+pub(crate) static PROXY_HEADER: Words = words(&["v1", "v2"]);
 pub(crate) static START_ORDER: Words = words(&["together", "one-by-one"]);
 pub(crate) static DATABASE_PROPERTY: Words =
     words(&["connectionString", "connectionPoolString", "host", "port", "user", "password", "database"]);

@@ -107,6 +107,7 @@ fn fields_and_shapes() {
         ("    envVars: {A: b}\n", &["E0204 6:14 services/0/envVars"]),
         ("    envVars:\n      - A=b\n", &["E0204 7:9 services/0/envVars/0"]),
         ("    x-moat: {allowFrom: b}\n", &["E0204 6:25 services/0/x-moat/allowFrom"]),
+        ("    x-moat: {proxyProtocol: v3}\n", &["E0205 6:29 services/0/x-moat/proxyProtocol"]),
         ("    x-moat: {egress: some}\n", &["E0205 6:22 services/0/x-moat/egress"]),
         ("    x-moat: {egress: [some]}\n", &["E0216 6:23 services/0/x-moat/egress/0"]),
         ("    x-moat: {secretFiles: {a/b: c}}\n", &["E0216 6:28 services/0/x-moat/secretFiles/a~1b"]),
@@ -240,6 +241,10 @@ fn types_and_runtimes() {
         (
             "    type: cron\n    runtime: go\n    startCommand: x\n    schedule: '0 0 * * *'\n    healthCheckPath: /\n",
             &["E0202 7:5 services/0/healthCheckPath"],
+        ),
+        (
+            "    type: worker\n    runtime: go\n    startCommand: x\n    x-moat: {proxyProtocol: v1}\n",
+            &["E0211 6:14 services/0/x-moat/proxyProtocol"],
         ),
         (
             "    type: worker\n    runtime: go\n    startCommand: x\n    x-moat: {allowFrom: [b]}\n",

@@ -211,5 +211,5 @@ pub fn state_of_file(file: &Path) -> Result<DesiredState, CommandError> {
     }
     let up = UpRequest { remotes: checked.remotes, ..UpRequest::new(checked.path, checked.text) };
     let mut memory = moat_planner::memory::Memory::default();
-    Ok(moat_daemon::blueprints::resolve(&[(&up, &checked.blueprint)], &mut memory, &up.listen).state)
+    Ok(moat_daemon::blueprints::resolve(&[(&up, &checked.blueprint)], &mut memory, moat_daemon::blueprints::Doors::of(&up)).state)
 }

@@ -78,6 +78,12 @@ fn tone(kind: EventKind) -> Tone {
         | EventKind::InstanceStarted
         | EventKind::InstanceExited
         | EventKind::Snapshot
+        | EventKind::Slept
+        | EventKind::Woke
+        | EventKind::Scaled
+        | EventKind::Suspended
+        | EventKind::Resumed
+        | EventKind::Maintenance
         | EventKind::Notice => Tone::Plain,
     }
 }

@@ -9,8 +9,8 @@ use moat_daemon::protocol::{Event, Request};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-/// Changes settings and shows all.
-pub async fn run(set: &[String], ui: &Ui) -> Result<ExitCode, CommandError> {
+/// Changes settings and shows all, or has another process serve.
+pub async fn run(restart: bool, set: &[String], ui: &Ui) -> Result<ExitCode, CommandError> {
     let pair = |text: &String| {
         let (key, value) = text.split_once('=').ok_or_else(|| {
             CommandError::usage(format!("`{text}` has no `=`")).hint("write SETTING=VALUE; without any, `moat ingress` shows them all")
@@ -21,7 +21,8 @@ pub async fn run(set: &[String], ui: &Ui) -> Result<ExitCode, CommandError> {
     let paths = Paths::from_env();
     need_root_or_daemon(&paths).await?;
     client::ensure(&paths, &own_exe()?).await?;
-    let settings = ask_one(Request::Ingress { set }, |event| match event {
+    let request = if restart { Request::RestartIngress } else { Request::Ingress { set } };
+    let settings = ask_one(request, |event| match event {
         Event::Ingress { settings } => Some(settings),
         _ => None,
     })

@@ -8,6 +8,7 @@ use crate::ui::{Tone, Ui, cell};
 use moat_blueprint::Blueprint;
 use moat_blueprint::spec::{ServiceSpec, TypeSpec};
 use moat_daemon::Paths;
+use moat_daemon::blueprints::{self, Doors};
 use moat_daemon::client;
 use moat_daemon::drift::{Drift, DriftKind};
 use moat_daemon::protocol::{Event, Request, UpRequest};
@@ -121,17 +122,10 @@ type Planned = (Plan, DesiredState, Vec<String>);
 /// What `up` would do where nothing runs, and all that there is to say of the file.
 fn from_nothing(request: &UpRequest, blueprint: &Blueprint) -> (Planned, Vec<Diagnostic>) {
     let mut memory = moat_planner::memory::Memory::default();
-    let outcome = moat_daemon::blueprints::resolve(&[(request, blueprint)], &mut memory, &request.listen);
+    let outcome = blueprints::resolve(&[(request, blueprint)], &mut memory, Doors::of(request));
     let said = outcome.diagnostics.into_iter().map(|(_, diagnostic)| diagnostic).collect();
     let missing = outcome.missing.iter().map(|m| format!("{}.{}", m.owner, m.key)).collect();
-    let plan = moat_daemon::blueprints::preview(
-        &outcome.state,
-        &DesiredState::default(),
-        &BTreeMap::new(),
-        &NetPolicy::default(),
-        &[],
-        &mut memory,
-    );
+    let plan = blueprints::preview(&outcome.state, &DesiredState::default(), &BTreeMap::new(), &NetPolicy::default(), &[], &mut memory);
     ((plan, outcome.state, missing), said)
 }
 

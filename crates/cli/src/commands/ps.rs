@@ -34,7 +34,7 @@ pub fn phase_tone(phase: ServicePhase) -> Tone {
     match phase {
         ServicePhase::Live => Tone::Good,
         ServicePhase::Failed => Tone::Bad,
-        ServicePhase::Restarting | ServicePhase::Suspended => Tone::Warn,
+        ServicePhase::Restarting | ServicePhase::Suspended | ServicePhase::Sleeping => Tone::Warn,
         ServicePhase::Waiting | ServicePhase::Building | ServicePhase::PreDeploy | ServicePhase::Starting | ServicePhase::Stopping => {
             Tone::Plain
         }

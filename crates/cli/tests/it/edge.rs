@@ -104,7 +104,7 @@ fn tls_domains_and_who_may_ask() {
     check(&host, "https://one.shops.example.com:8443/", &[], "hello [2 200 ]");
     check(&host, "https://example.com:8443/x", &[], "[2 301 https://www.example.com:8443/x]");
     let settings = host.moat(&["ingress", "https-redirect=on", "hsts=300"]).ok().out;
-    assert!(settings.contains("https-redirect  on") && settings.contains("hsts            300"), "{settings}");
+    assert!(settings.contains("https-redirect    on") && settings.contains("hsts              300"), "{settings}");
     check(&host, "http://shop.localhost:8080/x", &[], "[1.1 301 https://shop.localhost:8443/x]");
     check(&host, "http://example.com:8080/x", &[], "[1.1 301 https://www.example.com:8443/x]");
     check(&host, "http://office.example.com:8080/", &[], "[1.1 403 ]");
@@ -127,6 +127,18 @@ fn tls_domains_and_who_may_ask() {
     check(&host, "https://www.example.com:8443/", &[], "hello [2 200 ]");
     host.moat(&["cert", "remove", "www.example.com"]).ok();
     assert_eq!(get(&host, "https://www.example.com:8443/", &[]), "exit 35");
+
+    // Services are told which it is; HTTPS ends when that is said, and nobody is sent there any more.
+    let told = || host.moat(&["env", "get", "shop", "RENDER_EXTERNAL_URL"]).ok().out;
+    assert_eq!(told(), "https://shop.localhost:8443\n");
+    host.moat(&[&up[..], &["--listen-tls", "127.0.0.1:8444"]].concat()).ok();
+    check(&host, "https://shop.localhost:8444/", &[], "hello [2 200 ]");
+    wait_for("its old address to be free", || get(&host, "https://shop.localhost:8443/", &["-k"]) == "exit 7");
+    host.moat(&[&up[..], &["--listen-tls", "off"]].concat()).ok();
+    check(&host, "http://shop.localhost:8080/", &[], "hello [1.1 200 ]");
+    wait_for("nobody to listen", || get(&host, "https://shop.localhost:8444/", &["-k"]) == "exit 7");
+    assert_eq!(told(), "http://shop.localhost:8080\n");
+    assert_eq!(service(&host.ps(), "shop")["url"], "http://shop.localhost:8080");
 }
 
 const CUSTOM: &str = r"

@@ -21,7 +21,8 @@ fn check_and_plan(file: &Path) {
     let file = file.to_str().unwrap();
     let checked: serde_json::Value = serde_json::from_str(&moat(&["check", "--output", "json", file])).unwrap();
     assert_eq!(checked[0]["valid"], true, "{checked}");
-    assert_eq!(checked[0]["diagnostics"], serde_json::json!([]), "{file}");
+    let told: Vec<_> = checked[0]["diagnostics"].as_array().unwrap().iter().filter(|said| said["severity"] != "notice").collect();
+    assert!(told.is_empty(), "{file}: {told:?}");
     let plan = moat(&["plan", file]);
     assert!(plan.contains("start") || plan.contains("publish"), "{file}: {plan}");
 }

@@ -287,7 +287,8 @@ fn ufw(bed: &mut Bed) {
 
 /// Another one, which rejects by a rule at the end of its chain.
 fn firewalld(bed: &mut Bed) {
-    bed.ok("systemctl start firewalld && firewall-cmd --state");
+    bed.ok("systemctl start firewalld");
+    bed.wait("firewalld", "firewall-cmd --state");
     let finding = bed.doctor("egress");
     assert!(!bed.egress(), "firewalld rejects what is forwarded");
     bed.verify("with firewalld");

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "these are tests")]
 
 mod backups;
+mod browser;
 mod builds;
 mod cycles;
 mod deploys;
@@ -17,14 +18,17 @@ mod load;
 mod machine;
 mod numbers;
 mod offline;
+mod outside;
 mod plane;
 mod postgres;
+mod proxied;
 mod push;
 mod rootless;
 mod run;
 mod sabotage;
 mod serve;
 mod sites;
+mod sleep;
 mod stores;
 mod systems;
 mod verbs;

@@ -132,6 +132,16 @@ fn requests_are_counted_logged_and_shown() {
     assert!(ask("192.0.2.77").contains("200 OK") && host.http(8080, "shop.localhost", "/").0 == 200, "another client, another service");
     host.moat(&["ingress", "rate-limit=off"]).ok();
     assert!(ask("127.0.0.1").contains("200 OK"));
+    // A limit of its own, and none.
+    assert_eq!(host.moat(&["ingress", "rate-limit.nobody=1/m"]).code, 1);
+    host.moat(&["ingress", "rate-limit.shop=1/m", "rate-limit=2/m", "rate-limit.pages=off"]).ok();
+    let ask_shop = || host.http(8080, "shop.localhost", "/").0;
+    assert_eq!((ask_shop(), ask_shop()), (200, 429));
+    assert!((0..4).all(|_| ask("127.0.0.1").contains("200 OK")));
+    let settings = host.moat(&["ingress", "rate-limit.shop=default"]).ok().out;
+    assert!(settings.contains("rate-limit.pages") && !settings.contains("rate-limit.shop"), "{settings}");
+    assert_eq!((ask_shop(), ask_shop(), ask_shop()), (200, 200, 429));
+    host.moat(&["ingress", "rate-limit=off", "rate-limit.pages=default"]).ok();
     assert_eq!(count(&metrics(&host), "moat_http_requests_total", &[r#"service="pages""#, r#"status="429""#]), "1");
 
     // What happens between two looks, for programs and on a terminal.

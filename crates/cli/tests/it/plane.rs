@@ -276,7 +276,7 @@ fn of_another_version(host: &Host) -> std::thread::JoinHandle<Order> {
     // Of a router namespace that is gone.
     let router = moat_net_linux::ns::scratch().unwrap();
     let dns = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into();
-    let sockets = Sockets { ingress: ingress.into(), router: router.into(), dns_udp: dns(), dns_tcp: dns(), https: None };
+    let sockets = Sockets { ingress: ingress.into(), router: router.into(), dns_udp: dns(), dns_tcp: dns(), https: None, databases: None };
     let folder = host.path("run/dataplane");
     std::fs::create_dir_all(&folder).unwrap();
     // What a process left that was killed.
@@ -322,15 +322,19 @@ fn one_of_another_version_hands_its_listener_over() {
 fn the_data_plane_can_do_little() {
     let Some(host) = host() else { return };
     let file = example(&host, "hello");
-    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    host.moat(&["up", "-d", "--listen", "127.0.0.1:80", file.to_str().unwrap()]).ok();
+    assert_eq!(host.http(80, "hello.localhost", "/healthz").0, 200);
     let process = dataplane(&host);
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
     assert_eq!((field("CapEff:"), field("CapPrm:")), ("0".repeat(16), "0".repeat(16)));
     assert_eq!(field("NoNewPrivs:"), "1");
+    // Somebody whom nothing belongs to, in no other group.
+    let nobody = "1967080000\t1967080000\t1967080000\t1967080000";
+    assert_eq!((field("Uid:"), field("Gid:"), field("Groups:")), (nobody.to_owned(), nobody.to_owned(), String::new()));
     for task in std::fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten() {
         let status = std::fs::read_to_string(task.path().join("status")).unwrap();
-        assert!(status.contains(&format!("CapEff:\t{}", "0".repeat(16))), "{status}");
+        assert!(status.contains(&format!("CapEff:\t{}", "0".repeat(16))) && status.contains(nobody), "{status}");
     }
     let root = std::fs::read_link(format!("/proc/{process}/root")).unwrap();
     assert_eq!(root, host.path("state/releases").canonicalize().unwrap());
@@ -410,16 +414,33 @@ fn another_program_takes_over_under_load() {
     assert_eq!(host.moat(&["upgrade", "--binary", writable.to_str().unwrap()]).code, 1);
     assert_eq!((host.daemon().unwrap(), dataplane(&host)), (daemon, process));
 
+    // Begun anew, over and over: each new process takes over from the one before.
+    let mut download = Download::begin(&host);
+    for n in 1..4 {
+        let before = dataplane(&host);
+        host.moat(&["ingress", "--restart"]).ok();
+        assert_ne!(dataplane(&host), before);
+        step(&host, n);
+        download.piece();
+        tunnel.echo("again");
+    }
+    for n in 4..8 {
+        step(&host, n);
+        download.piece();
+    }
+    download.end();
+    let latest = dataplane(&host);
+
     let other = host.path("moat-new");
     std::fs::copy(env!("CARGO_BIN_EXE_moat"), &other).unwrap();
     let said = host.moat(&["upgrade", "--binary", other.to_str().unwrap()]).ok();
     assert!(said.err.contains("runs now"), "{}", said.err);
     let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
     assert_eq!(host.daemon(), Some(daemon), "the same process");
-    wait_for("the new data plane", || dataplane(&host) != process);
+    wait_for("the new data plane", || dataplane(&host) != latest);
     let new = dataplane(&host);
     assert_eq!((program(daemon), program(new)), (other.clone(), other));
-    // The old one goes on with what is open there, and ends with it.
+    // The first one goes on with what is open there, and ends with it.
     tunnel.echo("over");
     assert!(dataplanes(&host).contains(&process));
     assert_eq!(service(&host.ps(), "talker")["instances"][0]["pid"], instance);

@@ -219,3 +219,68 @@ fn without_ids_it_is_refused_and_said_what_to_do() {
     let mut child = user.spawn(&["ps"]);
     assert!(!child.wait().unwrap().success());
 }
+
+#[test]
+fn a_service_manager_hands_in_ports_that_are_roots() {
+    let Some(host) = host() else { return };
+    let Some(user) = user(&host) else { return };
+    let file = example(&host, "hello");
+    host.sh(&format!("chmod -R a+rX {}", file.parent().unwrap().display())).ok();
+    // As the units of the guide have it: the service manager listens, and starts Moat as the user with the first connection.
+    let folder = |name: &str, path: &str| format!("--setenv={name}={}", host.path(path).display());
+    let mut manager = host.command("systemd-socket-activate");
+    manager.args([
+        "-l",
+        "127.0.0.1:80",
+        "-l",
+        "127.0.0.1:443",
+        "--fdname=http:https",
+        &folder("HOME", "home"),
+        &folder("XDG_RUNTIME_DIR", "xdg"),
+    ]);
+    let id = USER.to_string();
+    manager.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all"]).arg(host.path("moat-copy")).arg("serve");
+    manager.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(host.path("serve.log")).unwrap());
+    let mut serve = manager.spawn().expect("`systemd-socket-activate` is missing: it comes with systemd");
+    wait_for("the service manager", || host.sh("ss -Hltn 'sport = 80'").out.contains("LISTEN"));
+    let mut first =
+        host.command("curl").args(["-s", "--max-time", "100", "-H", "Host: hello.localhost", "http://127.0.0.1/healthz"]).spawn().unwrap();
+    wait_for("moat serve", || user.moat(&["ps"]).code == 0);
+    let ps = || user.moat(&["ps", "-o", "json"]).ok().json();
+    let said = user.moat(&["up", "-d", "--listen", "127.0.0.1:9999", file.to_str().unwrap()]);
+    assert!(said.code == 1 && said.err.contains("listens on 127.0.0.1:80 already"), "{said:?}");
+    user.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    assert_eq!(
+        ps()["services"].as_array().unwrap().iter().find_map(|one| one["url"].as_str().map(str::to_owned)).unwrap(),
+        "https://hello.localhost"
+    );
+    assert!(first.wait().unwrap().success(), "who came first waited");
+    assert_eq!(host.http(80, "hello.localhost", "/healthz").0, 200);
+    let https = || host.sh("curl -sk -o /dev/null -w '%{http_code}' --connect-to ::127.0.0.1: https://hello.localhost/healthz").out;
+    assert_eq!(https(), "200");
+
+    // Who answers can do nothing, and nobody but Moat's two processes holds the ports.
+    let (daemon, plane) = (ps()["daemon_pid"].clone(), ps()["dataplane_pid"].as_u64().unwrap());
+    assert_eq!(daemon, serve.id());
+    let status = fs::read_to_string(format!("/proc/{plane}/status")).unwrap();
+    let last = (700_000 + 65_535).to_string();
+    assert!(status.contains(&format!("Uid:\t{last}\t{last}")) && status.contains(&format!("CapEff:\t{}", "0".repeat(16))), "{status}");
+    let holders = host.sh("ss -Hltnp 'sport = 80 or sport = 443'").ok().out;
+    let mut pids: Vec<&str> = holders.split("pid=").skip(1).filter_map(|rest| rest.split(',').next()).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    let mut own = [daemon.to_string(), plane.to_string()];
+    own.sort_unstable();
+    assert_eq!(pids, own, "{holders}");
+
+    // The next one goes on with them, whether it is another program or this one after a crash.
+    user.moat(&["upgrade", "--binary", host.path("moat-copy").to_str().unwrap()]).ok();
+    assert_eq!(host.http(80, "hello.localhost", "/healthz").0, 200);
+    host.kill(u32::try_from(ps()["dataplane_pid"].as_u64().unwrap()).unwrap(), "KILL");
+    assert_eq!((host.http(80, "hello.localhost", "/healthz").0, https().as_str()), (200, "200"));
+    user.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    user.moat(&["down"]).ok();
+    host.kill(serve.id(), "TERM");
+    wait_for("its end", || serve.try_wait().is_ok_and(|ended| ended.is_some()));
+    wait_for("free ports", || host.sh("ss -Hltn 'sport = 80 or sport = 443'").out.is_empty());
+}

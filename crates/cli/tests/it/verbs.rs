@@ -57,6 +57,7 @@ fn the_number_of_instances_is_asked_for_until_the_blueprint_says_another() {
     assert!(host.moat(&["ps"]).ok().out.contains("3 of 3 ready"));
     let plan = host.moat(&["plan", file.to_str().unwrap()]).ok().out;
     assert!(!plan.contains("stop") && plan.contains("site is scaled to 3 (`moat scale`), where its blueprint says 1"), "{plan}");
+    assert!(host.moat(&["events", "--kind", "scaled"]).ok().out.contains("it was scaled to 3"));
     host.moat(&["scale", "site"]).ok();
     wait_for("one instance", || instances(&host, "site").len() == 1);
     host.moat(&["scale", "site", "2"]).ok();
@@ -107,6 +108,10 @@ fn a_suspended_service_stays_so_until_it_is_resumed_and_a_page_can_answer() {
     host.moat(&["resume", "site"]).ok();
     assert_eq!(page(&host).0, 200);
     assert_eq!(host.moat(&["resume", "site"]).code, 1, "it is not suspended any more");
+    let told = host.moat(&["events", "--service", "site"]).ok().out;
+    for (word, times) in [(" maintenance  ", 4), (" suspended  ", 1), (" resumed  ", 1)] {
+        assert_eq!(told.matches(word).count(), times, "{word}: {told}");
+    }
 }
 
 #[test]

@@ -270,10 +270,12 @@ impl Core {
 
     fn watch_ready(&mut self, id: &InstanceId) {
         let Some(live) = self.live.get(id) else { return };
-        let Some(service) = self.deployed(&live.slug).map(|d| d.service.clone()).or_else(|| self.desired.services.get(&live.slug).cloned())
+        let Some(mut service) =
+            self.deployed(&live.slug).map(|d| d.service.clone()).or_else(|| self.desired.services.get(&live.slug).cloned())
         else {
             return;
         };
+        service.public.proxy_header = self.proxy_header(live);
         let host = super::public::host_name(&service);
         let before = live.ready.then(|| Readiness { ready: true, http_port: live.http_port, ..Readiness::default() });
         let task = tokio::spawn(ready::watch(self.engine.clone(), id.clone(), service, live.address, host, before, self.tx.clone()));

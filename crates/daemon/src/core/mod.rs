@@ -16,12 +16,14 @@
 //! * [`record`] – what is written down.
 //! * [`load`] – what services do and use.
 //! * [`drift`] – where a blueprint and what runs differ.
+//! * [`sleep`] – free web services that nobody asks for.
 //! * [`sites`] – the releases of static sites that are served.
 //!
 //! Invariant: nothing here blocks for long; what takes time runs as a task and reports with a [`Msg`].
 
 mod acme;
 mod copies;
+mod databases;
 mod denials;
 mod deploys;
 mod disks;
@@ -39,6 +41,7 @@ mod runs;
 mod scaling;
 mod settings;
 mod sites;
+mod sleep;
 mod trace;
 pub(crate) mod upgrade;
 mod upkeep;
@@ -53,6 +56,7 @@ use crate::Paths;
 use crate::autoscale::Scaler;
 use crate::dataplane::DataPlane;
 use crate::deploy::{Ask, Deploy, Deployed};
+use crate::handed::Handed;
 use crate::machine::plane::Served;
 use crate::machine::{Machine, Plane};
 use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
@@ -130,6 +134,10 @@ pub enum Msg {
     Leave,
     /// Something came of asking a server for a certificate.
     Acme(acme::News),
+    /// Somebody asks for these services, which sleep.
+    Wanted(BTreeSet<Slug>),
+    /// What services that may sleep were asked for.
+    Looked(sleep::Look),
 }
 
 impl Msg {
@@ -259,6 +267,7 @@ pub struct Core {
     pub(crate) copies: copies::Copies,
     pub(crate) sites: sites::Sites,
     pub(crate) shown: public::Shown,
+    pub(crate) idle: sleep::Idle,
     pub(crate) dataplane: Box<dyn Plane>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
@@ -271,7 +280,6 @@ pub struct Core {
     pub(crate) mends: bool,
     /// Held while the upkeep works on the network; true once the network is being removed, so that nothing repairs it.
     pub(crate) removed: Arc<Mutex<bool>>,
-    pub(crate) names: BTreeMap<std::net::IpAddr, String>,
     pub(crate) policy: Arc<NetPolicy>,
     /// Services whose hook of the first deploy is due, and jobs of such hooks that are being started.
     pub(crate) hooks_due: BTreeMap<Slug, Instant>,
@@ -349,6 +357,7 @@ impl Core {
         paths: Paths,
         engine: LinuxEngine,
         tx: mpsc::UnboundedSender<Msg>,
+        handed: Handed,
         serves: bool,
     ) -> Result<Self, crate::state::StateError> {
         let Found { state, durable, said } = State::open(&paths.state)?;
@@ -366,7 +375,7 @@ impl Core {
         };
         let begun = begun.map(|text| (EventKind::Problem, text));
         let folder = paths.state.canonicalize().unwrap_or_else(|_| paths.state.clone());
-        let plane = DataPlane::new(paths.run.clone(), folder.join("releases"), tx.clone());
+        let plane = DataPlane::new(paths.run.clone(), folder.join("releases"), handed, tx.clone());
         let dataplane = Box::new(Served::new(plane, engine.network().clone()));
         let (engine, writing) = (Arc::new(engine), record::Writing::new(log, written));
         let parts = Parts { paths, engine, dataplane, durable, state, writing, serves, rests: RESTS };
@@ -398,6 +407,7 @@ impl Core {
             copies: copies::Copies::default(),
             sites: sites::Sites::default(),
             shown: public::Shown::default(),
+            idle: sleep::Idle::default(),
             dataplane,
             events,
             followers: Vec::new(),
@@ -408,7 +418,6 @@ impl Core {
             probing: Probing::default(),
             mends: true,
             removed: Arc::default(),
-            names: BTreeMap::new(),
             durable,
             state,
             writing,
@@ -547,6 +556,8 @@ impl Core {
             Msg::Become(program, file, reply) => self.r#become(&program, &file, &reply),
             Msg::Leave => self.leaving = true,
             Msg::Acme(news) => self.acme_news(news),
+            Msg::Wanted(services) => self.wanted_by_clients(&services),
+            Msg::Looked(look) => self.looked(look),
         }
     }
 
@@ -561,6 +572,8 @@ impl Core {
         self.go_on_copying().await;
         self.measure_disks();
         self.measure_use();
+        self.settle_sleep();
+        self.look_for_idle();
         self.reconcile().await;
         self.settle_deploys();
         self.start_hooks().await;

@@ -2,9 +2,9 @@
 
 use super::Core;
 use super::requests::{Reply, end};
-use crate::blueprints::DOMAIN;
-use crate::protocol::{CertificateRow, CertificateVerb, DomainRow, Event, Failure};
-use crate::public::StoredCertificate;
+use crate::blueprints::{DOMAIN, NO_HTTPS};
+use crate::protocol::{CertificateRow, CertificateVerb, DomainRow, Event, Failure, UpRequest};
+use crate::public::{OWN_LIMIT, StoredCertificate};
 use jiff::Timestamp;
 use moat_certs::{Authority, AuthorityError, Facts, Pair, Proof};
 use moat_dataplane::{CertificateSet, NamedCertificate};
@@ -74,7 +74,7 @@ pub(crate) fn public_names(service: &Service) -> Vec<(String, Option<String>)> {
     own.into_iter().chain(service.public.domains.iter().map(|domain| (domain.name.clone(), domain.moved_to.clone()))).collect()
 }
 
-fn subdomain(service: &Service) -> String {
+pub(super) fn subdomain(service: &Service) -> String {
     format!("{}.{DOMAIN}", service.slug)
 }
 
@@ -111,7 +111,23 @@ impl Core {
 
     /// Gives the port of HTTPS that clients of a name without TLS are sent to.
     pub(crate) fn to_https(&self) -> impl Fn(&str) -> Option<u16> + '_ {
-        let listening = self.dataplane.listening_https().filter(|_| self.durable.public.https_redirect);
+        let redirects = self.durable.public.https_redirect;
+        let by_https = self.by_https();
+        move |name| by_https(name).filter(|_| redirects)
+    }
+
+    /// Where HTTPS is listened for once a request is accepted.
+    pub(super) fn https_door(&self, up: &UpRequest) -> Option<String> {
+        match up.listen_tls.as_deref() {
+            Some(NO_HTTPS) => None,
+            Some(address) => Some(address.to_owned()),
+            None => self.https_as_before(),
+        }
+    }
+
+    /// Gives the port of HTTPS where it is spoken by a certificate of a name.
+    pub(super) fn by_https(&self) -> impl Fn(&str) -> Option<u16> + '_ {
+        let listening = self.dataplane.listening_https();
         let there = listening.map(|address| (address.port(), self.given()));
         move |name| {
             let (port, given) = there.as_ref()?;
@@ -127,12 +143,12 @@ impl Core {
 
     /// Has the data plane show the certificates that the public names of now have.
     pub(crate) fn show_certificates(&mut self) {
-        if self.dataplane.listening_https().is_none() {
+        if self.dataplane.listening_https().is_none() && self.durable.public.postgres.is_none() {
             return;
         }
         let now = self.engine.now();
         // Clients that ask for no name get that of `localhost`.
-        let names: BTreeSet<String> = self.names().into_keys().chain([DOMAIN.to_owned()]).collect();
+        let names: BTreeSet<String> = self.names().into_keys().chain(self.database_names()).chain([DOMAIN.to_owned()]).collect();
         let is_due = self.shown.local.values().any(|(_, renew)| *renew <= now);
         if self.shown.names.as_ref() == Some(&names) && !is_due {
             return;
@@ -176,10 +192,10 @@ impl Core {
         Ok(authority)
     }
 
-    /// Where people find a service. `to_https`: what [`Self::to_https`] gives.
-    pub(super) fn public_url(&self, service: &Service, to_https: impl Fn(&str) -> Option<u16>) -> String {
+    /// Where people find a service. `by_https`: what [`Self::by_https`] gives.
+    pub(super) fn public_url(&self, service: &Service, by_https: impl Fn(&str) -> Option<u16>) -> String {
         let name = public_names(service).into_iter().next().map_or_else(|| subdomain(service), |(name, _)| name);
-        if let Some(port) = to_https(&name) {
+        if let Some(port) = by_https(&name) {
             return if port == 443 { format!("https://{name}") } else { format!("https://{name}:{port}") };
         }
         let port = self.dataplane.listening().map_or(80, |address| address.port());
@@ -187,19 +203,58 @@ impl Core {
     }
 
     /// Changes settings of the ingress, all or none, and shows them.
-    pub(super) fn ingress(&mut self, set: &[(String, String)], reply: &Reply) {
+    pub(super) async fn ingress(&mut self, set: &[(String, String)], reply: &Reply) {
         let mut settings = self.durable.public.clone();
         for (key, value) in set {
-            if let Err((message, hint)) = settings.set(key, value) {
+            let key = match self.own_limit(key, value) {
+                Ok(key) => key,
+                Err(failure) => return end(reply, Some(failure)),
+            };
+            if let Err((message, hint)) = settings.set(&key, value) {
                 return end(reply, Some(Failure { message, hint: Some(hint), exit_code: 2 }));
             }
         }
         if settings != self.durable.public {
+            // While nothing is served, that waits for the first `up`.
+            if self.dataplane.is_serving() && settings.postgres != self.durable.public.postgres {
+                if let Err(failure) = self.dataplane.listen_databases(settings.postgres).await {
+                    return end(reply, Some(failure));
+                }
+                if let Err(error) = self.dataplane.ensure().await {
+                    return end(reply, Some(Failure { message: crate::chain(&error), hint: None, exit_code: 3 }));
+                }
+            }
             self.durable.public = settings;
+            self.open_databases();
             self.certificates_changed();
         }
         let _ = reply.send(Event::Ingress { settings: self.durable.public.rows() });
         end(reply, None);
+    }
+
+    /// Has another process serve instead of the one that does.
+    pub(super) async fn restart_ingress(&mut self, reply: &Reply) {
+        if !self.dataplane.is_serving() {
+            let hint = "it begins with the first `moat up`".to_owned();
+            return end(reply, Some(Failure::refused("the ingress does not serve", Some(hint))));
+        }
+        let failure = |error| Failure { message: crate::chain(&error), hint: Some("the one that served goes on".to_owned()), exit_code: 3 };
+        let outcome = self.dataplane.replace().await;
+        let _ = reply.send(Event::Ingress { settings: self.durable.public.rows() });
+        end(reply, outcome.err().map(failure));
+    }
+
+    /// A setting with the service in it by its slug; refused where there is none that is public. What was set of one that is gone can be
+    /// taken back.
+    fn own_limit(&self, key: &str, value: &str) -> Result<String, Failure> {
+        let Some(name) = key.strip_prefix(OWN_LIMIT).filter(|_| value != "default") else { return Ok(key.to_owned()) };
+        let slug = self.find(name)?;
+        match self.desired.services.get(&slug).map(|service| service.kind) {
+            Some(kind) if !kind.is_public() => {
+                Err(Failure::refused(format!("`{slug}` is a {}: clients don't ask it", kind.phrase()), None))
+            }
+            Some(_) | None => Ok(format!("{OWN_LIMIT}{slug}")),
+        }
     }
 
     pub(super) fn authority(&mut self, reply: &Reply) {

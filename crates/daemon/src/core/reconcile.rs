@@ -4,12 +4,13 @@ use super::Core;
 use super::deploys::engine_words;
 use crate::deploy::{Deploy, DeployPhase};
 use crate::protocol::ServicePhase;
+use crate::settings::Sleep;
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
 use moat_model::{AddressPair, DesiredState, InstanceId, LinkName, Purpose, Slug};
-use moat_planner::diff::Situation;
+use moat_planner::Step;
+use moat_planner::diff::{self, Changes, Situation};
 use moat_planner::policy::LiveInstance;
-use moat_planner::{Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,7 @@ impl Core {
                     service.vip = wanted.vip;
                     service.allow_from.clone_from(&wanted.allow_from);
                     service.egress = wanted.egress.clone();
+                    service.public.clone_from(&wanted.public);
                     *wanted = service;
                 }
             }
@@ -49,11 +51,12 @@ impl Core {
         if self.backoff.get(slug).and_then(|b| b.until).is_some_and(|until| until > Instant::now()) {
             return true;
         }
-        let exclusive = self.durable.deployed.get(slug).is_some_and(|d| moat_planner::diff::is_exclusive(&d.service));
+        let exclusive = self.durable.deployed.get(slug).is_some_and(|d| diff::is_exclusive(&d.service));
         exclusive
             && self.live.values().any(|l| l.slug == *slug && l.purpose == Purpose::Serve && (l.stopping || l.fingerprint != fingerprint))
     }
 
+    /// Who runs; the policy is made anew with each step, so that the one that holds is not part of it.
     fn observed(&self) -> ObservedState {
         let instances = self
             .live
@@ -83,7 +86,7 @@ impl Core {
                 Some((id.clone(), found))
             })
             .collect();
-        ObservedState { router: true, instances, policy: NetPolicy::clone(&self.policy) }
+        ObservedState { router: true, instances, policy: NetPolicy::default() }
     }
 
     /// Instances as the policy sees them: those being stopped take no new flows by the service address.
@@ -115,21 +118,14 @@ impl Core {
         let held: BTreeSet<Slug> =
             self.durable.deployed.iter().filter(|(slug, d)| self.must_wait(slug, &d.fingerprint())).map(|(slug, _)| slug.clone()).collect();
         let situation = Situation { releases: &releases, ready: &ready, http_ports: &BTreeMap::new(), held: &held };
-        let plan = moat_planner::diff::diff_in(&state, &observed, situation, &mut self.durable.memory, &mut crate::blueprints::random);
-        self.carry_out(plan).await;
+        let changes = diff::changes(&state, &observed, situation, &mut self.durable.memory, &mut crate::blueprints::random);
+        self.carry_out(changes).await;
     }
 
-    /// Carries a plan out. Stops and starts run side by side as tasks, so that the policy is made here of what lives at
+    /// Carries changes out. Stops and starts run side by side as tasks, so that the policy is made here of what lives at
     /// this moment: an instance keeps its flows until it has stopped, and one that starts is covered before it exists.
-    async fn carry_out(&mut self, plan: Plan) {
-        let (mut starts, mut stops) = (Vec::new(), Vec::new());
-        for step in plan.steps {
-            match step {
-                Step::StartInstance { instance } => starts.push(*instance),
-                Step::StopInstance { id, grace_seconds } => stops.push((id, grace_seconds)),
-                Step::EnsureRouter | Step::SetPolicy { .. } | Step::RemoveRouter => {}
-            }
-        }
+    async fn carry_out(&mut self, changes: Changes) {
+        let Changes { stops, mut starts } = changes;
         for (id, _) in &stops {
             if let Some(live) = self.live.get_mut(id) {
                 live.ready = false;
@@ -185,7 +181,7 @@ impl Core {
     fn held(&self) -> BTreeSet<AddressPair> {
         let comes = |deploy: &&Deploy| {
             let ran = deploy.previous.as_ref().is_some_and(|previous| previous.good);
-            deploy.phase == DeployPhase::Starting && ran && moat_planner::diff::is_exclusive(&deploy.service)
+            deploy.phase == DeployPhase::Starting && ran && diff::is_exclusive(&deploy.service)
         };
         let vips = self.deploys.values().filter(comes).filter_map(|deploy| self.desired.services.get(&deploy.service.slug)?.vip);
         vips.chain(self.replaced_addresses()).collect()
@@ -216,6 +212,13 @@ impl Core {
 
     /// Keeps the phases of live services true.
     pub(super) fn refresh_phases(&mut self) {
+        let mut ready: BTreeMap<Slug, u32> = BTreeMap::new();
+        for live in self.live.values().filter(|l| l.purpose == Purpose::Serve && l.ready) {
+            match ready.get_mut(&live.slug) {
+                Some(count) => *count += 1,
+                None => drop(ready.insert(live.slug.clone(), 1)),
+            }
+        }
         for slug in self.durable.deployed.keys().cloned().collect::<Vec<_>>() {
             if self.deploys.contains_key(&slug) {
                 continue;
@@ -223,10 +226,20 @@ impl Core {
             if self.is_suspended(&slug) || self.copies.holds(&slug) {
                 continue;
             }
-            let wanted = usize::try_from(self.wanted(&slug)).unwrap_or(usize::MAX);
-            let ready = self.live.values().filter(|l| l.slug == slug && l.purpose == Purpose::Serve && l.ready).count();
+            if let Some(sleep) = self.durable.sleep.get(&slug) {
+                let phase = match sleep {
+                    Sleep::Asleep => ServicePhase::Sleeping,
+                    Sleep::Waking => ServicePhase::Starting,
+                };
+                // That a deploy failed is said until something else is to be.
+                if self.phases.get(&slug).is_none_or(|state| state.phase != ServicePhase::Failed) {
+                    self.set_phase(&slug, phase, None);
+                }
+                continue;
+            }
+            let (wanted, ready) = (self.wanted(&slug), ready.get(&slug).copied().unwrap_or_default());
             let phase = self.phases.get(&slug).map(|p| p.phase);
-            if ready >= wanted && matches!(phase, Some(ServicePhase::Restarting | ServicePhase::Starting)) {
+            if ready >= wanted && matches!(phase, Some(ServicePhase::Restarting | ServicePhase::Starting | ServicePhase::Sleeping)) {
                 self.set_phase(&slug, ServicePhase::Live, None);
             }
             if phase.is_none() {

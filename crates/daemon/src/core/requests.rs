@@ -3,7 +3,8 @@
 use super::deploys::engine_words;
 use super::{Core, Until, Waiting};
 use crate::access_log;
-use crate::blueprints::{self, Outcome};
+use crate::blueprints::{self, Doors, Outcome};
+use crate::dataplane::DEFAULT_LISTEN;
 use crate::history::DeployCause;
 use crate::logs::Wanted;
 use crate::masked;
@@ -75,7 +76,8 @@ impl Core {
             Request::SetGroupVariables { group, values } => self.set_group_variables(&group, &values, reply),
             Request::Backup { file, services, with_key } => self.backup(file, &services, with_key, reply),
             Request::Restore { file, key, services } => self.restore(file, key.as_deref(), &services, reply),
-            Request::Ingress { set } => self.ingress(&set, &reply),
+            Request::Ingress { set } => self.ingress(&set, &reply).await,
+            Request::RestartIngress => self.restart_ingress(&reply).await,
             Request::Certificate(verb) => self.certificate(verb, &reply),
             Request::Authority => self.authority(&reply),
             Request::Domains => self.domains(reply),
@@ -110,12 +112,19 @@ impl Core {
         }
     }
 
+    /// Where the ingress is to listen by a request: where it does, unless that says another place.
+    fn listen_for(&self, said: &str) -> String {
+        let listening = self.dataplane.listening().filter(|_| said == DEFAULT_LISTEN);
+        listening.map_or_else(|| said.to_owned(), |address| address.to_string())
+    }
+
     /// Reads all accepted blueprints and this one together; says what is wrong, or what they ask for.
     pub(super) fn resolve_with(&mut self, up: &UpRequest, reply: &Reply) -> Option<Outcome> {
         let mut all = self.durable.blueprints.clone();
         all.insert(up.file.clone(), up.clone());
         let mut memory = self.durable.memory.clone();
-        let outcome = blueprints::read_and_resolve(&all, &mut memory, &up.listen);
+        let (http, https) = (self.listen_for(&up.listen), self.https_door(up));
+        let outcome = blueprints::read_and_resolve(&all, &mut memory, Doors { http: &http, https: https.as_deref() });
         let refused = outcome.refusals(&up.file, &all);
         if !refused.is_empty() {
             let _ = reply.send(Event::Refused { diagnostics: refused });
@@ -145,9 +154,14 @@ impl Core {
 
     /// Makes a blueprint's state the desired one and deploys its services; those in `held` keep what runs, for the reason given,
     /// as long as they are not to be otherwise.
-    pub(super) async fn accept(&mut self, up: UpRequest, state: DesiredState, held: &BTreeMap<Slug, String>, reply: Reply) {
-        let https = up.listen_tls.clone().or_else(|| self.durable.public.listen_tls.clone());
+    pub(super) async fn accept(&mut self, mut up: UpRequest, state: DesiredState, held: &BTreeMap<Slug, String>, reply: Reply) {
+        up.listen = self.listen_for(&up.listen);
+        let https = self.https_door(&up);
         if let Err(failure) = self.dataplane.listen(&up.listen, https.as_deref()).await {
+            end(&reply, Some(failure));
+            return;
+        }
+        if let Err(failure) = self.dataplane.listen_databases(self.durable.public.postgres).await {
             end(&reply, Some(failure));
             return;
         }
@@ -218,8 +232,13 @@ impl Core {
             state.services.insert(slug.clone(), kept.clone());
         }
         state.generation = self.durable.generation;
+        let (known, maintained) = (self.desired.services.keys().cloned().collect::<Vec<_>>(), self.maintained());
         self.desired = state;
+        self.open_databases();
         self.follow_blueprints();
+        for slug in known {
+            self.record_maintenance(&slug, maintained.get(&slug).map(String::as_str));
+        }
     }
 
     /// Sends what happens from now on to one connection, until it closes. The loop itself sends, so that an answer's end
@@ -278,6 +297,7 @@ impl Core {
             self.cron_late.remove(slug);
             self.scalers.remove(slug);
             self.durable.settings.remove(slug);
+            self.durable.sleep.remove(slug);
         }
         self.hooks_due.retain(|slug, _| !services.contains(slug));
     }
@@ -407,7 +427,7 @@ impl Core {
     async fn status(&self) -> Status {
         // Pids are the system's to know; a failure leaves them out.
         let observed = self.engine.observe().await.unwrap_or_default();
-        let to_https = self.to_https();
+        let by_https = self.by_https();
         let services = self.desired.services.values().map(|service| {
             let slug = &service.slug;
             let mut mine: Vec<_> = self.live.iter().filter(|(_, l)| l.slug == *slug).collect();
@@ -437,7 +457,7 @@ impl Core {
                 }),
                 name: service.name.clone(),
                 blueprint: service.blueprint.clone(),
-                url: service.kind.is_public().then(|| self.public_url(service, &to_https)),
+                url: if service.kind.is_public() { Some(self.public_url(service, &by_https)) } else { self.database_url(service) },
                 internal: service.vip.map(|_| match self.main_port(service) {
                     Some(port) => format!("{slug}:{port}"),
                     None => slug.to_string(),

@@ -2,7 +2,7 @@
 
 use super::Core;
 use super::deploys::engine_words;
-use crate::blueprints;
+use crate::blueprints::{self, Doors};
 use crate::protocol::ServicePhase;
 use moat_model::{Severity, Slug};
 use moat_planner::Step;
@@ -13,18 +13,31 @@ use tokio::time::Instant;
 const OPEN_AGAIN: Duration = Duration::from_secs(2);
 
 impl Core {
+    /// Where the ingress listens: where the service manager says, else where it did.
+    fn listen_as_before(&self, before: &str) -> String {
+        self.dataplane.listening().map_or_else(|| before.to_owned(), |address| address.to_string())
+    }
+
+    /// Where it listens for HTTPS, if it does: where it did, else where the service manager says.
+    pub(super) fn https_as_before(&self) -> Option<String> {
+        let handed = || self.dataplane.listening_https().map(|address| address.to_string());
+        self.durable.public.listen_tls.clone().or_else(handed)
+    }
+
     /// Makes the router and has the data plane serve. What is not possible yet (a port that is taken, an address that is not up)
     /// is said, and tried again by [`Self::go_on_opening`].
     async fn open_network(&mut self) {
         let Some(first) = self.durable.blueprints.values().next() else { return };
-        let listen = first.listen.clone();
+        let (http, https) = (self.listen_as_before(&first.listen), self.https_as_before());
         self.open_due = Some(Instant::now() + OPEN_AGAIN);
         let mut problem = None;
         if let Err(error) = self.engine.apply(&Step::EnsureRouter).await {
             problem = Some(engine_words(&error));
         } else {
             self.policy = self.engine.policy();
-            if let Err(failure) = self.dataplane.listen(&listen, self.durable.public.listen_tls.as_deref()).await {
+            if let Err(failure) = self.dataplane.listen(&http, https.as_deref()).await {
+                problem = Some(failure.message);
+            } else if let Err(failure) = self.dataplane.listen_databases(self.durable.public.postgres).await {
                 problem = Some(failure.message);
             } else if let Err(error) = self.dataplane.ensure().await {
                 problem = Some(crate::chain(&error));
@@ -52,7 +65,9 @@ impl Core {
     pub(super) async fn resume(&mut self) {
         let Some(first) = self.durable.blueprints.values().next().cloned() else { return };
         let all = self.durable.blueprints.clone();
-        let mut outcome = blueprints::read_and_resolve(&all, &mut self.durable.memory, &first.listen);
+        let (http, https) = (self.listen_as_before(&first.listen), self.https_as_before());
+        let doors = Doors { http: &http, https: https.as_deref() };
+        let mut outcome = blueprints::read_and_resolve(&all, &mut self.durable.memory, doors);
         for (slug, kept) in &self.durable.kept {
             outcome.state.services.insert(slug.clone(), kept.clone());
         }
@@ -63,6 +78,7 @@ impl Core {
         }
         outcome.state.generation = self.durable.generation;
         self.desired = outcome.state;
+        self.open_databases();
         for slug in lost {
             let words = outcome.diagnostics.iter().filter(|(_, d)| d.severity == Severity::Error).map(|(_, d)| d.message.clone());
             let why = words.reduce(|all, one| format!("{all}; {one}")).unwrap_or_else(|| "it does not name it".to_owned());

@@ -4,6 +4,7 @@ use super::{Core, Msg};
 use crate::autoscale::{Load, Scaler};
 use moat_engine_linux::Usage;
 use moat_model::{InstanceId, Limits, Purpose, Slug};
+use moat_store::EventKind;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -82,7 +83,7 @@ impl Core {
             let scaler = self.scalers.entry(slug.clone()).or_insert_with(|| Scaler::new(start));
             if let Some(count) = scaler.take(&scaling, ready, average, now) {
                 let used = format!("{:.0} % CPU and {:.0} % memory in use", average.cpu, average.memory);
-                self.notice(Some(&slug), format!("scaled to {count}: {used} on average"));
+                self.tell(EventKind::Scaled, Some(&slug), format!("scaled to {count}: {used} on average"));
             }
         }
     }

@@ -6,6 +6,8 @@ use crate::history::DeployCause;
 use crate::protocol::{Failure, ServicePhase};
 use crate::settings::{Maintenance, Scale, Settings};
 use moat_model::{DesiredState, InstanceId, Purpose, Service, ServiceKind, Slug};
+use moat_store::EventKind;
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// The most instances of one service.
@@ -47,7 +49,7 @@ impl Core {
     /// How many instances of what is deployed should serve.
     pub(crate) fn wanted(&self, slug: &Slug) -> u32 {
         let Some(service) = self.deployed(slug).map(|deployed| &deployed.service) else { return 0 };
-        if self.is_suspended(slug) || self.copies.holds(slug) || service.instances == 0 {
+        if self.is_suspended(slug) || self.is_asleep(slug) || self.copies.holds(slug) || service.instances == 0 {
             return 0;
         }
         match (&service.scaling, self.settings(slug).and_then(|settings| settings.scale.as_ref())) {
@@ -63,7 +65,7 @@ impl Core {
             let scale = self.settings(&service.slug).and_then(|settings| settings.scale.as_ref());
             let scaler = self.scalers.get(&service.slug);
             service.instances = match (&service.scaling, scaler, scale) {
-                _ if self.is_suspended(&service.slug) => 0,
+                _ if self.is_suspended(&service.slug) || self.is_asleep(&service.slug) => 0,
                 (Some(scaling), Some(scaler), _) => scaler.count(scaling),
                 (None, _, Some(scale)) if scale.over == service.instances => scale.instances,
                 _ => service.instances,
@@ -129,10 +131,15 @@ impl Core {
             let hint = format!("from 1 to {MOST_INSTANCES}; `moat suspend {slug}` stops it");
             return refuse("that many instances can't be".to_owned(), Some(hint));
         }
+        let text = match instances {
+            Some(count) => format!("it was scaled to {count}"),
+            None => format!("it was scaled to what its blueprint says: {written}"),
+        };
+        self.record(EventKind::Scaled, Some(&slug), text, json!({ "instances": instances.unwrap_or(written), "asked": true }));
         self.set(&slug, |settings| {
             settings.scale = instances.filter(|count| *count != written).map(|instances| Scale { instances, over: written });
         });
-        if self.is_suspended(&slug) || self.deployed(&slug).is_none() {
+        if self.is_suspended(&slug) || self.is_asleep(&slug) || self.deployed(&slug).is_none() {
             return end(&reply, None);
         }
         self.followers.push(reply.clone());
@@ -143,6 +150,9 @@ impl Core {
 
     pub(super) fn suspend(&mut self, slug: Slug, reply: Reply) {
         self.cancel_deploys(&slug, "the service was suspended");
+        if !self.is_suspended(&slug) {
+            self.record(EventKind::Suspended, Some(&slug), "it was suspended", json!({}));
+        }
         self.set(&slug, |settings| settings.suspended = true);
         self.backoff.remove(&slug);
         self.cron_late.remove(&slug);
@@ -161,6 +171,7 @@ impl Core {
         if !self.is_suspended(&slug) {
             return end(&reply, Some(Failure::refused(format!("`{slug}` is not suspended"), None)));
         }
+        self.record(EventKind::Resumed, Some(&slug), "it was resumed", json!({}));
         self.set(&slug, |settings| settings.suspended = false);
         self.followers.push(reply.clone());
         if let Some(service) = self.desired.services.get(&slug).cloned() {
@@ -176,10 +187,28 @@ impl Core {
             let message = format!("`{slug}` is a {}: maintenance mode is of web services", service.kind.phrase());
             return end(reply, Some(Failure::refused(message, None)));
         }
-        let over = service.maintenance;
+        let (over, before) = (service.maintenance, self.maintenance(service));
         self.set(slug, |settings| {
             settings.maintenance = (on != over || page.is_some()).then_some(Maintenance { on, page, over });
         });
+        self.record_maintenance(slug, before.as_deref());
         end(reply, None);
+    }
+
+    /// The page that the ingress answers with instead of each service.
+    pub(super) fn maintained(&self) -> BTreeMap<Slug, String> {
+        self.desired.services.values().filter_map(|service| Some((service.slug.clone(), self.maintenance(service)?))).collect()
+    }
+
+    /// Records that the ingress answers instead of a service from now on, or no longer, or with another page than before.
+    pub(super) fn record_maintenance(&mut self, slug: &Slug, before: Option<&str>) {
+        let now = self.desired.services.get(slug).and_then(|service| self.maintenance(service));
+        let text = match (before, now.as_deref()) {
+            (before, now) if before == now => return,
+            (None, Some(_)) => "maintenance mode is on: the ingress answers instead of it",
+            (Some(_), Some(_)) => "maintenance mode has another page",
+            (_, None) => "maintenance mode is off",
+        };
+        self.record(EventKind::Maintenance, Some(slug), text, json!({ "on": now.is_some() }));
     }
 }

@@ -56,7 +56,13 @@ impl Core {
             return end(reply, Some(Failure::refused(format!("the durable state can't be written: {}", crate::chain(&error)), None)));
         }
         tracing::info!(program = %program.display(), "handing over");
-        let error = std::process::Command::new(by_handle(file)).arg0(program).args(std::env::args_os().skip(1)).exec();
+        let mut command = std::process::Command::new(by_handle(file));
+        command.arg0(program).args(std::env::args_os().skip(1));
+        // The data plane has what was handed in, and gives it back; here it is closed.
+        for name in crate::handed::VARIABLES {
+            command.env_remove(name);
+        }
+        let error = command.exec();
         end(reply, Some(Failure::refused(format!("`{}` can't be run: {error}", program.display()), None)));
     }
 }

@@ -126,15 +126,20 @@ impl Core {
     }
 
     pub(super) fn name_denied(&self, from: IpAddr, to: IpAddr, proto: u8, port: u16, packets: u64) -> DeniedFlow {
-        let name = |address: IpAddr| self.names.get(&address).cloned().unwrap_or_else(|| address.to_string());
-        let because = match (self.peer_of(from), self.peer_of(to)) {
+        let name = |address: IpAddr, peer: Option<&Peer>| match peer {
+            Some(Peer::Build(slug)) => format!("build of {slug}"),
+            Some(Peer::Service(slug)) => slug.to_string(),
+            Some(Peer::Internet | Peer::Ingress | Peer::Host) | None => address.to_string(),
+        };
+        let (source, target) = (self.peer_of(from), self.peer_of(to));
+        let because = match (&source, &target) {
             (Some(a), Some(b)) => {
                 let endpoint = match proto {
                     6 => Some(Endpoint { proto: Proto::Tcp, port }),
                     17 => Some(Endpoint { proto: Proto::Udp, port }),
                     _ => None,
                 };
-                match moat_planner::reach::verdict(&self.desired, &a, &b, endpoint) {
+                match moat_planner::reach::verdict(&self.desired, a, b, endpoint) {
                     Verdict::Deny { because } => moat_planner::explain::reason_word(because).to_owned(),
                     Verdict::Allow { .. } => "not-ready".to_owned(),
                 }
@@ -150,7 +155,7 @@ impl Core {
             132 => "sctp".to_owned(),
             other => format!("protocol {other}"),
         };
-        DeniedFlow { from: name(from), to: name(to), proto, port, packets, because }
+        DeniedFlow { from: name(from, source.as_ref()), to: name(to, target.as_ref()), proto, port, packets, because }
     }
 
     pub(super) fn slug_of(&self, address: IpAddr) -> Option<Slug> {

@@ -25,7 +25,9 @@ impl Core {
             value: show.then(|| value.clone()),
             default: !service.written_keys.contains(key),
         });
-        let _ = reply.send(Event::Variables { variables: variables.collect() });
+        let urls = self.database_urls(service).into_iter();
+        let urls = urls.map(|(key, url)| Variable { key: key.to_owned(), value: show.then_some(url), default: true });
+        let _ = reply.send(Event::Variables { variables: variables.chain(urls).collect() });
         end(reply, None);
     }
 

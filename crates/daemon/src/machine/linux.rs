@@ -1,6 +1,6 @@
 //! This machine: the Linux engine, and connections from inside instances' namespaces.
 
-use super::{Doing, Machine, Tell};
+use super::{Doing, HealthCheck, Machine, Tell};
 use crate::ready::postgres;
 use http_body_util::Empty;
 use hyper::body::Bytes;
@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 /// The longest that a health check, or a database's first session, may take.
@@ -45,8 +46,8 @@ impl Machine for LinuxEngine {
     fn listeners<'a>(&'a self, id: &'a InstanceId) -> Doing<'a, Result<Vec<Listener>, EngineError>> {
         Box::pin(moat_engine::Engine::listeners(self, id))
     }
-    fn ask_health<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, host: &'a str, path: &'a str) -> Doing<'a, Result<(), String>> {
-        Box::pin(in_time(health(self, id, to, host, path)))
+    fn ask_health<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, check: HealthCheck<'a>) -> Doing<'a, Result<(), String>> {
+        Box::pin(in_time(health(self, id, to, check)))
     }
     fn ask_postgres<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, server: &'a PostgresWorkload) -> Doing<'a, Result<(), String>> {
         Box::pin(in_time(async move {
@@ -132,8 +133,12 @@ async fn connect(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr) -> Resul
 }
 
 /// One GET with the service's own host name; 2xx and 3xx are healthy.
-async fn health(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, host: &str, path: &str) -> Result<(), String> {
-    let stream = connect(engine, id, to).await?;
+async fn health(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, check: HealthCheck<'_>) -> Result<(), String> {
+    let HealthCheck { host, path, proxy_header } = check;
+    let mut stream = connect(engine, id, to).await?;
+    if let Some(version) = proxy_header {
+        stream.write_all(moat_ingress::own_header(version)).await.map_err(|error| format!("no connection ({error})"))?;
+    }
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let task = tokio::spawn(connection);
     let request = hyper::Request::get(path)

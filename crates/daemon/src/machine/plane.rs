@@ -34,11 +34,17 @@ impl Plane for Served {
     fn listen<'a>(&'a mut self, http: &'a str, https: Option<&'a str>) -> Doing<'a, Result<(), Failure>> {
         Box::pin(self.plane.listen(http, https))
     }
+    fn listen_databases(&mut self, at: Option<SocketAddr>) -> Doing<'_, Result<(), Failure>> {
+        Box::pin(self.plane.listen_databases(at))
+    }
     fn is_serving(&self) -> bool {
         self.plane.is_serving()
     }
     fn ensure(&mut self) -> Doing<'_, Result<(), PlaneError>> {
         Box::pin(self.plane.ensure(&self.network))
+    }
+    fn replace(&mut self) -> Doing<'_, Result<(), PlaneError>> {
+        Box::pin(self.plane.replace())
     }
     fn show(&self, certificates: CertificateSet) {
         self.plane.show(certificates);

@@ -1,7 +1,7 @@
 //! One process, as the daemon sees it: configured with each change, told to drain or to stop, seen to end.
 
-use super::Told;
 use super::start::{Handle, Met};
+use super::{News, Tell, Told};
 use crate::channel::Channel;
 use crate::message::{Measures, Order, PROTOCOL, Report};
 use crate::{CertificateSet, Config, Stamp};
@@ -41,8 +41,8 @@ impl Known {
             }
             Report::Refused { have } => self.refused = Some(have),
             Report::Holds { holds } => self.holds = holds,
-            // Told to who asked.
-            Report::Measured(_) => {}
+            // Told to who asked, and to who keeps the processes.
+            Report::Measured(_) | Report::Wanted { .. } => {}
         }
     }
 }
@@ -77,13 +77,17 @@ pub(super) struct Link {
 impl Link {
     /// Goes on with a process: it gets each configuration from now on, if it speaks this version of the protocol. `pulse` is
     /// touched with whatever becomes known of it, and what it applied is told at once while it is the one that accepts.
-    pub fn new(met: Met, wanted: Wanted, pulse: watch::Sender<()>, telling: watch::Sender<Told>) -> Self {
+    pub fn new(met: Met, wanted: Wanted, pulse: watch::Sender<()>, telling: watch::Sender<Told>, told_of: Tell) -> Self {
         let Met { hello, channel, handle, .. } = met;
         let known = watch::Sender::new(Known { applied: hello.stamp, holds: hello.holds, ..Known::default() });
         let (orders, given) = mpsc::unbounded_channel();
         let link = Self { pid: hello.pid, handle, orders, known: known.subscribe() };
         tokio::spawn(async move {
             let learn = |report: Report| {
+                if let Report::Wanted { services } = &report {
+                    told_of(News::Wanted(services.clone()));
+                    return;
+                }
                 known.send_modify(|known| known.note(report));
                 let applied = known.borrow().applied;
                 telling.send_if_modified(|told| {

@@ -14,6 +14,7 @@ use crate::message::Measures;
 use crate::{CertificateSet, Config, Sockets, Stamp, folder};
 use link::{Known, Link, LogTo, Wanted};
 use moat_ingress::LogFormat;
+use moat_model::Slug;
 use start::Met;
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -45,6 +46,18 @@ enum Command {
     Stop(oneshot::Sender<()>),
 }
 
+/// What comes up while processes serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// Something that people should know.
+    Said(String),
+    /// Somebody asks for these services, which sleep.
+    Wanted(BTreeSet<Slug>),
+}
+
+/// Takes what comes up.
+type Tell = Arc<dyn Fn(News) + Send + Sync>;
+
 /// What is known of all processes.
 #[derive(Debug, Clone, Default)]
 struct Told {
@@ -69,8 +82,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Finds the process that an earlier daemon left, if any; gives its sockets too. `said` gets what people should know.
-    pub async fn find(place: Place, said: impl Fn(String) + Send + Sync + 'static) -> (Self, Option<Sockets>) {
+    /// Finds the process that an earlier daemon left, if any; gives its sockets too. `told_of` gets what comes up.
+    pub async fn find(place: Place, told_of: impl Fn(News) + Send + Sync + 'static) -> (Self, Option<Sockets>) {
         let (commands, asked) = mpsc::unbounded_channel();
         let (config, configured) = watch::channel(None);
         let (certificates, shown) = watch::channel(None);
@@ -91,7 +104,7 @@ impl Keeper {
             wanted: Wanted { certificates: shown, log: logged, config: configured },
             telling,
             pulse,
-            said: Box::new(said),
+            told_of: Arc::new(told_of),
             retry: None,
         };
         for mut met in met {
@@ -190,6 +203,7 @@ impl Keeper {
                 | crate::HostState::Moved { .. }
                 | crate::HostState::Held { .. }
                 | crate::HostState::NoInstance { .. }
+                | crate::HostState::Asleep
                 | crate::HostState::Suspended
                 | crate::HostState::Maintenance { .. } => None,
             }));
@@ -232,14 +246,18 @@ struct Task {
     telling: watch::Sender<Told>,
     /// Given to each link, which tells by it that it knows something new.
     pulse: watch::Sender<()>,
-    said: Box<dyn Fn(String) + Send + Sync>,
+    told_of: Tell,
     /// When another start is tried, and the pause after it.
     retry: Option<(Instant, Duration)>,
 }
 
 impl Task {
     fn link(&self, met: Met) -> Link {
-        Link::new(met, self.wanted.clone(), self.pulse.clone(), self.telling.clone())
+        Link::new(met, self.wanted.clone(), self.pulse.clone(), self.telling.clone(), Arc::clone(&self.told_of))
+    }
+
+    fn say(&self, text: String) {
+        (self.told_of)(News::Said(text));
     }
 
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, mut news: watch::Receiver<()>) {
@@ -300,14 +318,14 @@ impl Task {
         });
         let Some(known) = self.current.as_ref().map(Link::known) else { return };
         if known.ended {
-            (self.said)("the data plane's process ended: starting another".to_owned());
+            self.say("the data plane's process ended: starting another".to_owned());
             if let Some(link) = self.current.take() {
                 forget(&self.place.run, link.pid);
             }
             self.tell();
             self.start_again().await;
         } else if let Some(have) = known.refused {
-            (self.said)(format!(
+            self.say(format!(
                 "the data plane serves by generation {}, which is newer than what is known here: replacing it",
                 have.generation.0
             ));
@@ -350,7 +368,7 @@ impl Task {
     /// Replaces a process that can't go on.
     async fn replace_or_end(&mut self) {
         if let Err(error) = self.replace(Path::new(OWN_PROGRAM)).await {
-            (self.said)(format!("the data plane could not be replaced: {}", chain(&error)));
+            self.say(format!("the data plane could not be replaced: {}", chain(&error)));
             self.outdated = false;
             // It would be asked again at once: it ends, and another is started as for any that ends.
             if let Some(link) = &self.current {
@@ -367,7 +385,7 @@ impl Task {
         match self.start(Path::new(OWN_PROGRAM)).await {
             Ok(link) => self.current = Some(link),
             Err(error) => {
-                (self.said)(format!("the data plane could not be started: {}", chain(&error)));
+                self.say(format!("the data plane could not be started: {}", chain(&error)));
                 self.retry_after(pause);
             }
         }

@@ -25,6 +25,8 @@ pub struct Place {
     pub run: PathBuf,
     /// The folder that all sites are below.
     pub root: PathBuf,
+    /// The user that a process becomes once it has its sockets, and the group; none stays who started it.
+    pub user: Option<u32>,
 }
 
 /// Why there is no process.
@@ -142,6 +144,8 @@ pub(super) async fn start(program: &Path, place: &Place, sockets: &Sockets) -> R
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
     let mut command = Command::new(program);
     command.arg0("moat").arg("__dataplane").env("MOAT_RUN_DIR", &place.run).current_dir("/").stdin(Stdio::from(OwnedFd::from(theirs)));
+    // What the service manager handed in is not for it to take.
+    command.env_remove("LISTEN_PID").env_remove("LISTEN_FDS").env_remove("LISTEN_FDNAMES");
     let mut child = command.spawn().map_err(failed)?;
     // Its end of the conversation is its own alone: that it closes tells of its end.
     drop(command);
@@ -158,7 +162,7 @@ pub(super) async fn start(program: &Path, place: &Place, sockets: &Sockets) -> R
     let greeted = timeout(GREETED_WITHIN, channel.receive::<Hello>()).await;
     let outcome = match greeted {
         Ok(Ok(Some((hello, _)))) if hello.role == ROLE && hello.protocol == PROTOCOL => {
-            let order = Order::Start { root: place.root.clone() };
+            let order = Order::Start { root: place.root.clone(), user: place.user };
             channel.send(&order, &sockets.each()).await.map(|()| hello).map_err(KeepError::Talk)
         }
         Ok(Ok(Some((hello, _)))) => Err(KeepError::Version(hello.protocol)),

@@ -1,9 +1,11 @@
 //! What the process may do once it has its sockets: very little.
 //!
-//! It sees no file but those below the folder of releases, has no capability, and can't get one back. Connections towards
+//! It is a user of its own, who owns nothing; it sees no file but those below the folder of releases, has no capability, and
+//! can't get one back. Connections towards
 //! instances need none: a thread that stays in the router namespace makes their sockets.
 
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,10 +24,10 @@ pub fn raise_open_files() {
     }
 }
 
-/// Gives up everything but the files below `root`; where these are found from now on.
+/// Gives up everything but the files below `root` that `user` may read; where these are found from now on.
 ///
-/// Capabilities belong to threads: those that are started later inherit this.
-pub fn confine(root: &Path) -> PathBuf {
+/// Capabilities and users belong to threads: those that are started later inherit this.
+pub fn confine(root: &Path, user: Option<u32>) -> PathBuf {
     // What can't be given up (in a sandbox that allows little anyway) does not keep it from serving.
     let base = match std::os::unix::fs::chroot(root).and_then(|()| std::env::set_current_dir("/")) {
         Ok(()) => PathBuf::from("/"),
@@ -34,14 +36,25 @@ pub fn confine(root: &Path) -> PathBuf {
             root.to_owned()
         }
     };
-    give_up_privileges();
+    give_up_privileges(user);
     base
 }
 
-/// Gives up the capabilities of the calling thread, and what could bring them back.
-pub fn give_up_privileges() {
+/// Has the calling thread be `user` (and of the group of that number, and no other) without capabilities, and what could bring
+/// these back given up. Without a user it stays who it is.
+pub fn give_up_privileges(user: Option<u32>) {
     if let Err(error) = nix::sys::prctl::set_no_new_privs() {
         tracing::warn!(%error, "the data plane may gain privileges");
+    }
+    // The system calls, which are for one thread: each of this process' gives up its own.
+    let become_user = |user| {
+        let (user, group) = (Uid::from_raw(user), Gid::from_raw(user));
+        set_thread_groups(&[])?;
+        set_thread_res_gid(group, group, group)?;
+        set_thread_res_uid(user, user, user)
+    };
+    if let Some(Err(error)) = user.map(become_user) {
+        tracing::warn!(%error, "the data plane runs as the user of the daemon");
     }
     let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
     if let Err(error) = rustix::thread::set_capabilities(None, none) {

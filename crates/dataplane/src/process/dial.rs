@@ -20,14 +20,14 @@ pub struct RouterDial {
 }
 
 impl RouterDial {
-    /// Enters the namespace. The thread ends when this is dropped.
+    /// Enters the namespace, and is `user` from then on. The thread ends when this is dropped.
     ///
     /// # Errors
     /// When the namespace can't be entered.
-    pub fn enter(router: BorrowedFd<'_>) -> io::Result<Self> {
+    pub fn enter(router: BorrowedFd<'_>, user: Option<u32>) -> io::Result<Self> {
         let (wanted, asked) = mpsc::channel::<Wanted>();
         ns::stay_in(router, move || {
-            super::confine::give_up_privileges();
+            super::confine::give_up_privileges(user);
             while let Ok((family, reply)) = asked.recv() {
                 // Who asked may have given up.
                 let _ = reply.send(ns::tcp_socket(family));

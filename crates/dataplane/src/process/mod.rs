@@ -80,12 +80,12 @@ pub fn main(run: &Path) -> Result<(), ProcessError> {
     let waiting = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(system("make a runtime"))?;
     let started = waiting.block_on(start(parent))?;
     drop(waiting);
-    let Some((root, sockets, conversation)) = started else {
+    let Some(Begun { root, user, sockets, conversation }) = started else {
         own.remove();
         return Ok(());
     };
-    let dial = dial::RouterDial::enter(sockets.router.as_fd()).map_err(ProcessError::Router)?;
-    let base = confine::confine(&root);
+    let dial = dial::RouterDial::enter(sockets.router.as_fd(), user).map_err(ProcessError::Router)?;
+    let base = confine::confine(&root, user);
     let threads = std::thread::available_parallelism().map_or(FEWEST_THREADS, |n| n.get().max(FEWEST_THREADS));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().map_err(system("make a runtime"))?;
@@ -103,8 +103,16 @@ pub fn main(run: &Path) -> Result<(), ProcessError> {
     outcome.map_err(system("serve"))
 }
 
+/// What it is given first.
+struct Begun {
+    root: PathBuf,
+    user: Option<u32>,
+    sockets: Sockets,
+    conversation: Parked,
+}
+
 /// Waits for the sockets; `None` when the daemon is gone before it gave them.
-async fn start(parent: UnixStream) -> Result<Option<(PathBuf, Sockets, Parked)>, ProcessError> {
+async fn start(parent: UnixStream) -> Result<Option<Begun>, ProcessError> {
     let mut channel = Channel::of_std(parent).map_err(ProcessError::NoDaemon)?;
     let hello =
         Hello { role: ROLE.to_owned(), protocol: PROTOCOL, pid: std::process::id(), stamp: None, draining: false, holds: BTreeSet::new() };
@@ -112,10 +120,10 @@ async fn start(parent: UnixStream) -> Result<Option<(PathBuf, Sockets, Parked)>,
         return Ok(None);
     }
     match channel.receive::<Order>().await {
-        Ok(Some((Order::Start { root }, fds))) => {
+        Ok(Some((Order::Start { root, user }, fds))) => {
             let missing = || ProcessError::Foreign(io::Error::other("sockets are missing"));
             let sockets = Sockets::received(fds).ok_or_else(missing)?;
-            Ok(Some((root, sockets, channel.park().map_err(ProcessError::NoDaemon)?)))
+            Ok(Some(Begun { root, user, sockets, conversation: channel.park().map_err(ProcessError::NoDaemon)? }))
         }
         Ok(Some((Order::Configure(_) | Order::Certificates(_) | Order::Log { .. } | Order::Measure, _))) => {
             Err(ProcessError::Foreign(io::Error::other("a configuration came before the sockets")))

@@ -4,12 +4,13 @@ use super::dial::RouterDial;
 use super::shown::Shown;
 use crate::channel::Channel;
 use crate::message::{Hello, Measures, Order, PROTOCOL, ROLE, Report};
-use crate::{CertificateSet, Config, Host, HostState, SiteFiles, Sockets, Stamp};
+use crate::{CertificateSet, Config, DatabaseHost, Host, HostState, SiteFiles, Sockets, Stamp};
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use moat_dns::Zones;
 use moat_ingress::{
-    Limiter, Listeners, LogFiles, LogFormat, Policy, Records, Route, RouteState, RouteTable, Routes, Rules, Settings, Site, Tls,
+    Database, Databases, Limiter, Listeners, LogFiles, LogFormat, Policy, Records, Route, RouteState, RouteTable, Routes, Rules, Settings,
+    Site, Tls,
 };
 use moat_model::Slug;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +49,7 @@ pub struct Plane {
     dial: Arc<RouterDial>,
     records: Records,
     tls: Arc<Tls>,
+    databases: watch::Sender<Arc<Databases>>,
     /// Where the folders of sites are.
     base: PathBuf,
     phase: watch::Sender<Phase>,
@@ -78,6 +80,7 @@ impl Plane {
             dial: Arc::new(dial),
             records: Records::default(),
             tls: Arc::new(tls),
+            databases: watch::Sender::default(),
             base,
             phase: watch::Sender::new(Phase::Fresh),
             holds: watch::Sender::default(),
@@ -117,13 +120,24 @@ impl Plane {
     pub async fn serve(&self) -> io::Result<()> {
         self.reached(Phase::Serving).await;
         let sockets = self.state().sockets.as_ref().map(Sockets::duplicate).transpose()?;
-        let Some(Sockets { ingress, dns_udp, dns_tcp, https, .. }) = sockets else { return Ok(()) };
+        let Some(Sockets { ingress, dns_udp, dns_tcp, https, databases, .. }) = sockets else { return Ok(()) };
         let https = https.map(|https| TcpListener::from_std(https.into())).transpose()?.map(|https| (https, Arc::clone(&self.tls)));
         let listeners = Listeners { http: TcpListener::from_std(ingress.into())?, https };
         let (udp, tcp) = (UdpSocket::from_std(dns_udp.into())?, TcpListener::from_std(dns_tcp.into())?);
         let settings = Settings { drain_wait: DRAIN_LIMIT, linger: LINGER, keep_tunnels: true, ..Settings::default() };
         let (routes, dial) = (Arc::clone(&self.routes), Arc::clone(&self.dial));
         let ingress = moat_ingress::serve_with(listeners, routes, dial, self.reached(Phase::Draining), settings, self.records.clone());
+        let databases = databases.map(|listener| TcpListener::from_std(listener.into())).transpose()?;
+        let databases = databases.map(|listener| {
+            let (tls, dial) = (Arc::clone(&self.tls), Arc::clone(&self.dial));
+            let stop = self.reached(Phase::Draining);
+            let served = moat_ingress::serve_databases(listener, self.databases.subscribe(), tls, dial, stop, DRAIN_LIMIT);
+            tokio::spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::error!(%error, "clients of databases are accepted no more");
+                }
+            })
+        });
         let (zones, resolvers) = (Arc::clone(&self.zones), Arc::clone(&self.resolvers));
         let names = moat_dns::serve(vec![udp], vec![tcp], zones, resolvers, self.reached(Phase::Draining));
         let look = async {
@@ -144,6 +158,9 @@ impl Plane {
                 // A broken listener must not end DNS in silence: the process ends, and the daemon starts another.
                 if ended.is_ok() {
                     let _ = names.await;
+                    if let Some(databases) = databases {
+                        let _ = databases.await;
+                    }
                 }
                 ended
             } => ended,
@@ -161,12 +178,13 @@ impl Plane {
         let mut hosts = std::collections::HashMap::new();
         let mut limits: BTreeMap<Slug, Arc<Limiter>> = BTreeMap::new();
         for (name, host) in config.hosts {
-            let Host { service, upstreams, state: wanted, allow, https } = host;
+            let Host { service, upstreams, announced, state: wanted, allow, https } = host;
             let become_state = match wanted {
                 HostState::Live => RouteState::Live,
                 HostState::Moved { host } => RouteState::Moved { host },
                 HostState::Held { reason } => RouteState::Held { reason },
                 HostState::NoInstance { reason } => RouteState::NoInstance { reason },
+                HostState::Asleep => RouteState::Asleep,
                 HostState::Suspended => RouteState::Suspended,
                 HostState::Maintenance { page } => RouteState::Maintenance { page: page.as_str().into() },
                 HostState::Site(files) => {
@@ -185,13 +203,19 @@ impl Plane {
             };
             let instances = upstreams.iter().filter_map(|at| Some((*at, config.instances.get(&at.ip())?.as_str().into())));
             let meter = self.records.meters.of(&service, instances);
-            let limit = config.public.limit.map(|rate| {
+            let rate = config.public.limits.get(&service).copied().unwrap_or(config.public.limit);
+            let limit = rate.map(|rate| {
                 let before = || state.limits.get(&service).filter(|before| before.rate() == rate).cloned();
                 let limit = limits.entry(service.clone()).or_insert_with(|| before().unwrap_or_else(|| Arc::new(Limiter::new(rate))));
                 Arc::clone(limit)
             });
-            hosts.insert(name, Route { limit, service, upstreams, state: become_state, allow: allow.map(Into::into), https, meter });
+            hosts.insert(
+                name,
+                Route { limit, service, upstreams, announced, state: become_state, allow: allow.map(Into::into), https, meter },
+            );
         }
+        let database = |host: DatabaseHost| Database { service: host.service, upstreams: host.upstreams, allow: host.allow };
+        self.databases.send_replace(Arc::new(Databases(config.databases.into_iter().map(|(name, host)| (name, database(host))).collect())));
         self.zones.store(Arc::new(config.zones));
         self.resolvers.store(Arc::new(config.resolvers));
         let promise = config.public.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
@@ -312,12 +336,22 @@ async fn greet(plane: Arc<Plane>, mut channel: Channel) {
 /// Follows a daemon's orders until it is gone.
 pub async fn converse(plane: Arc<Plane>, mut channel: Channel) {
     let mut holds = plane.holds.subscribe();
+    let mut wanted = plane.routes.wanted();
+    // What was asked for while no daemon heard it.
+    wanted.mark_changed();
     loop {
         let order = tokio::select! {
             order = channel.receive::<Order>() => order,
             Ok(()) = holds.changed() => {
                 let report = Report::Holds { holds: holds.borrow_and_update().clone() };
                 if channel.send(&report, &[]).await.is_err() {
+                    break;
+                }
+                continue;
+            }
+            Ok(()) = wanted.changed() => {
+                let services = wanted.borrow_and_update().clone();
+                if !services.is_empty() && channel.send(&Report::Wanted { services }, &[]).await.is_err() {
                     break;
                 }
                 continue;

@@ -141,7 +141,7 @@ pub fn controllers(base: &str) -> Controllers {
 
 /// The base of whoever holds the namespaces.
 pub fn of_holder(pid: i32) -> Option<String> {
-    Some(group_of(&pid.to_string())?.strip_suffix(OWN)?.strip_suffix('/')?.to_owned())
+    base_of(&pid.to_string())
 }
 
 /// Moves this process to the group of Moat's own processes.
@@ -151,7 +151,7 @@ pub fn join(base: &str) -> io::Result<()> {
 
 /// Whether this process is among Moat's own, so that its children may go to groups of the base.
 pub fn joined(base: &str) -> bool {
-    group_of("self").is_some_and(|group| group.strip_suffix(OWN).and_then(|group| group.strip_suffix('/')) == Some(base))
+    base_of("self").as_deref() == Some(base)
 }
 
 /// Whether a base was made here, beside the group of whoever asked, so that no systemd removes it.
@@ -315,6 +315,11 @@ fn enable(group: &str) -> io::Result<()> {
 
 fn read(group: &str, file: &str) -> String {
     fs::read_to_string(cgroup::folder(group).join(file)).unwrap_or_default()
+}
+
+/// The base of a process that is among Moat's own.
+fn base_of(pid: &str) -> Option<String> {
+    Some(group_of(pid)?.strip_suffix(OWN)?.strip_suffix('/')?.to_owned())
 }
 
 /// The group of a process in the version 2 hierarchy, without a slash at its end.

@@ -82,6 +82,7 @@ fn expect(output: &mut BufReader<ChildStdout>, word: &str) -> Result<(), Rootles
 
 /// The role: `[RUN [BASE]]`.
 pub fn main(args: &[OsString]) -> ExitCode {
+    super::close_handed();
     if let Err(error) = hold(args.first().map(Path::new), args.get(1).and_then(|base| base.to_str())) {
         say(&error);
         return ExitCode::FAILURE;

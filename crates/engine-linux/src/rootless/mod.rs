@@ -204,6 +204,15 @@ fn first_line(mut from: impl io::BufRead) -> String {
     }
 }
 
+/// Closes the sockets that a service manager handed to whoever started this process (`sd_listen_fds(3)`): a role keeps none.
+fn close_handed() {
+    let count = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+    for number in 3..3_i32.saturating_add(count) {
+        // One that is closed already is no worse.
+        let _ = nix::unistd::close(number);
+    }
+}
+
 /// A role's whole output: one line, which may have nobody left to read it.
 fn say(line: &str) {
     use io::Write as _;

@@ -22,6 +22,7 @@ const LOOK_EVERY: u16 = 1000;
 
 /// The role: `RUN HOLDER GROUPS`, the last as JSON.
 pub fn main(args: &[OsString]) -> ExitCode {
+    super::close_handed();
     let [run, holder, groups] = args else { return ExitCode::from(2) };
     let (run, holder) = (Path::new(run), holder.to_str().and_then(|pid| pid.parse().ok()));
     let groups = groups.to_str().and_then(|text| serde_json::from_str(text).ok());

@@ -93,6 +93,7 @@ pub(super) fn publish(release: &Path, root_dir: &Path, publish: &Path, to: &Path
     };
     rustix::fs::mkdir(to, Mode::from_raw_mode(0o755)).map_err(|error| io(to, error))?;
     let target = rustix::fs::open(to, flags, Mode::empty()).map_err(|error| io(to, error))?;
+    rustix::fs::fchmod(&target, Mode::from_raw_mode(0o755)).map_err(|error| io(to, error))?;
     let mut copy = Copy { root: folder.as_fd(), published: Published::default(), buffer: vec![0; 128 * 1024] };
     copy.folder(folder.as_fd(), target.as_fd(), Path::new(""), 0)?;
     let Copy { mut published, .. } = copy;
@@ -151,6 +152,8 @@ impl Copy<'_> {
                     let inner = rustix::fs::openat(from, name, flags, Mode::empty()).map_err(|error| io(&path, error))?;
                     rustix::fs::mkdirat(to, name, Mode::from_raw_mode(0o755)).map_err(|error| io(&path, error))?;
                     let copy = rustix::fs::openat(to, name, flags, Mode::empty()).map_err(|error| io(&path, error))?;
+                    // Whoever serves it is not who publishes it.
+                    rustix::fs::fchmod(&copy, Mode::from_raw_mode(0o755)).map_err(|error| io(&path, error))?;
                     self.folder(inner.as_fd(), copy.as_fd(), &path, depth + 1)?;
                 }
                 FileType::RegularFile => {

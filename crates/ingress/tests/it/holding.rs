@@ -52,6 +52,27 @@ async fn held_requests_go_on_with_the_new_instance_and_too_many_do_not_wait() {
 }
 
 #[tokio::test]
+async fn a_request_wakes_what_sleeps_and_a_crawler_does_not() {
+    let ingress = Ingress::start_with(state(RouteState::Asleep, &[]), Settings { hold_wait: PATIENCE, ..Settings::default() }).await;
+    let mut wanted = ingress.routes.wanted();
+    let mut crawler = ingress.client().await;
+    crawler.send("GET /robots.txt HTTP/1.1\r\nHost: shop.localhost\r\n\r\n").await;
+    let answer = crawler.response().await;
+    assert!(answer.status == 200 && answer.body.contains("Disallow: /"), "{}", answer.body);
+    assert!(!wanted.has_changed().unwrap(), "a crawler wakes nothing");
+    for round in 0..2 {
+        let mut waits = asking(&ingress).await;
+        timeout(PATIENCE, wanted.wait_for(|wanted| wanted.iter().any(|service| service.as_str() == "shop"))).await.unwrap().unwrap();
+        ingress.routes.set(held());
+        assert!(ingress.routes.wanted().borrow().is_empty(), "it was heard");
+        ingress.routes.set(live("shop.localhost", "shop", &[echo("woken").await]));
+        let answer = waits.response().await;
+        assert!(answer.status == 200 && answer.body.starts_with("woken\n"), "{round}: {}", answer.body);
+        ingress.routes.set(state(RouteState::Asleep, &[]));
+    }
+}
+
+#[tokio::test]
 async fn held_requests_end_with_the_hope_for_an_instance_and_with_their_time() {
     let ingress = Ingress::start_with(held(), Settings { max_held: 1, hold_wait: PATIENCE, ..Settings::default() }).await;
     let (_, mut waits) = one_too_many(&ingress).await;

@@ -3,7 +3,17 @@
 #[cfg(test)]
 mod coding;
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod failures;
+#[cfg(test)]
+mod floods;
+#[cfg(test)]
+mod frames;
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod handshakes;
 #[cfg(test)]
 mod holding;
 #[cfg(test)]
@@ -13,8 +23,14 @@ mod http2;
 #[cfg(test)]
 mod passing;
 #[cfg(test)]
+mod peers;
+#[cfg(test)]
 mod secure;
+#[cfg(test)]
+mod smuggling;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
 mod upgrades;
+#[cfg(test)]
+mod websockets;

@@ -40,7 +40,7 @@ const COUNTS: &str = "moat_counts";
 
 /// Sizes and places in the programs' records: `struct key` and `struct flow`.
 const KEY: usize = 44;
-const FLOW: usize = 100;
+const FLOW: usize = 108;
 const OPENER: u32 = 1;
 const ANSWERED: u32 = 2;
 const FINISHING: u32 = 4 | 16;

@@ -17,8 +17,7 @@ use crate::zones::{isolated_zone, open_zone};
 use moat_blueprint::spec::{EnvironmentIndex, EnvironmentSpec, RuntimeSpec, ServiceSpec, Text};
 use moat_model::net::RESERVED_PORTS;
 use moat_model::state::{
-    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Public, Scaling, Source,
-    Workload,
+    Disk, Dockerfile, EnvironmentRef, ImageOrigin, ImageWorkload, KeyValueWorkload, NativeWorkload, Persistence, Scaling, Source, Workload,
 };
 use moat_model::{AddressPair, DesiredState, Egress, Limits, NetworkId, Secret, Service, ServiceKind, Slug, Span, StartOrder, ZoneId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -210,7 +209,7 @@ impl Assembly<'_, '_> {
             max_shutdown_delay_seconds: DATABASE_GRACE,
             scaling: None,
             maintenance: false,
-            public: Public::default(),
+            public: super::domains::database(spec),
             fingerprint: String::new(),
             build_fingerprint: String::new(),
         };

@@ -1,10 +1,11 @@
 //! Custom domains, and who may ask for a public service.
 
+use super::plans::FREE;
 use super::workspace::Workspace;
 use crate::codes::{Code, Report};
 use crate::names::quoted;
 use ipnet::IpNet;
-use moat_blueprint::spec::ServiceSpec;
+use moat_blueprint::spec::{AllowEntry, DatabaseSpec, ServiceSpec};
 use moat_model::state::{Domain, Public};
 use moat_model::{DesiredState, ServiceKind};
 use std::collections::BTreeMap;
@@ -18,7 +19,6 @@ pub(crate) fn public(spec: &ServiceSpec, kind: ServiceKind) -> Public {
     if !kind.is_public() {
         return Public::default();
     }
-    let net = |text: &str| text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok();
     let listed: Vec<String> = spec.domains.iter().map(|domain| domain.value.to_ascii_lowercase()).collect();
     let domains = listed.iter().map(|name| Domain { name: name.clone(), moved_to: None });
     let others = listed.iter().filter_map(|name| {
@@ -28,8 +28,22 @@ pub(crate) fn public(spec: &ServiceSpec, kind: ServiceKind) -> Public {
     Public {
         domains: domains.chain(others).collect(),
         no_subdomain: spec.subdomain_disabled.as_ref().is_some_and(|disabled| disabled.value) && !spec.domains.is_empty(),
-        allow: spec.ip_allow_list.as_ref().map(|list| list.value.iter().filter_map(|entry| net(&entry.source.value)).collect()),
+        allow: spec.ip_allow_list.as_ref().map(|list| nets(&list.value)),
+        free: kind == ServiceKind::Web && spec.plan.as_ref().is_some_and(|plan| plan.value == FREE),
+        proxy_header: spec.moat.as_ref().filter(|_| kind == ServiceKind::Web).and_then(|moat| Some(moat.proxy_header.as_ref()?.value)),
+        open: false,
     }
+}
+
+/// Who may come to a database from outside where this machine lets anybody: whom it lists, so nobody unless it does.
+pub(crate) fn database(spec: &DatabaseSpec) -> Public {
+    let listed = spec.ip_allow_list.as_ref().map(|list| nets(&list.value)).filter(|list| !list.is_empty());
+    Public { allow: listed, ..Public::default() }
+}
+
+fn nets(entries: &[AllowEntry]) -> Vec<IpNet> {
+    let net = |text: &str| text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok();
+    entries.iter().filter_map(|entry| net(&entry.source.value)).collect()
 }
 
 /// `NAME` for `www.NAME`, and the reverse where the name is a domain of its own and not a part of one: it has two labels, or

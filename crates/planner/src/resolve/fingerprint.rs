@@ -1,7 +1,7 @@
 //! What instances and builds are made of, as short texts to compare.
 
 use moat_model::state::{Disk, ImageOrigin, Persistence, SiteAction, StaticWorkload, Workload};
-use moat_model::{Secret, Service};
+use moat_model::{ProxyHeader, Secret, Service};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
@@ -48,6 +48,12 @@ pub(crate) fn of_instance(service: &Service) -> String {
     print.number(service.limits.memory_bytes);
     print.number(service.limits.cpu_millis.into());
     print.number(service.limits.pids.into());
+    // Its server expects it, or does not.
+    match service.public.proxy_header {
+        None => {}
+        Some(ProxyHeader::V1) => print.text("proxy v1"),
+        Some(ProxyHeader::V2) => print.text("proxy v2"),
+    }
     print.finish()
 }
 

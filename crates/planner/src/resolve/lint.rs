@@ -16,6 +16,7 @@ pub(crate) fn lint(workspace: &Workspace<'_>, values: &Values<'_>, state: &Desir
         linter.build();
         linter.variables();
         linter.network();
+        linter.proxy_header();
         linter.references();
     }
 }
@@ -120,6 +121,20 @@ impl Linter<'_, '_> {
                 );
             }
         }
+    }
+
+    /// What a PROXY header asks of who gets it.
+    fn proxy_header(&mut self) {
+        let Some(header) = self.entry.spec.moat.as_ref().and_then(|moat| moat.proxy_header.as_ref()) else { return };
+        if self.entry.kind() != Some(ServiceKind::Web) {
+            return;
+        }
+        let message = format!(
+            "each connection of the ingress and of health checks to {} begins with a PROXY header, and carries one request",
+            quoted(&self.entry.spec.name)
+        );
+        let help = "its server must expect it on its HTTP port; clients of the private network use another port, or begin with one too";
+        self.say(Code::N0311, header.span, "x-moat/proxyProtocol", message, help.to_owned());
     }
 
     /// Why one service can't reach another, both of which are in the state.

@@ -160,6 +160,10 @@ fn services() {
             "N0306 services/0/name: the host name of `Internet` is `internet-fhdc` | `internet` stands for something else already; this name is kept",
         ),
         (
+            "{type: web, name: w, runtime: python, buildCommand: b, startCommand: s, x-moat: {proxyProtocol: v2}}",
+            "N0311 services/0/x-moat/proxyProtocol: each connection of the ingress and of health checks to `w` begins with a PROXY header, and carries one request | its server must expect it on its HTTP port; clients of the private network use another port, or begin with one too",
+        ),
+        (
             "{type: pserv, name: p, runtime: python, buildCommand: b, startCommand: s, x-moat: {allowFrom: [nobody-else]}}",
             "N0301 services/0/x-moat/allowFrom: there is no service `nobody-else` here | names are those of services, as they are written",
         ),

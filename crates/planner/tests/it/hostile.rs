@@ -88,6 +88,7 @@ prop_compose! {
             allow_from: allow.map(|names| names.into_iter().map(spanned).collect()),
             egress: None,
             start: None,
+            proxy_header: None,
             secret_files: files.into_iter().map(|(name, path)| (spanned(name), spanned(path))).collect(),
         });
         spec

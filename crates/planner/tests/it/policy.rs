@@ -18,7 +18,7 @@ pub fn permits(policy: &NetPolicy, from: &InstanceId, to: AddressPair, port: u16
 }
 
 /// The ports to ask about: usual ones, edges, reserved ones.
-pub const PORTS: [u16; 10] = [1, 80, 443, 3000, 6379, 10000, 18012, 18013, 19099, 65535];
+pub const PORTS: [u16; 11] = [1, 80, 443, 3000, 5432, 6379, 10000, 18012, 18013, 19099, 65535];
 
 /// The peer an instance is as a target: nothing but a serving instance takes flows.
 fn target(instance: &LiveInstance) -> Option<Peer> {
@@ -119,6 +119,30 @@ fn the_policy_is_the_verdict() {
     let live = Addresses::default().all(&state);
     assert!(live.len() > 40);
     agree(&state, &live);
+}
+
+#[test]
+fn a_database_is_open_to_the_ingress_where_this_machine_and_its_list_say_so() {
+    let mut state = state(&MIXED.replace("{name: orders}", "{name: orders, ipAllowList: [{source: 192.0.2.0/24}]}"));
+    let live = Addresses::default().all(&state);
+    let tcp = |port| Some(Endpoint { proto: Proto::Tcp, port });
+    let (orders, other) = (peer("orders"), peer("far-orders"));
+    assert!(!verdict(&state, &Peer::Internet, &orders, tcp(5432)).is_allowed(), "a list alone opens nothing");
+    assert_eq!(state.services["orders"].public.allow, Some(vec!["192.0.2.0/24".parse().unwrap()]));
+    assert_eq!(state.services["far-orders"].public.allow, None);
+    state.services.get_mut("orders").unwrap().public.open = true;
+    agree(&state, &live);
+    for (from, rule) in [(Peer::Internet, RuleId::PublicDatabase), (Peer::Ingress, RuleId::DatabaseIngress)] {
+        for port in [None, tcp(5432)] {
+            assert_eq!(verdict(&state, &from, &orders, port), Verdict::Allow { by: rule }, "{from} {port:?}");
+        }
+        for (to, port) in
+            [(&orders, tcp(80)), (&orders, tcp(18012)), (&orders, Some(Endpoint { proto: Proto::Udp, port: 5432 })), (&other, tcp(5432))]
+        {
+            assert!(!verdict(&state, &from, to, port).is_allowed(), "{from} {to} {port:?}");
+        }
+    }
+    assert!(!verdict(&state, &Peer::Host, &orders, tcp(5432)).is_allowed());
 }
 
 #[test]

@@ -71,6 +71,18 @@ kinds! {
     Restored = "restored",
     /// A snapshot of a disk was taken.
     Snapshot = "snapshot",
+    /// A service falls asleep: nobody asked for it for a while.
+    Slept = "slept",
+    /// A service that slept is started again.
+    Woke = "woke",
+    /// A service has another number of instances, because somebody asked or by its load.
+    Scaled = "scaled",
+    /// Somebody suspended a service.
+    Suspended = "suspended",
+    /// Somebody resumed a service.
+    Resumed = "resumed",
+    /// The ingress answers instead of a service from now on, or no longer.
+    Maintenance = "maintenance",
 }
 
 impl fmt::Display for EventKind {

@@ -32,6 +32,8 @@ impl Core {
         self.backoff.remove(slug);
         self.save();
         if changes {
+            // Whether it runs is to be seen.
+            self.durable.sleep.remove(slug);
             self.tell_begun(slug);
         }
         self.set_phase(slug, ServicePhase::Starting, None);

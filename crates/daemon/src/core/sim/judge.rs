@@ -3,6 +3,7 @@
 use super::text::SERVICES;
 use super::world::World;
 use crate::history::{DeployState, same};
+use crate::settings::Sleep;
 use crate::state::Durable;
 use moat_model::state::{InstancePhase, ObservedInstance};
 use moat_model::{AddressPair, Endpoint, Peer, Proto, Purpose, ServiceKind, Slug};
@@ -144,6 +145,15 @@ impl World {
                 if found != expect {
                     return Some(format!("the ingress passes `{slug}` to {found:?}, not {expect:?}"));
                 }
+                let sleep = durable.sleep.get(slug);
+                if sleep == Some(&Sleep::Waking) {
+                    return Some(format!("`{slug}` never wakes"));
+                }
+                let answered = durable.settings.get(slug).is_some_and(|set| set.suspended || set.maintenance.is_some());
+                let wakes = self.inner().asleep.contains(slug);
+                if !answered && wakes != sleep.is_some() {
+                    return Some(format!("`{slug}`: {sleep:?}, and the ingress has it woken: {wakes}"));
+                }
             }
         }
         None
@@ -151,7 +161,12 @@ impl World {
 
     /// Everything has come about: it must be all right.
     pub(super) fn judge_quiet(&self) {
-        let durable = self.durable();
+        let (durable, state) = (self.durable(), self.accepted());
+        let may_sleep =
+            |slug: &Slug| durable.public.free_plans_sleep.is_some() && state.services.get(slug).is_none_or(|service| service.public.free);
+        for slug in durable.sleep.keys().filter(|slug| !may_sleep(slug)) {
+            self.wrong(format!("`{slug}` sleeps and should not"));
+        }
         for (slug, deployed) in &durable.deployed {
             // Suspended in its first deploy, which ended with that: resuming is another one.
             if !deployed.good && durable.settings.get(slug).is_some_and(|settings| settings.suspended) {
@@ -190,6 +205,7 @@ impl World {
             ("deployed", durable.deployed.len()),
             ("deploys", durable.history.all().count()),
             ("settings", durable.settings.len()),
+            ("sleepers", durable.sleep.len()),
             ("addresses", used(&durable.memory).len()),
         ];
         for (what, _) in left.iter().filter(|(_, count)| *count > 0) {
@@ -202,16 +218,18 @@ impl World {
 pub(super) fn wanted(durable: &Durable, slug: &Slug) -> usize {
     let Some(deployed) = durable.deployed.get(slug) else { return 0 };
     let settings = durable.settings.get(slug).cloned().unwrap_or_default();
-    if settings.suspended || deployed.service.kind == ServiceKind::Cron {
+    let asleep = durable.sleep.get(slug) == Some(&Sleep::Asleep);
+    if settings.suspended || asleep || deployed.service.kind == ServiceKind::Cron {
         return 0;
     }
     let count = settings.scale.map_or(deployed.service.instances, |scale| scale.instances);
     usize::try_from(count).unwrap()
 }
 
-/// Services whose instances are replaced one at a time and have an address.
+/// Services whose instances are replaced one at a time and have an address, but those that may fall asleep.
 pub(super) fn rolling(durable: &Durable) -> impl Iterator<Item = &Slug> {
-    let rolls = |slug: &Slug| SERVICES.contains(&slug.as_str());
+    let sleeps = durable.public.free_plans_sleep.is_some();
+    let rolls = move |slug: &Slug| SERVICES.contains(&slug.as_str()) && !(sleeps && slug.as_str() == "shop");
     let kind = |kind: ServiceKind| matches!(kind, ServiceKind::Web | ServiceKind::Pserv);
     durable.deployed.iter().filter(move |(slug, d)| rolls(slug) && kind(d.service.kind) && !is_exclusive(&d.service)).map(|(slug, _)| slug)
 }

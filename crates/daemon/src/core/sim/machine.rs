@@ -3,11 +3,11 @@
 use super::programs::Program;
 use super::world::World;
 use crate::dataplane::PlaneError;
-use crate::machine::{Doing, Machine, Plane, Tell};
+use crate::machine::{Doing, HealthCheck, Machine, Plane, Tell};
 use crate::protocol::Failure;
 use jiff::{SignedDuration, Timestamp};
 use moat_dataplane::message::Measures;
-use moat_dataplane::{CertificateSet, Config};
+use moat_dataplane::{CertificateSet, Config, HostState};
 use moat_engine::{Engine as _, EngineError, StepOutcome};
 use moat_engine_linux::{
     BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Origin, Prepared, Provided, Published, PullRequest, Release,
@@ -148,7 +148,7 @@ impl Machine for World {
             Ok(listens.then_some(Listener { endpoint, loopback_only: false }).into_iter().collect())
         })
     }
-    fn ask_health<'a>(&'a self, id: &'a InstanceId, _to: SocketAddr, _host: &'a str, _path: &'a str) -> Doing<'a, Result<(), String>> {
+    fn ask_health<'a>(&'a self, id: &'a InstanceId, _to: SocketAddr, _check: HealthCheck<'a>) -> Doing<'a, Result<(), String>> {
         Box::pin(async move {
             let inner = self.inner();
             let time = inner.time();
@@ -275,6 +275,9 @@ impl Plane for Desk {
     fn listen<'a>(&'a mut self, _http: &'a str, _https: Option<&'a str>) -> Doing<'a, Result<(), Failure>> {
         Box::pin(async { Ok(()) })
     }
+    fn listen_databases(&mut self, _at: Option<SocketAddr>) -> Doing<'_, Result<(), Failure>> {
+        Box::pin(async { Ok(()) })
+    }
     fn is_serving(&self) -> bool {
         self.serving
     }
@@ -282,10 +285,14 @@ impl Plane for Desk {
         self.serving = true;
         Box::pin(async { Ok(()) })
     }
+    fn replace(&mut self) -> Doing<'_, Result<(), PlaneError>> {
+        Box::pin(async { Ok(()) })
+    }
     fn show(&self, _certificates: CertificateSet) {}
     fn log(&mut self, _format: Option<LogFormat>) {}
     fn measure(&self) -> Doing<'static, Option<Measures>> {
-        Box::pin(async { None })
+        // Nobody asks for anything, but where that is said.
+        Box::pin(async { Some(Measures::default()) })
     }
     fn resolvers(&self) -> Vec<SocketAddr> {
         Vec::new()
@@ -302,6 +309,8 @@ impl Plane for Desk {
                 inner.wrong("an older generation is published");
             }
             inner.published = generation;
+            let asleep = hosts.values().filter(|host| host.state == HostState::Asleep);
+            inner.asleep = asleep.map(|host| host.service.clone()).collect();
             inner.upstreams = hosts.into_values().map(|host| (host.service, host.upstreams.into_iter().collect())).collect();
         })
     }

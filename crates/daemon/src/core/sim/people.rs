@@ -145,7 +145,7 @@ impl People {
     fn one(&mut self, world: &World, tx: &mpsc::UnboundedSender<Msg>, gentle: bool) {
         let slug = *self.rng.pick(&SERVICES);
         let service = |verb: ServiceVerb| Request::Service { service: slug.to_owned(), verb };
-        match self.rng.below(if gentle { 12 } else { 30 }) {
+        match self.rng.below(if gentle { 12 } else { 34 }) {
             0..5 => {
                 let text = blueprint(&mut self.rng, false);
                 self.up(world, tx, "up", &text);
@@ -189,6 +189,16 @@ impl People {
                 world.engine.reboot();
                 world.inner().programs.clear();
                 world.kill();
+            }
+            29 | 30 => {
+                let after = if self.rng.once_in(3) { "off" } else { "20s" };
+                let set = vec![("free-plans-sleep".to_owned(), after.to_owned())];
+                self.ask(world, tx, &format!("free plans sleep: {after}"), Request::Ingress { set }, None);
+            }
+            31 | 32 => {
+                let asleep = world.inner().asleep.clone();
+                world.tell(format!("asked for: {asleep:?}"));
+                let _ = tx.send(Msg::Wanted(asleep));
             }
             _ => {
                 let jump = i64::try_from(self.rng.below(7200)).unwrap() - 3600;

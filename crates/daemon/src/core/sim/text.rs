@@ -63,7 +63,10 @@ pub(super) fn blueprint(rng: &mut Rng, clean: bool) -> Text {
         let count = 1 + rng.below(3);
         let scaled = ["shop", "api", "mill"].contains(&name);
         let more = match name {
-            "shop" => format!("type: web, healthCheckPath: /up, {migrate}, initialDeployHook: hook, numInstances: {count}"),
+            "shop" => {
+                let plan = if rng.once_in(2) { "free" } else { "starter" };
+                format!("type: web, plan: {plan}, healthCheckPath: /up, {migrate}, initialDeployHook: hook, numInstances: {count}")
+            }
             "api" if restricted => format!("type: pserv, numInstances: {count}, x-moat: {{allowFrom: [shop]}}"),
             "api" => format!("type: pserv, numInstances: {count}"),
             "mill" => format!("type: worker, {migrate}, numInstances: {count}"),

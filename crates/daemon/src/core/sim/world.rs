@@ -4,6 +4,7 @@
 
 use super::programs::Program;
 use super::rng::Rng;
+use crate::blueprints::Doors;
 use crate::state::{Disk, Durable, State};
 use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
 use moat_model::{DesiredState, Generation, InstanceId, Slug};
@@ -57,6 +58,8 @@ pub(super) struct Inner {
     /// The generation that was published last, and the upstreams by service.
     pub(super) published: Generation,
     pub(super) upstreams: BTreeMap<Slug, BTreeSet<std::net::SocketAddr>>,
+    /// Services that the ingress would have woken.
+    pub(super) asleep: BTreeSet<Slug>,
     /// How often the hook of a first deploy was started.
     pub(super) hooks: usize,
     pub(super) wrong: Vec<String>,
@@ -83,6 +86,7 @@ impl World {
             steady: BTreeMap::new(),
             published: Generation(0),
             upstreams: BTreeMap::new(),
+            asleep: BTreeSet::new(),
             hooks: 0,
             wrong: Vec::new(),
             told: std::collections::VecDeque::new(),
@@ -235,7 +239,8 @@ impl World {
             return Arc::clone(state);
         }
         let mut memory = durable.memory.clone();
-        let mut state = crate::blueprints::read_and_resolve(&durable.blueprints, &mut memory, "127.0.0.1:8080").state;
+        let mut state =
+            crate::blueprints::read_and_resolve(&durable.blueprints, &mut memory, Doors { http: "127.0.0.1:8080", https: None }).state;
         for (slug, kept) in &durable.kept {
             state.services.insert(slug.clone(), kept.clone());
         }
