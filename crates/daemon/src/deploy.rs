@@ -107,6 +107,19 @@ pub struct Deploy {
     pub ready: usize,
     /// Whether it brings anything else than what ran well before it.
     pub changes: bool,
+    /// A program of it ended before it was ready; what becomes of it depends on others.
+    pub early: Option<EarlyEnd>,
+}
+
+/// How the start of a program ended that was not ready.
+#[derive(Debug, Clone)]
+pub struct EarlyEnd {
+    /// The instance.
+    pub instance: InstanceId,
+    /// When it began.
+    pub began: Instant,
+    /// How it ended, in words.
+    pub why: String,
 }
 
 /// The phases of [`Deploy`].

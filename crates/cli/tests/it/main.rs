@@ -18,6 +18,7 @@ mod load;
 mod machine;
 mod numbers;
 mod offline;
+mod order;
 mod outside;
 mod plane;
 mod postgres;

@@ -322,7 +322,7 @@ impl Core {
             checks.abort();
         }
         live.ready = false;
-        let (slug, purpose, was_stopping, ran) = (live.slug.clone(), live.purpose, live.stopping, live.since.elapsed());
+        let (slug, purpose, was_stopping, began) = (live.slug.clone(), live.purpose, live.stopping, live.since);
         let fingerprint = live.fingerprint.clone();
         let (code, why) = in_words(phase);
         self.record_end(id, &slug, purpose, phase, &why, was_stopping);
@@ -340,9 +340,9 @@ impl Core {
                 }
                 Purpose::Serve => {
                     if self.is_starting(&slug, &fingerprint) {
-                        self.fail_deploy(&slug, &format!("it {why} before it was ready"), Some(id));
+                        self.ended_early(&slug, id, began, format!("it {why} before it was ready"));
                     } else {
-                        if ran > STEADY {
+                        if began.elapsed() > STEADY {
                             self.backoff.remove(&slug);
                         }
                         self.back_off(&slug, &why, id);

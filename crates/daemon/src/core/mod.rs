@@ -66,7 +66,7 @@ use moat_engine::EngineError;
 use moat_engine_linux::{LinuxEngine, Prepared, Provided, Usage};
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener};
-use moat_model::{AddressPair, DesiredState, InstanceId, Purpose, Slug};
+use moat_model::{AddressPair, DesiredState, InstanceId, NetworkId, Purpose, Slug};
 use moat_store::{EventKind, EventLog};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -258,6 +258,8 @@ pub struct Core {
     pub(crate) cron_late: BTreeSet<Slug>,
     pub(crate) live: BTreeMap<InstanceId, Live>,
     pub(crate) backoff: BTreeMap<Slug, Backoff>,
+    /// When a service came last that nothing had answered for, by private network.
+    pub(crate) came: BTreeMap<NetworkId, Instant>,
     pub(crate) phases: BTreeMap<Slug, ServiceState>,
     pub(crate) cron_next: BTreeMap<Slug, jiff::Timestamp>,
     /// How full disks were when they were measured last.
@@ -400,6 +402,7 @@ impl Core {
             cron_late: BTreeSet::new(),
             live: BTreeMap::new(),
             backoff: BTreeMap::new(),
+            came: BTreeMap::new(),
             phases: BTreeMap::new(),
             cron_next: BTreeMap::new(),
             disks: BTreeMap::new(),
@@ -574,6 +577,7 @@ impl Core {
         self.measure_use();
         self.settle_sleep();
         self.look_for_idle();
+        self.settle_early_ends();
         self.reconcile().await;
         self.settle_deploys();
         self.start_hooks().await;

@@ -48,7 +48,7 @@ impl Core {
     }
 
     fn must_wait(&self, slug: &Slug, fingerprint: &str) -> bool {
-        if self.backoff.get(slug).and_then(|b| b.until).is_some_and(|until| until > Instant::now()) {
+        if self.waits_for_others(slug) || self.backoff.get(slug).and_then(|b| b.until).is_some_and(|until| until > Instant::now()) {
             return true;
         }
         let exclusive = self.durable.deployed.get(slug).is_some_and(|d| diff::is_exclusive(&d.service));

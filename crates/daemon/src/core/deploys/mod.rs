@@ -3,12 +3,14 @@
 //! * here – asking for deploys, and whose turn it is.
 //! * [`build`] – from source to a release.
 //! * [`start`] – from a release to instances, or back.
+//! * [`order`] – what becomes of a start that failed because another service was not there yet.
 //! * [`verbs`] – what people ask about deploys.
 //! * [`sweep`] – what deploys have left.
 //!
 //! Invariant: of one service at most one deploy is under way and at most one waits.
 
 mod build;
+mod order;
 mod start;
 mod sweep;
 mod verbs;
@@ -95,6 +97,7 @@ impl Core {
             since: Instant::now(),
             ready: 0,
             changes: true,
+            early: None,
         };
         if let Some(made) = ready_made {
             self.deploys.insert(slug.clone(), Deploy { release: made.release, commit: made.commit, ..deploy });

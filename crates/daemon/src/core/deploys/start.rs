@@ -41,7 +41,8 @@ impl Core {
 
     /// Ends deploys whose instances are all ready, and those whose time is over.
     pub(in super::super) fn settle_deploys(&mut self) {
-        let starting = self.deploys.iter().filter(|(_, d)| d.phase == DeployPhase::Starting).map(|(slug, _)| slug.clone());
+        let starting =
+            self.deploys.iter().filter(|(_, d)| d.phase == DeployPhase::Starting && d.early.is_none()).map(|(slug, _)| slug.clone());
         for slug in starting.collect::<Vec<_>>() {
             let Some(deployed) = self.durable.deployed.get(&slug) else { continue };
             let fingerprint = deployed.fingerprint();
@@ -72,6 +73,7 @@ impl Core {
     fn deploy_is_live(&mut self, slug: &Slug) {
         let Some(deploy) = self.deploys.remove(slug) else { return };
         self.forget_deploying(slug);
+        self.others_may_go_on(&deploy);
         if let Some(deployed) = self.durable.deployed.get_mut(slug) {
             deployed.good = true;
             if deploy.changes {
@@ -102,6 +104,7 @@ impl Core {
     /// No deploy of a service is under way any more. One that waits stays known to a daemon that comes after this one.
     fn forget_deploying(&mut self, slug: &Slug) {
         self.forget_pre_deploy(slug);
+        self.look_again_at_early_ends();
         if !self.next.contains_key(slug) {
             self.durable.deploying.remove(slug);
         }
