@@ -6,7 +6,7 @@
 //! on its way, or all that are wait like this one, the deploy fails.
 
 use super::super::Core;
-use crate::deploy::{Deploy, DeployPhase, EarlyEnd};
+use crate::deploy::{Deploy, EarlyEnd};
 use crate::protocol::ServicePhase;
 use moat_model::{InstanceId, Slug};
 use std::fmt::Write as _;
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn others_are_named_up_to_three() {
-        let slugs = |names: &[&str]| names.iter().map(|name| Slug::new(name).unwrap()).collect::<Vec<_>>();
+        let slugs = |names: &[&str]| names.iter().map(|name| Slug::new(*name).unwrap()).collect::<Vec<_>>();
         assert_eq!(any_of(&slugs(&["a"])), "`a`");
         assert_eq!(any_of(&slugs(&["a", "b", "c"])), "`a`, `b` or `c`");
         assert_eq!(any_of(&slugs(&["a", "b", "c", "d", "e"])), "`a`, `b`, `c` or one of 2 more");
