@@ -120,6 +120,8 @@ pub struct EarlyEnd {
     pub began: Instant,
     /// How it ended, in words.
     pub why: String,
+    /// It was told that the deploy waits for others.
+    pub told: bool,
 }
 
 /// The phases of [`Deploy`].

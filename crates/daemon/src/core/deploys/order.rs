@@ -26,7 +26,7 @@ impl Core {
     /// A program of a deploy that starts ended before it was ready.
     pub(in super::super) fn ended_early(&mut self, slug: &Slug, id: &InstanceId, began: Instant, why: String) {
         if let Some(deploy) = self.deploys.get_mut(slug) {
-            deploy.early = Some(EarlyEnd { instance: id.clone(), began, why });
+            deploy.early = Some(EarlyEnd { instance: id.clone(), began, why, told: false });
         }
     }
 
@@ -63,11 +63,15 @@ impl Core {
                     }
                     self.set_phase(&slug, ServicePhase::Starting, None);
                 }
-                Missed::Comes(others) => {
+                Missed::Comes(others) if !end.told => {
                     let lines = crate::logs::last_lines(&self.engine.log_path(&end.instance), 6);
                     let detail = format!("{}; it is started again when {} came", end.why, any_of(&others));
-                    self.set_phase_with(&slug, ServicePhase::Starting, Some(detail), lines);
+                    self.set_phase_with(&slug, ServicePhase::Waiting, Some(detail), lines);
+                    if let Some(early) = self.deploys.get_mut(&slug).and_then(|deploy| deploy.early.as_mut()) {
+                        early.told = true;
+                    }
                 }
+                Missed::Comes(_) => {}
             }
         }
     }
