@@ -10,6 +10,8 @@ const PACKAGES: &[&str] = &[
     "kosoku==0.1.0",
     "websockets==17.4",
     "gunicorn==27.0.1",
+    // The official messages of OpenTelemetry, for a collector that reads them.
+    "opentelemetry-proto==1.45.2",
 ];
 
 /// Makes an empty environment, in place of one that is there.

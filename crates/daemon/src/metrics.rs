@@ -99,6 +99,8 @@ impl Collector for Numbers {
         let lines =
             [("written", load.log_lines.0), ("dropped", load.log_lines.1)].map(|(outcome, count)| (vec![("outcome", outcome)], count));
         counters(&mut to, "moat_access_log_lines", "Lines of the access log", lines)?;
+        let sendings = [("sent", load.traces.0), ("failed", load.traces.1)].map(|(outcome, count)| (vec![("outcome", outcome)], count));
+        counters(&mut to, "moat_trace_batches", "Batches of traces for the collector", sendings)?;
         let cpu = self.live(|instance| instance.usage.map(|(cpu, _)| seconds(cpu)));
         family(
             &mut to,

@@ -3,11 +3,11 @@
 use ipnet::IpNet;
 use moat_certs::{Authority, Directory, Pair, Way};
 use moat_dataplane::Public;
-use moat_ingress::{LogFormat, Rate};
+use moat_ingress::{LogFormat, Rate, TraceTarget, WHOLE};
 use moat_model::{Secret, Slug};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Settings of the ingress (`moat ingress`). The default leaves everything off but compression.
@@ -42,10 +42,17 @@ pub struct PublicSettings {
     pub free_plans_sleep: Option<u64>,
     /// Where clients from outside come to databases; none is nowhere.
     pub postgres: Option<SocketAddr>,
+    /// The collector's address that traces of requests are sent to, with its path; none records none.
+    pub traces: Option<String>,
+    /// How many of a million of them; none is all.
+    pub traces_share: Option<u32>,
 }
 
 /// Let's Encrypt's directory.
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+/// Where collectors take OTLP over HTTP.
+const OTLP_PORT: u16 = 4318;
 
 /// What `on` means for free plans: the platform's own time, seconds.
 const SLEEP_AFTER: u64 = 15 * 60;
@@ -64,6 +71,8 @@ impl PublicSettings {
             ("rate-limit", rate_text(self.rate_limit)),
             ("free-plans-sleep", self.free_plans_sleep.map_or_else(|| "off".to_owned(), span_text)),
             ("postgres", self.postgres.map_or_else(|| "off".to_owned(), |address| address.to_string())),
+            ("traces", self.traces.clone().unwrap_or_else(|| "off".to_owned())),
+            ("traces-share", percent_text(self.traces_share.unwrap_or(WHOLE))),
             ("acme", self.acme.clone().unwrap_or_else(|| "off".to_owned())),
             ("acme-proof", self.acme_proof.map_or("any", Way::word).to_owned()),
             ("acme-contact", self.acme_contact.clone().unwrap_or_else(|| "off".to_owned())),
@@ -137,6 +146,20 @@ impl PublicSettings {
                     return wrong("write the address and port where clients come to databases, such as `0.0.0.0:5432`, or `off`");
                 }
             },
+            "traces" => match (value, collector(value)) {
+                ("off", _) => self.traces = None,
+                (_, Some(url)) => self.traces = Some(url),
+                (_, None) => {
+                    return wrong(
+                        "write where a collector takes OTLP over HTTP, an address without TLS such as `http://127.0.0.1:4318`, or `off`; a collector on this machine can send them on",
+                    );
+                }
+            },
+            "traces-share" => match (value, percent(value)) {
+                (_, Some(WHOLE)) => self.traces_share = None,
+                (_, Some(share)) => self.traces_share = Some(share),
+                (_, None) => return wrong("write which part of all traces is recorded, such as `10%` or `0.5%`"),
+            },
             "access-log" => match value {
                 "off" => self.access_log = None,
                 "json" => self.access_log = Some(LogFormat::Json),
@@ -187,8 +210,37 @@ impl PublicSettings {
             compress: !self.no_compression,
             limit: self.rate_limit,
             limits: self.rate_limits.clone(),
+            traces: self.traces.clone().map(|url| TraceTarget { url, share: self.traces_share.unwrap_or(WHOLE) }),
         }
     }
+}
+
+/// Where a collector takes traces by OTLP over HTTP; what names no path gets the usual one. The data plane looks up no names and
+/// has no certificates, so it is an address, without TLS.
+fn collector(text: &str) -> Option<String> {
+    let url: http::Uri = text.parse().ok()?;
+    let host = url.host()?.trim_start_matches('[').trim_end_matches(']');
+    let address: IpAddr = if host == "localhost" { Ipv4Addr::LOCALHOST.into() } else { host.parse().ok()? };
+    let at = SocketAddr::new(address, url.port_u16().filter(|port| *port != 0).unwrap_or(OTLP_PORT));
+    let path = if matches!(url.path(), "" | "/") { "/v1/traces" } else { url.path() };
+    let plain = url.scheme_str() == Some("http") && url.query().is_none() && !url.authority()?.as_str().contains('@');
+    plain.then(|| format!("http://{at}{path}"))
+}
+
+/// `2.5%` as parts of [`WHOLE`]; more than none, at most all, to four places.
+fn percent(text: &str) -> Option<u32> {
+    let (whole, part) = text.strip_suffix('%')?.split_once('.').unwrap_or((text.strip_suffix('%')?, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 4 || whole.len() > 3 {
+        return None;
+    }
+    let share = format!("{whole}{part:0<4}").parse::<u32>().ok()?;
+    (1..=WHOLE).contains(&share).then_some(share)
+}
+
+fn percent_text(share: u32) -> String {
+    let text = format!("{}.{:04}", share / 10_000, share % 10_000);
+    format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// What the name of a service's own limit begins with.
@@ -281,6 +333,8 @@ mod tests {
             ("rate-limit.desk", "off"),
             ("free-plans-sleep", "90s"),
             ("postgres", "[::]:5432"),
+            ("traces", "http://[::1]:4318/v1/traces"),
+            ("traces-share", "0.25%"),
             ("acme", "letsencrypt"),
             ("acme-proof", "tls"),
             ("acme-contact", "a@b.test"),
@@ -296,6 +350,16 @@ mod tests {
         for (given, shown) in [("on", "15m"), ("2h", "120m"), ("60s", "1m"), ("61s", "61s")] {
             settings.set("free-plans-sleep", given).unwrap();
             assert!(settings.rows().contains(&("free-plans-sleep".to_owned(), shown.to_owned())));
+        }
+        for (given, shown) in
+            [("http://localhost:4318", "http://127.0.0.1:4318/v1/traces"), ("http://192.0.2.1/in", "http://192.0.2.1:4318/in")]
+        {
+            settings.set("traces", given).unwrap();
+            assert!(settings.rows().contains(&("traces".to_owned(), shown.to_owned())), "{given}");
+        }
+        for (given, shown) in [("100%", "100%"), ("07.50%", "7.5%"), ("0.0001%", "0.0001%")] {
+            settings.set("traces-share", given).unwrap();
+            assert!(settings.rows().contains(&("traces-share".to_owned(), shown.to_owned())), "{given}");
         }
         settings.set("proxy-protocol", "192.0.2.1").unwrap();
         assert_eq!(settings.rows()[2].1, "192.0.2.1/32");
@@ -314,6 +378,14 @@ mod tests {
             ("postgres", "5432"),
             ("postgres", "0.0.0.0:0"),
             ("proxy-protocol", "192.0.2.0/33"),
+            ("traces", "127.0.0.1:4318"),
+            ("traces", "http:///v1/traces"),
+            ("traces", "http://collector.test:4318"),
+            ("traces", "https://127.0.0.1:4318"),
+            ("traces-share", "0%"),
+            ("traces-share", "101%"),
+            ("traces-share", "0.1"),
+            ("traces-share", "0.00001%"),
             ("port", "1"),
             ("acme", "http://a.test"),
             ("acme-contact", "me"),
@@ -324,6 +396,7 @@ mod tests {
         for (key, _) in again.rows() {
             let without = match key.as_str() {
                 "compression" => "on",
+                "traces-share" => "100%",
                 own if own.starts_with(OWN_LIMIT) => "default",
                 _ => "off",
             };

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use moat_dns::Zones;
-use moat_ingress::Rate;
+use moat_ingress::{Rate, TraceTarget};
 use moat_model::state::{Generation, SiteHeader, SiteRoute};
 use moat_model::{InstanceId, ProxyHeader, Secret, Slug};
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,9 @@ pub struct Public {
     pub limit: Option<Rate>,
     /// The same of services that have a limit of their own, or none.
     pub limits: BTreeMap<Slug, Option<Rate>>,
+    /// Where traces of requests go.
+    #[serde(default)]
+    pub traces: Option<TraceTarget>,
 }
 
 /// The certificates of public host names, with their keys. They are sent apart from [`Config`], which changes much more often.

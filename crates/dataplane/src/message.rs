@@ -105,4 +105,7 @@ pub struct Measures {
     pub connections: (u64, u64),
     /// Lines of the access log that were written, and those that were dropped.
     pub log_lines: (u64, u64),
+    /// How often traces were sent, and how often that failed.
+    #[serde(default)]
+    pub traces: (u64, u64),
 }

@@ -33,6 +33,7 @@ mod silence;
 mod site;
 mod sleep;
 mod tls;
+mod traces;
 mod tunnel;
 
 pub use announce::own_header;
@@ -48,6 +49,7 @@ pub use routes::{Policy, Route, RouteState, RouteTable, Routes};
 pub use serve::{Listeners, Settings, serve, serve_with};
 pub use site::{RuleError, Rules, Site, TooLong};
 pub use tls::{Certificate, CertificateError, Certificates, Tls};
+pub use traces::{TraceTarget, Traces, WHOLE};
 
 use std::future::Future;
 use std::io;

@@ -75,7 +75,7 @@ impl<D: Dial> Proxy<D> {
         let id = heads::request_id(fastrand::u64(..));
         let (mut head, body) = request.into_parts();
         let bridged = heads::take_http2(&mut head, websocket_key);
-        let mut exchange = Exchange::new(&self.records, &head, arrival, &id);
+        let mut exchange = Exchange::new(&self.records, &mut head, arrival, &id);
         // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
         let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
         let one = head.version != Version::HTTP_2;

@@ -6,6 +6,7 @@ use crate::counters::Counters;
 use crate::heads;
 use crate::log::{Line, Log};
 use crate::meters::{Known, Meters};
+use crate::traces::{RequestSpan, Traces};
 use http::StatusCode;
 use http::header;
 use http::request::Parts;
@@ -17,13 +18,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// Everything that is noted of requests. The default writes no log.
+/// Everything that is noted of requests. The default writes no log and records no traces.
 #[derive(Debug, Clone, Default)]
 pub struct Records {
     /// The numbers.
     pub meters: Arc<Meters>,
     /// The access log.
     pub log: Arc<Log>,
+    /// The traces.
+    pub traces: Arc<Traces>,
 }
 
 /// A request or tunnel that is not over until this is dropped.
@@ -56,10 +59,16 @@ pub(crate) struct Exchange {
     took: Option<Duration>,
     /// Where a log is written.
     line: Option<(Box<Line>, Arc<Log>)>,
+    /// Where it is recorded.
+    span: Option<Box<RequestSpan>>,
+    /// Bytes of its answer's body.
+    sent: u64,
 }
 
 impl Exchange {
-    pub fn new(records: &Records, head: &Parts, arrival: &Arrival, id: &str) -> Self {
+    /// Where traces are recorded, the head says from now on which one it is part of.
+    pub fn new(records: &Records, head: &mut Parts, arrival: &Arrival, id: &str) -> Self {
+        let span = records.traces.begin(head, arrival, id);
         let line = || Line {
             at: Timestamp::now(),
             client: arrival.client,
@@ -78,7 +87,7 @@ impl Exchange {
             failure: None,
         };
         let line = records.log.is_on().then(|| (Box::new(line()), Arc::clone(&records.log)));
-        Self { open: Open::new(Arc::clone(records.meters.nobody())), began: Instant::now(), took: None, line }
+        Self { open: Open::new(Arc::clone(records.meters.nobody())), began: Instant::now(), took: None, line, span, sent: 0 }
     }
 
     /// It is for this service.
@@ -87,6 +96,9 @@ impl Exchange {
         if let Some((line, _)) = &mut self.line {
             line.service = Some(service.clone());
         }
+        if let Some(span) = &mut self.span {
+            span.service(service);
+        }
     }
 
     /// It is sent to this instance.
@@ -94,6 +106,9 @@ impl Exchange {
         self.count(&known.counters);
         if let Some((line, _)) = &mut self.line {
             line.instance = Some(known.clone());
+        }
+        if let Some(span) = &mut self.span {
+            span.instance(known);
         }
     }
 
@@ -113,6 +128,9 @@ impl Exchange {
         if let Some((line, _)) = &mut self.line {
             line.failure = Some(why.to_string());
         }
+        if let Some(span) = &mut self.span {
+            span.failed(&why.to_string());
+        }
     }
 
     /// Its answer begins.
@@ -123,14 +141,15 @@ impl Exchange {
         if let Some((line, _)) = &mut self.line {
             line.status = status.as_u16();
         }
+        if let Some(span) = &mut self.span {
+            span.answered(status.as_u16());
+        }
     }
 
     fn sent(&mut self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or_default();
         self.counters().sent(bytes);
-        if let Some((line, _)) = &mut self.line {
-            line.sent += bytes;
-        }
+        self.sent += bytes;
     }
 }
 
@@ -143,7 +162,14 @@ impl Drop for Exchange {
         if self.took.is_none() {
             self.counters().answered(GONE, lasted);
         }
+        if let Some(span) = &mut self.span {
+            if self.took.is_none() {
+                span.gone();
+            }
+            span.sent(self.sent);
+        }
         if let Some((mut line, log)) = self.line.take() {
+            line.sent = self.sent;
             line.took = (self.took.unwrap_or(lasted), lasted);
             log.take(line);
         }

@@ -32,4 +32,5 @@ mod sites;
 mod sleep;
 mod stores;
 mod systems;
+mod traces;
 mod verbs;

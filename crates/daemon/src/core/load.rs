@@ -54,8 +54,8 @@ fn joined(mut services: BTreeMap<Slug, ServiceLoad>, usage: Vec<(InstanceId, Usa
     }
     let mut load =
         Load { at_micros: since_begin(), counted: measures.is_some(), version: env!("CARGO_PKG_VERSION").to_owned(), ..Load::default() };
-    let Measures { series, connections, log_lines } = measures.unwrap_or_default();
-    (load.connections, load.log_lines) = (connections, log_lines);
+    let Measures { series, connections, log_lines, traces } = measures.unwrap_or_default();
+    (load.connections, load.log_lines, load.traces) = (connections, log_lines, traces);
     for Series { service, instance, counted } in series {
         let Some(slug) = service else {
             load.nobody = counted;

@@ -17,7 +17,7 @@ mod shown;
 use crate::channel::{Channel, Parked};
 use crate::message::{Hello, Order, PROTOCOL, ROLE};
 use crate::{Sockets, folder};
-use moat_ingress::Tls;
+use moat_ingress::{Records, Tls};
 use plane::Plane;
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,6 +27,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why the process could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +64,9 @@ pub enum ProcessError {
 /// Threads that serve; more than the processors are of no use, and one must not block the other.
 const FEWEST_THREADS: usize = 2;
 
+/// How long the last traces may take to be sent.
+const LAST_TRACES: Duration = Duration::from_secs(2);
+
 /// Serves until told to end. Standard input is the conversation with the daemon that started this.
 ///
 /// # Errors
@@ -89,9 +93,10 @@ pub fn main(run: &Path) -> Result<(), ProcessError> {
     let threads = std::thread::available_parallelism().map_or(FEWEST_THREADS, |n| n.get().max(FEWEST_THREADS));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().map_err(system("make a runtime"))?;
+    let records = Records::default();
     let outcome = runtime.block_on(async {
         let tls = Tls::new().map_err(io::Error::other)?;
-        let plane = Arc::new(Plane::new(sockets, dial, base, tls));
+        let plane = Arc::new(Plane::new(sockets, dial, base, tls, records.clone()));
         own.listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(own.listener)?;
         tokio::spawn(plane::accept(Arc::clone(&plane), listener));
@@ -100,6 +105,7 @@ pub fn main(run: &Path) -> Result<(), ProcessError> {
     });
     // What still runs was given its time.
     runtime.shutdown_background();
+    records.traces.end(LAST_TRACES);
     outcome.map_err(system("serve"))
 }
 

@@ -72,13 +72,13 @@ struct State {
 }
 
 impl Plane {
-    pub fn new(sockets: Sockets, dial: RouterDial, base: PathBuf, tls: Tls) -> Self {
+    pub fn new(sockets: Sockets, dial: RouterDial, base: PathBuf, tls: Tls, records: Records) -> Self {
         Self {
             routes: Arc::new(RouteTable::new(Routes::default())),
             zones: Arc::default(),
             resolvers: Arc::default(),
             dial: Arc::new(dial),
-            records: Records::default(),
+            records,
             tls: Arc::new(tls),
             databases: watch::Sender::default(),
             base,
@@ -216,6 +216,9 @@ impl Plane {
         }
         let database = |host: DatabaseHost| Database { service: host.service, upstreams: host.upstreams, allow: host.allow };
         self.databases.send_replace(Arc::new(Databases(config.databases.into_iter().map(|(name, host)| (name, database(host))).collect())));
+        if let Err(error) = self.records.traces.set(config.public.traces.as_ref()) {
+            tracing::warn!(%error, "no traces are recorded");
+        }
         self.zones.store(Arc::new(config.zones));
         self.resolvers.store(Arc::new(config.resolvers));
         let promise = config.public.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
@@ -248,8 +251,8 @@ impl Plane {
     }
 
     fn measures(&self) -> Measures {
-        let Records { meters, log } = &self.records;
-        Measures { series: meters.read(), connections: meters.connections(), log_lines: log.lines() }
+        let Records { meters, log, traces } = &self.records;
+        Measures { series: meters.read(), connections: meters.connections(), log_lines: log.lines(), traces: traces.sendings() }
     }
 
     /// Forgets clients that did not ask for a while, and numbers of what is gone.
