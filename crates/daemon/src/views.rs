@@ -66,8 +66,8 @@ impl Core {
             let announced = serving().filter_map(|live| Some((address(live)?, self.proxy_header(live)?))).collect::<Vec<_>>();
             let state = if self.is_suspended(&service.slug) {
                 HostState::Suspended
-            } else if let Some(page) = self.maintenance(service) {
-                HostState::Maintenance { page }
+            } else if let Some((page, status)) = self.maintenance_answer(service) {
+                HostState::Maintenance { page, status }
             } else if let Some(site) = self.sites.route(&service.slug) {
                 site
             } else if upstreams.is_empty()

@@ -137,7 +137,14 @@ pub enum HostState {
     Maintenance {
         /// The page, HTML; a blank one is the ingress' own.
         page: String,
+        /// The answer's status.
+        #[serde(default = "unavailable")]
+        status: u16,
     },
+}
+
+const fn unavailable() -> u16 {
+    503
 }
 
 /// A release of a static site and the rules that it is served by.
@@ -189,7 +196,7 @@ mod tests {
             HostState::NoInstance { reason: "r".to_owned() },
             HostState::Asleep,
             HostState::Suspended,
-            HostState::Maintenance { page: "<p>soon</p>".to_owned() },
+            HostState::Maintenance { page: "<p>soon</p>".to_owned(), status: unavailable() },
         ];
         let host = |state| Host {
             service: Slug::new("shop").unwrap(),
@@ -217,6 +224,7 @@ mod tests {
                 compress: true,
                 limit: Some("9/m".parse().unwrap()),
                 limits: BTreeMap::from([(Slug::new("shop").unwrap(), Some("1/s".parse().unwrap())), (Slug::new("free").unwrap(), None)]),
+                traces: Some(TraceTarget { url: "http://127.0.0.1:4318/v1/traces".to_owned(), share: 1000 }),
             },
             proofs: BTreeMap::from([("token".to_owned(), "token.thumb".to_owned())]),
             zones,

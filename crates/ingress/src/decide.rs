@@ -65,6 +65,8 @@ pub enum Refusal {
         service: Slug,
         /// The page, HTML; a blank one is the ingress' own.
         page: Arc<str>,
+        /// The status.
+        status: StatusCode,
     },
 }
 
@@ -110,7 +112,8 @@ impl Refusal {
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoInstance { .. } | Self::Suspended { .. } | Self::Maintenance { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Maintenance { status, .. } => *status,
+            Self::NoInstance { .. } | Self::Suspended { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -145,7 +148,9 @@ pub fn decide<'r>(routes: &'r Routes, head: &Parts, arrival: &Arrival) -> Decisi
         // Above.
         RouteState::Moved { host } => Decision::Refuse(Refusal::UnknownHost { host: host.clone() }),
         RouteState::Suspended => Decision::Refuse(Refusal::Suspended { service }),
-        RouteState::Maintenance { page } => Decision::Refuse(Refusal::Maintenance { service, page: Arc::clone(page) }),
+        RouteState::Maintenance { page, status } => {
+            Decision::Refuse(Refusal::Maintenance { service, page: Arc::clone(page), status: *status })
+        }
         RouteState::NoInstance { reason } => Decision::Refuse(Refusal::NoInstance { service, reason: reason.clone() }),
         RouteState::Held { reason } => Decision::Hold(Refusal::NoInstance { service, reason: reason.clone() }),
         RouteState::Asleep => Decision::Hold(Refusal::NoInstance { service, reason: "it sleeps, and could not be woken yet".to_owned() }),

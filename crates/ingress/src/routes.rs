@@ -2,7 +2,7 @@
 
 use crate::{Limiter, Meter, Site};
 use arc_swap::ArcSwap;
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 use moat_model::{ProxyHeader, Slug};
 use std::collections::{BTreeSet, HashMap};
@@ -120,10 +120,12 @@ pub enum RouteState {
     Asleep,
     /// The owner suspended the service: 503.
     Suspended,
-    /// The owner lets a page answer instead of the service, which goes on running: 503.
+    /// The owner lets a page answer instead of the service, which goes on running.
     Maintenance {
         /// The page, HTML; a blank one is the ingress' own.
         page: Arc<str>,
+        /// The status: 503, or that of an error of where the page is.
+        status: StatusCode,
     },
 }
 

@@ -115,6 +115,9 @@ pub struct Public {
     /// `x-moat.proxyProtocol`: connections to its instances begin with the client's address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_header: Option<ProxyHeader>,
+    /// `maintenanceMode.uri`: what is shown while the ingress answers instead of a web service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maintenance_page: Option<String>,
     /// A database is reached from outside, through the ingress, by the clients in `allow`: this machine is set so.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub open: bool,

@@ -198,9 +198,15 @@ impl Rules<'_, '_, '_, '_, '_> {
                 self.at(field, E0209, message, Some("write it as DNS does, beginning with `xn--`"));
             }
         }
-        if spec.maintenance_mode.as_ref().is_some_and(|mode| mode.enabled && mode.uri.is_some()) {
-            let message = "`maintenanceMode.uri` is not supported yet: the ingress has a page of its own";
-            self.at("maintenanceMode", E0209, message, Some("remove `uri`; `moat maintenance SERVICE on --page FILE` shows another page"));
+        let page = spec.maintenance_mode.as_ref().and_then(|mode| mode.uri.as_ref());
+        if page.is_some_and(|uri| spec.domains.iter().any(|domain| host_of(&uri.value).eq_ignore_ascii_case(&domain.value))) {
+            let message = "`maintenanceMode.uri` is at the service itself, which answers nothing then";
+            self.at(
+                "maintenanceMode",
+                E0220,
+                message,
+                Some("name a page of another service, or remove `uri`: the ingress has a page of its own"),
+            );
         }
     }
 
@@ -278,6 +284,14 @@ fn same_repository(a: &str, b: &str) -> bool {
         url.replacen(':', "/", 1)
     };
     clean(a) == clean(b)
+}
+
+/// The host of a web address.
+fn host_of(uri: &str) -> &str {
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    host.rsplit_once(':').map_or(host, |(name, port)| if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host })
 }
 
 #[cfg(test)]

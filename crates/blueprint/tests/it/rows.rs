@@ -85,7 +85,12 @@ fn fields_and_shapes() {
         ("    buildFilter: {path: [a]}\n", &["E0201 6:19 services/0/buildFilter/path"]),
         ("    env: node\n", &["E0212 6:5 services/0/env", "E0207 6:5 services/0/env"]),
         ("    maintenanceMode: {enabled: true}\n", &[]),
-        ("    maintenanceMode: {enabled: true, uri: https://status.example.com}\n", &["E0209 6:5 services/0/maintenanceMode"]),
+        ("    maintenanceMode: {enabled: true, uri: https://status.example.com}\n", &[]),
+        ("    maintenanceMode: {enabled: true, uri: status.html}\n", &["E0216 6:43 services/0/maintenanceMode/uri"]),
+        (
+            "    domain: example.com\n    maintenanceMode: {enabled: false, uri: https://me@Example.com:443/soon}\n",
+            &["E0220 7:5 services/0/maintenanceMode"],
+        ),
         ("    maintenanceMode: {enabled: no}\n", &["E0208 6:32 services/0/maintenanceMode/enabled"]),
         ("    ipAllowList: []\n", &[]),
         ("    domains: [exämple.com]\n", &["E0209 6:5 services/0/domains"]),

@@ -3,6 +3,7 @@
 use crate::host::{Host, host, service, wait_for};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 /// A web service that shows a variable.
 const WEB: &str = r#"
@@ -112,6 +113,44 @@ fn a_suspended_service_stays_so_until_it_is_resumed_and_a_page_can_answer() {
     for (word, times) in [(" maintenance  ", 4), (" suspended  ", 1), (" resumed  ", 1)] {
         assert_eq!(told.matches(word).count(), times, "{word}: {told}");
     }
+}
+
+#[test]
+fn a_maintenance_page_may_be_at_another_address() {
+    let Some(host) = host() else { return };
+    // A public address of a machine that this one reaches.
+    host.sh("ip address add 93.184.215.14/32 dev lo");
+    host.write("status/soon.html", "<h1>back on Monday</h1>");
+    let mut status = host.command("python3");
+    status.args(["-m", "http.server", "9000", "--bind", "93.184.215.14", "--directory"]).arg(host.path("status"));
+    let mut status = status.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mode = |uri: &str| format!("    maintenanceMode:\n      enabled: true\n      uri: http://93.184.215.14:9000/{uri}\n");
+    up(&host, &app(&host, &mode("soon.html")));
+    wait_for("the page", || page(&host) == (503, "<h1>back on Monday</h1>".to_owned()));
+    assert_eq!(instances(&host, "site").len(), 1, "it goes on running");
+
+    // One given by hand comes first; without one it is shown again, as it is by then.
+    let own = host.write("own.html", "own");
+    host.moat(&["maintenance", "site", "on", "--page", own.to_str().unwrap()]).ok();
+    wait_for("the page given by hand", || page(&host) == (503, "own".to_owned()));
+    host.write("status/soon.html", "later");
+    host.moat(&["maintenance", "site", "on"]).ok();
+    wait_for("the page as it is now", || page(&host) == (503, "later".to_owned()));
+
+    // An error there is the answer; a page that can't be had is told, and Moat's own is shown.
+    up(&host, &app(&host, &mode("nothing.html")));
+    wait_for("the error", || page(&host).0 == 404);
+    status.kill().unwrap();
+    status.wait().unwrap();
+    up(&host, &app(&host, &mode("other.html")));
+    wait_for("Moat's own page", || page(&host).1.contains("maintenance mode"));
+    wait_for("the notice", || {
+        host.moat(&["events"]).ok().out.contains("the maintenance page `http://93.184.215.14:9000/other.html` can't be had")
+    });
+    up(&host, &app(&host, "    maintenanceMode:\n      enabled: true\n      uri: http://127.0.0.1:8080/\n"));
+    wait_for("the notice", || host.moat(&["events"]).ok().out.contains("it is at no public address"));
+    up(&host, &app(&host, ""));
+    wait_for("the service", || page(&host).0 == 200);
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod drift;
 mod hooks;
 mod instances;
 mod load;
+mod maintenance;
 mod public;
 mod pushes;
 mod reconcile;
@@ -138,6 +139,8 @@ pub enum Msg {
     Wanted(BTreeSet<Slug>),
     /// What services that may sleep were asked for.
     Looked(sleep::Look),
+    /// A maintenance page was asked for at this address.
+    Page(String, Result<maintenance::Fetched, String>),
 }
 
 impl Msg {
@@ -270,6 +273,8 @@ pub struct Core {
     pub(crate) sites: sites::Sites,
     pub(crate) shown: public::Shown,
     pub(crate) idle: sleep::Idle,
+    /// Maintenance pages that are at other addresses.
+    pub(crate) pages: maintenance::Pages,
     pub(crate) dataplane: Box<dyn Plane>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
@@ -411,6 +416,7 @@ impl Core {
             sites: sites::Sites::default(),
             shown: public::Shown::default(),
             idle: sleep::Idle::default(),
+            pages: maintenance::Pages::default(),
             dataplane,
             events,
             followers: Vec::new(),
@@ -559,6 +565,7 @@ impl Core {
             Msg::Become(program, file, reply) => self.r#become(&program, &file, &reply),
             Msg::Leave => self.leaving = true,
             Msg::Acme(news) => self.acme_news(news),
+            Msg::Page(uri, result) => self.page_fetched(&uri, result),
             Msg::Wanted(services) => self.wanted_by_clients(&services),
             Msg::Looked(look) => self.looked(look),
         }
@@ -584,6 +591,7 @@ impl Core {
         self.open_sites().await;
         // Before the sweep, so that no request is answered from what it removes.
         self.ask_for_certificates();
+        self.fetch_pages();
         self.publish_views().await;
         self.shown.proofs_hold();
         self.sweep_releases().await;

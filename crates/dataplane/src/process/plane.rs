@@ -6,7 +6,7 @@ use crate::channel::Channel;
 use crate::message::{Hello, Measures, Order, PROTOCOL, ROLE, Report};
 use crate::{CertificateSet, Config, DatabaseHost, Host, HostState, SiteFiles, Sockets, Stamp};
 use arc_swap::ArcSwap;
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use moat_dns::Zones;
 use moat_ingress::{
     Database, Databases, Limiter, Listeners, LogFiles, LogFormat, Policy, Records, Route, RouteState, RouteTable, Routes, Rules, Settings,
@@ -186,7 +186,10 @@ impl Plane {
                 HostState::NoInstance { reason } => RouteState::NoInstance { reason },
                 HostState::Asleep => RouteState::Asleep,
                 HostState::Suspended => RouteState::Suspended,
-                HostState::Maintenance { page } => RouteState::Maintenance { page: page.as_str().into() },
+                HostState::Maintenance { page, status } => RouteState::Maintenance {
+                    page: page.as_str().into(),
+                    status: StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+                },
                 HostState::Site(files) => {
                     let open = state.sites.get(&name).filter(|(before, _)| *before == files).map(|(_, site)| Arc::clone(site));
                     match open.map_or_else(|| open_site(&self.base, &files), Ok) {

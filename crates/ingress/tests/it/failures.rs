@@ -134,8 +134,17 @@ async fn services_that_are_not_ready() {
             ("new.localhost".to_owned(), route("new", RouteState::NoInstance { reason: "the build of `new` <runs>".to_owned() })),
             ("none.localhost".to_owned(), route("none", RouteState::Live)),
             ("off.localhost".to_owned(), route("off", RouteState::Suspended)),
-            ("works.localhost".to_owned(), route("works", RouteState::Maintenance { page: "".into() })),
-            ("own.localhost".to_owned(), route("own", RouteState::Maintenance { page: "<p>back at <b>nine</b>".into() })),
+            (
+                "works.localhost".to_owned(),
+                route("works", RouteState::Maintenance { page: "".into(), status: http::StatusCode::SERVICE_UNAVAILABLE }),
+            ),
+            (
+                "own.localhost".to_owned(),
+                route(
+                    "own",
+                    RouteState::Maintenance { page: "<p>back at <b>nine</b>".into(), status: http::StatusCode::SERVICE_UNAVAILABLE },
+                ),
+            ),
         ])
         .into(),
     )

@@ -31,6 +31,11 @@ pub(crate) fn public(spec: &ServiceSpec, kind: ServiceKind) -> Public {
         allow: spec.ip_allow_list.as_ref().map(|list| nets(&list.value)),
         free: kind == ServiceKind::Web && spec.plan.as_ref().is_some_and(|plan| plan.value == FREE),
         proxy_header: spec.moat.as_ref().filter(|_| kind == ServiceKind::Web).and_then(|moat| Some(moat.proxy_header.as_ref()?.value)),
+        maintenance_page: spec
+            .maintenance_mode
+            .as_ref()
+            .filter(|_| kind == ServiceKind::Web)
+            .and_then(|mode| Some(mode.value.uri.as_ref()?.value.clone())),
         open: false,
     }
 }
