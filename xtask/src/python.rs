@@ -10,6 +10,8 @@ const PACKAGES: &[&str] = &[
     "kosoku==0.1.0",
     "websockets==17.4",
     "gunicorn==27.0.1",
+    // A client of Key Values.
+    "redis==8.1.0",
 ];
 
 /// Makes an empty environment, in place of one that is there.

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use moat_certs::{Authority, Directory, Pair, Way};
-use moat_dataplane::Public;
+use moat_dataplane::{Doors, Public};
 use moat_ingress::{LogFormat, Rate};
 use moat_model::{Secret, Slug};
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,8 @@ pub struct PublicSettings {
     pub free_plans_sleep: Option<u64>,
     /// Where clients from outside come to databases; none is nowhere.
     pub postgres: Option<SocketAddr>,
+    /// Where they come to Key Values.
+    pub keyvalue: Option<SocketAddr>,
 }
 
 /// Let's Encrypt's directory.
@@ -63,7 +65,8 @@ impl PublicSettings {
             ("compression", switch(!self.no_compression)),
             ("rate-limit", rate_text(self.rate_limit)),
             ("free-plans-sleep", self.free_plans_sleep.map_or_else(|| "off".to_owned(), span_text)),
-            ("postgres", self.postgres.map_or_else(|| "off".to_owned(), |address| address.to_string())),
+            ("postgres", door_text(self.postgres)),
+            ("keyvalue", door_text(self.keyvalue)),
             ("acme", self.acme.clone().unwrap_or_else(|| "off".to_owned())),
             ("acme-proof", self.acme_proof.map_or("any", Way::word).to_owned()),
             ("acme-contact", self.acme_contact.clone().unwrap_or_else(|| "off".to_owned())),
@@ -130,13 +133,13 @@ impl PublicSettings {
                 (_, Some(seconds)) => self.free_plans_sleep = Some(seconds),
                 (_, None) => return wrong("write `on` (15 minutes without a request), a time such as `90s`, `5m` or `2h`, or `off`"),
             },
-            "postgres" => match (value, value.parse::<SocketAddr>()) {
-                ("off", _) => self.postgres = None,
-                (_, Ok(address)) if address.port() != 0 => self.postgres = Some(address),
-                (_, Ok(_) | Err(_)) => {
-                    return wrong("write the address and port where clients come to databases, such as `0.0.0.0:5432`, or `off`");
-                }
-            },
+            "postgres" if !set_door(&mut self.postgres, value) => {
+                return wrong("write the address and port where clients come to databases, such as `0.0.0.0:5432`, or `off`");
+            }
+            "keyvalue" if !set_door(&mut self.keyvalue, value) => {
+                return wrong("write the address and port where clients come to Key Values, such as `0.0.0.0:6379`, or `off`");
+            }
+            "postgres" | "keyvalue" => {}
             "access-log" => match value {
                 "off" => self.access_log = None,
                 "json" => self.access_log = Some(LogFormat::Json),
@@ -179,6 +182,11 @@ impl PublicSettings {
         Some(Directory { url, contact: self.acme_contact.clone(), root: self.acme_root.clone() })
     }
 
+    /// Where clients from outside come to each kind of database.
+    pub const fn doors(&self) -> Doors<SocketAddr> {
+        Doors { postgres: self.postgres, keyvalue: self.keyvalue }
+    }
+
     /// As the data plane gets them.
     pub fn public(&self) -> Public {
         Public {
@@ -196,6 +204,20 @@ pub(crate) const OWN_LIMIT: &str = "rate-limit.";
 
 fn rate_text(rate: Option<Rate>) -> String {
     rate.map_or_else(|| "off".to_owned(), |rate| rate.to_string())
+}
+
+fn door_text(door: Option<SocketAddr>) -> String {
+    door.map_or_else(|| "off".to_owned(), |address| address.to_string())
+}
+
+/// Takes an address with a port, or `off`. False for anything else, which changes nothing.
+fn set_door(door: &mut Option<SocketAddr>, text: &str) -> bool {
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    let is_good = address.is_some() || text == "off";
+    if is_good {
+        *door = address;
+    }
+    is_good
 }
 
 /// As many seconds as a text such as `90s`, `5m` or `2h` says, up to a day and not none.
@@ -281,6 +303,7 @@ mod tests {
             ("rate-limit.desk", "off"),
             ("free-plans-sleep", "90s"),
             ("postgres", "[::]:5432"),
+            ("keyvalue", "0.0.0.0:6379"),
             ("acme", "letsencrypt"),
             ("acme-proof", "tls"),
             ("acme-contact", "a@b.test"),
@@ -313,6 +336,7 @@ mod tests {
             ("free-plans-sleep", "15"),
             ("postgres", "5432"),
             ("postgres", "0.0.0.0:0"),
+            ("keyvalue", "on"),
             ("proxy-protocol", "192.0.2.0/33"),
             ("port", "1"),
             ("acme", "http://a.test"),
