@@ -118,7 +118,9 @@ impl Scene<'_> {
             RuleId::PublicDatabase => {
                 let listed = self.target.and_then(|service| service.public.allow.as_ref());
                 let listed: Vec<String> = listed.into_iter().flatten().map(ToString::to_string).collect();
-                format!("its `ipAllowList` names {}, who come through the ingress by TLS, and this machine lets them", listed.join(", "))
+                let asked = self.target.is_some_and(|service| service.kind == ServiceKind::KeyValue);
+                let way = if asked { "TLS and its password" } else { "TLS" };
+                format!("its `ipAllowList` names {}, who come through the ingress by {way}, and this machine lets them", listed.join(", "))
             }
             RuleId::DefaultEgress => "what is not private, link-local, metadata or this machine is open".to_owned(),
             RuleId::EgressRange => {
@@ -225,9 +227,6 @@ impl Scene<'_> {
             }
             RuleId::PublicDatabase => {
                 let is_keyvalue = self.target.is_some_and(|service| service.kind == ServiceKind::KeyValue);
-                if is_keyvalue {
-                    hints.push("the ingress asks for its password before anything reaches it".to_owned());
-                }
                 let (setting, all) = if is_keyvalue { ("keyvalue", "Key Values") } else { ("postgres", "databases") };
                 hints.push(format!("any other address is refused; `moat ingress {setting}=off` closes all {all}"));
             }
