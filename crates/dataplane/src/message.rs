@@ -6,7 +6,7 @@
 //! process.
 
 use crate::{CertificateSet, Config, Stamp};
-use moat_ingress::{LogFormat, Series};
+use moat_ingress::{LogFormat, Series, Visited};
 use moat_model::Slug;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -105,4 +105,6 @@ pub struct Measures {
     pub connections: (u64, u64),
     /// Lines of the access log that were written, and those that were dropped.
     pub log_lines: (u64, u64),
+    /// Of clients of each database that is reached from outside.
+    pub visits: Vec<(Slug, Visited)>,
 }

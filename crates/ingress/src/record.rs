@@ -3,6 +3,7 @@
 use crate::arrival::Arrival;
 use crate::compress::Outgoing;
 use crate::counters::Counters;
+use crate::database::AllVisits;
 use crate::heads;
 use crate::log::{Line, Log};
 use crate::meters::{Known, Meters};
@@ -24,6 +25,8 @@ pub struct Records {
     pub meters: Arc<Meters>,
     /// The access log.
     pub log: Arc<Log>,
+    /// The numbers of databases.
+    pub visits: Arc<AllVisits>,
 }
 
 /// A request or tunnel that is not over until this is dropped.

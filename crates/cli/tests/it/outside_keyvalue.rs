@@ -167,6 +167,16 @@ fn a_key_value_is_open_to_those_it_names_who_say_its_password() {
     refused("no encryption", plain, "connections from outside are encrypted");
     assert_eq!(client.asks(&["get", "count"]).ok().out.trim(), "3");
 
+    // What went on is told: to its numbers count who was let in, and who asked for it and was not.
+    let text = host.moat(&["metrics"]).ok().out;
+    let number = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("moat_database_{name}{{service=\"cache\"}} ")));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    };
+    assert_eq!((number("connections_total"), number("refused_total"), number("connections_open")), (6, 4, 0));
+    assert!(number("received_bytes_total") > 60 && number("sent_bytes_total") > 100, "{text}");
+    assert!(!text.contains("service=\"vault\"} "), "{text}");
+
     // What is said is so, and holds on the private network.
     let allowed = explain("cache:6379");
     assert!(allowed.starts_with("allow: internet → cache:6379/tcp by public-database") && allowed.contains("its password"), "{allowed}");
@@ -189,6 +199,9 @@ fn a_key_value_is_open_to_those_it_names_who_say_its_password() {
 
     // A session goes on where it is while the ingress is restarted, and new ones come to the next process, with the same password.
     let mut session = Session::begin(&client, "first");
+    let top = host.moat(&["top", "--once", "-o", "json"]).ok().json();
+    let row = top["services"].as_array().unwrap().iter().find(|row| row["service"] == "cache").unwrap();
+    assert_eq!(row["open"], 1, "{row}");
     host.moat(&["ingress", "--restart"]).ok();
     ask(&client).ok();
     host.kill(host.daemon().unwrap(), "KILL");

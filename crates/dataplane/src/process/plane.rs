@@ -216,7 +216,8 @@ impl Plane {
         }
         let database = |host: DatabaseHost| {
             let DatabaseHost { service, access, upstreams, allow } = host;
-            Database { service, access, upstreams, allow }
+            let visitors = self.records.visits.of(&service);
+            Database { service, access, upstreams, allow, visitors }
         };
         self.databases.send_replace(Arc::new(Databases(config.databases.into_iter().map(|(name, host)| (name, database(host))).collect())));
         self.zones.store(Arc::new(config.zones));
@@ -251,13 +252,14 @@ impl Plane {
     }
 
     fn measures(&self) -> Measures {
-        let Records { meters, log } = &self.records;
-        Measures { series: meters.read(), connections: meters.connections(), log_lines: log.lines() }
+        let Records { meters, log, visits } = &self.records;
+        Measures { series: meters.read(), connections: meters.connections(), log_lines: log.lines(), visits: visits.read() }
     }
 
     /// Forgets clients that did not ask for a while, and numbers of what is gone.
     fn sweep(&self) {
         self.records.meters.sweep();
+        self.records.visits.sweep();
         let limits: Vec<_> = self.state().limits.values().cloned().collect();
         for limit in limits {
             limit.sweep();

@@ -11,11 +11,14 @@
 mod command;
 mod keyvalue;
 mod postgres;
+mod visits;
 
 pub use keyvalue::Login;
 pub(crate) use postgres::PROTOCOL;
+pub use visits::{AllVisits, Visited, Visitors};
 
 use crate::serve::end;
+use crate::tunnel::Counting;
 use crate::{Dial, Tls};
 use ipnet::IpNet;
 use moat_model::Slug;
@@ -33,6 +36,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use visits::Visitor;
 
 /// The first byte of a TLS record with a handshake (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
@@ -85,6 +89,8 @@ pub struct Database {
     pub upstreams: Vec<SocketAddr>,
     /// Clients that may come; no other may.
     pub allow: Vec<IpNet>,
+    /// What is counted of them.
+    pub visitors: Visitors,
 }
 
 /// Every database that is reached from outside, by lower-case host name.
@@ -108,6 +114,7 @@ impl Database {
 struct Begun {
     name: String,
     access: Access,
+    visitors: Visitors,
     stream: TlsStream<TcpStream>,
     instance: TcpStream,
 }
@@ -179,7 +186,9 @@ async fn converse<D: Dial>(
     stream.set_nodelay(true)?;
     let begun = timeout(BEGINS_WITHIN, begin(stream, client, kind, &databases, &tls, &*dial)).await;
     let Some(begun) = begun.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else { return Ok(()) };
-    let Begun { name, access, mut stream, mut instance } = begun;
+    let Begun { name, access, visitors, stream, mut instance } = begun;
+    let visitor = Visitor::new(&visitors.0);
+    let mut stream = Counting::new(stream, Arc::clone(&visitors.0));
     let withdrawn = async {
         // An error means that nothing changes any more.
         let _ = databases.wait_for(|now| now.find(kind, &name, client).is_none_or(|database| database.access != access)).await;
@@ -188,7 +197,9 @@ async fn converse<D: Dial>(
         biased;
         () = withdrawn => Ok(()),
         copied = copy_bidirectional(&mut stream, &mut instance) => copied.map(drop),
-    }
+    }?;
+    drop(visitor);
+    Ok(())
 }
 
 /// The host name that a client asks for, its connection and the database's. `None` where all is said.
@@ -220,20 +231,27 @@ async fn begin<D: Dial>(
     let find = |access: Option<&Access>| {
         let databases = databases.borrow();
         let found = databases.find(kind, &name, client).filter(|database| access.is_none_or(|access| database.access == *access));
-        found.map(|database| (database.access.clone(), database.upstreams.first().copied()))
+        if let Some(other) = databases.0.get(&name).filter(|database| found.is_none() && database.access.kind() == kind) {
+            other.visitors.0.refused();
+        }
+        found.cloned()
     };
     let refused = || io::Error::new(io::ErrorKind::PermissionDenied, "it asks for no database that it may come to");
-    let (access, _) = find(None).ok_or_else(refused)?;
+    let Database { access, visitors, .. } = find(None).ok_or_else(refused)?;
     let mut stream = hello.into_stream(config).await?;
     let passed = match &access {
         Access::Postgres => None,
-        Access::KeyValue(login) => match keyvalue::ask(&mut stream, login).await? {
-            Some(passed) => Some(passed),
-            None => return Ok(None),
-        },
+        Access::KeyValue(login) => {
+            let asked = keyvalue::ask(&mut stream, login).await;
+            if !matches!(asked, Ok(Some(_))) {
+                visitors.0.refused();
+            }
+            let Some(passed) = asked? else { return Ok(None) };
+            Some(passed)
+        }
     };
     // It may be so no more.
-    let (_, upstream) = find(Some(&access)).ok_or_else(refused)?;
+    let upstream = find(Some(&access)).ok_or_else(refused)?.upstreams.first().copied();
     let connected = match upstream {
         Some(upstream) => timeout(CONNECTED_WITHIN, dial.dial(upstream)).await.ok().and_then(Result::ok),
         None => None,
@@ -255,7 +273,7 @@ async fn begin<D: Dial>(
         }
         instance.write_all(&first).await?;
     }
-    Ok(Some(Begun { name, access, stream, instance }))
+    Ok(Some(Begun { name, access, visitors, stream, instance }))
 }
 
 /// Takes what a client sends that was told something: to close over it would take back the words (RFC 9293 §3.6.1).
@@ -293,7 +311,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let upstreams = vec!["127.0.0.1:1".parse().unwrap()];
-        let database = Database { service: Slug::new("db").unwrap(), access: access(kind), upstreams, allow: vec![allow.parse().unwrap()] };
+        let database = Database {
+            service: Slug::new("db").unwrap(),
+            access: access(kind),
+            upstreams,
+            allow: vec![allow.parse().unwrap()],
+            visitors: Visitors::default(),
+        };
         let (_table, databases) = watch::channel(Arc::new(Databases(HashMap::from([("db.localhost".to_owned(), database)]))));
         let (stopped, mut stopping) = watch::channel(false);
         let tls = Arc::new(Tls::new().unwrap());
@@ -351,6 +375,7 @@ mod tests {
             access: Access::Postgres,
             upstreams: Vec::new(),
             allow: allow.iter().map(|net| net.parse().unwrap()).collect(),
+            visitors: Visitors::default(),
         };
         let all = Databases(HashMap::from([
             ("a.localhost".to_owned(), database(&["192.0.2.0/24", "2001:db8::/32"])),
