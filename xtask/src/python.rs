@@ -12,6 +12,8 @@ const PACKAGES: &[&str] = &[
     "gunicorn==27.0.1",
     // The official messages of OpenTelemetry, for a collector that reads them.
     "opentelemetry-proto==1.45.2",
+    // A client of Key Values.
+    "redis==8.1.0",
 ];
 
 /// Makes an empty environment, in place of one that is there.

@@ -7,7 +7,7 @@ use crate::handed::{self, Handed};
 use crate::machine::Doing;
 use crate::protocol::Failure;
 use moat_dataplane::message::Measures;
-use moat_dataplane::{CertificateSet, Config, KeepError, Keeper, News, Place, Sockets, Stamp};
+use moat_dataplane::{CertificateSet, Config, Doors, KeepError, Keeper, News, Place, Sockets, Stamp};
 use moat_ingress::LogFormat;
 use moat_net_linux::outside::{self, Outside};
 use moat_net_linux::{Network, ns};
@@ -51,8 +51,8 @@ pub struct DataPlane {
     ingress: Option<OwnedFd>,
     /// That of HTTPS, while no process has it.
     https: Option<OwnedFd>,
-    /// Where clients of databases come to, as it was said last.
-    databases: Databases,
+    /// Where clients of databases come to from now on; none is as the process has it.
+    databases: Option<Doors<OwnedFd>>,
     /// What the service manager handed in, until it is first asked for.
     handed: Handed,
     /// What a process serves with, or will.
@@ -63,17 +63,6 @@ pub struct DataPlane {
     changed: bool,
     resolvers: Vec<SocketAddr>,
     logging: Logging,
-}
-
-/// What was said of clients of databases.
-#[derive(Debug)]
-enum Databases {
-    /// Nothing: as the process has it.
-    AsBefore,
-    /// None come.
-    Closed,
-    /// They come here.
-    At(OwnedFd),
 }
 
 /// What the process was told of the access log.
@@ -99,7 +88,7 @@ impl DataPlane {
             listening_https: handed.https.as_ref().and_then(|socket| handed::address(socket).ok()),
             ingress: None,
             https: None,
-            databases: Databases::AsBefore,
+            databases: None,
             handed,
             sockets: None,
             serving: false,
@@ -164,21 +153,26 @@ impl DataPlane {
         Ok(())
     }
 
-    /// Where clients of databases come to from now on, if anywhere; it holds with the next [`ensure`](Self::ensure).
-    pub async fn listen_databases(&mut self, at: Option<SocketAddr>) -> Result<(), Failure> {
+    /// Where clients of databases come to from now on; it holds with the next [`ensure`](Self::ensure). All or nothing is changed.
+    pub async fn listen_databases(&mut self, at: Doors<SocketAddr>) -> Result<(), Failure> {
         self.find().await;
-        let now = match &self.databases {
-            Databases::AsBefore => self.sockets.as_ref().and_then(|sockets| sockets.listening_databases().ok().flatten()),
-            Databases::Closed => None,
-            Databases::At(listener) => handed::address(listener).ok(),
+        let now = self.databases.as_ref().or_else(|| self.sockets.as_ref().map(|sockets| &sockets.databases));
+        let door = |at: Option<SocketAddr>, now: Option<&OwnedFd>, option| {
+            let stays = now.filter(|now| at.is_some() && handed::address(now).ok() == at);
+            match (at, stays) {
+                (Some(at), None) => bound(at, option).map(Some),
+                (_, stays) => stays.map(OwnedFd::try_clone).transpose().map_err(|error| Failure::refused(error.to_string(), None)),
+            }
         };
-        if now == at {
+        let (postgres, keyvalue) = (now.and_then(|now| now.postgres.as_ref()), now.and_then(|now| now.keyvalue.as_ref()));
+        let is_open = |at: Option<SocketAddr>, now: Option<&OwnedFd>| at == now.and_then(|now| handed::address(now).ok());
+        if is_open(at.postgres, postgres) && is_open(at.keyvalue, keyvalue) {
             return Ok(());
         }
-        self.databases = match at {
-            None => Databases::Closed,
-            Some(at) => Databases::At(bound(at, "moat ingress postgres=")?),
-        };
+        self.databases = Some(Doors {
+            postgres: door(at.postgres, postgres, "moat ingress postgres=")?,
+            keyvalue: door(at.keyvalue, keyvalue, "moat ingress keyvalue=")?,
+        });
         Ok(())
     }
 
@@ -210,17 +204,10 @@ impl DataPlane {
         self.resolvers = resolvers();
         let router = network.router_ns().map_err(|error| PlaneError::Sockets(io::Error::other(error)))?;
         let fits = self.sockets.as_ref().map(|sockets| sockets.are_of(&router)).transpose().map_err(PlaneError::Sockets)?;
-        let said = std::mem::replace(&mut self.databases, Databases::AsBefore);
-        let databases = match &said {
-            Databases::AsBefore => self.sockets.as_ref().and_then(|sockets| sockets.databases.as_ref()).map(OwnedFd::try_clone),
-            Databases::Closed => None,
-            Databases::At(listener) => Some(listener.try_clone()),
-        };
-        let databases = databases.transpose().map_err(PlaneError::Sockets)?;
-        let moved = !matches!(said, Databases::AsBefore);
-        // Until it holds.
-        self.databases = said;
-        let others = self.https.is_some() || self.ingress.is_some() || self.changed || moved;
+        let before = self.sockets.as_ref().map(|sockets| &sockets.databases);
+        let databases = self.databases.as_ref().or(before).map(|doors| doors.try_map(OwnedFd::try_clone)).transpose();
+        let databases = databases.map_err(PlaneError::Sockets)?.unwrap_or_default();
+        let others = self.https.is_some() || self.ingress.is_some() || self.changed || self.databases.is_some();
         if fits == Some(true) && self.serving && !others {
             return Ok(());
         }
@@ -241,7 +228,7 @@ impl DataPlane {
             let sockets = || -> io::Result<Sockets> {
                 let (dns_udp, dns_tcp) = (ns::udp_bound_in(&router, at)?.into(), ns::tcp_listener_in(&router, at)?.into());
                 let https = https.as_ref().map(OwnedFd::try_clone).transpose()?;
-                let databases = databases.as_ref().map(OwnedFd::try_clone).transpose()?;
+                let databases = databases.try_map(OwnedFd::try_clone)?;
                 Ok(Sockets { ingress: ingress.try_clone()?, router: router.try_clone()?.into(), dns_udp, dns_tcp, https, databases })
             };
             match sockets() {
@@ -256,7 +243,7 @@ impl DataPlane {
         let sockets = sockets.duplicate().map_err(PlaneError::Sockets)?;
         self.serving = true;
         self.changed = false;
-        self.databases = Databases::AsBefore;
+        self.databases = None;
         self.find().await;
         match &self.keeper {
             Some(keeper) => Ok(keeper.serve(sockets).await?),
@@ -362,7 +349,7 @@ impl DataPlane {
         }
         self.logging = Logging::Unknown;
         (self.ingress, self.https, self.sockets) = (None, None, None);
-        self.databases = Databases::AsBefore;
+        self.databases = None;
         (self.listening, self.listening_https) = (None, None);
         self.serving = false;
     }

@@ -12,7 +12,7 @@ use crate::dataplane::PlaneError;
 use crate::protocol::Failure;
 use jiff::Timestamp;
 use moat_dataplane::message::Measures;
-use moat_dataplane::{CertificateSet, Config};
+use moat_dataplane::{CertificateSet, Config, Doors};
 use moat_engine::{EngineError, StepOutcome};
 use moat_engine_linux::{
     BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Prepared, Provided, Published, PullRequest, Release, SiteRequest, Usage,
@@ -121,8 +121,8 @@ pub trait Plane: Send {
     fn listening_https(&self) -> Option<SocketAddr>;
     /// Takes the ingress' addresses; others than before are refused. Without one for HTTPS that stays as it was.
     fn listen<'a>(&'a mut self, http: &'a str, https: Option<&'a str>) -> Doing<'a, Result<(), Failure>>;
-    /// Where clients of databases come to from now on, if anywhere; it holds with the next [`ensure`](Self::ensure).
-    fn listen_databases(&mut self, at: Option<SocketAddr>) -> Doing<'_, Result<(), Failure>>;
+    /// Where clients of databases come to from now on; it holds with the next [`ensure`](Self::ensure).
+    fn listen_databases(&mut self, at: Doors<SocketAddr>) -> Doing<'_, Result<(), Failure>>;
     /// Whether it serves.
     fn is_serving(&self) -> bool;
     /// Has it serve in the router of now.

@@ -1,7 +1,7 @@
 //! The numbers of services as Prometheus reads them: the text format of OpenMetrics 1.0.
 
 use crate::protocol::Load;
-use moat_ingress::Counted;
+use moat_ingress::{Counted, Visited};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -51,6 +51,12 @@ impl Numbers {
         rows
     }
 
+    /// Of every database that is reached from outside.
+    fn visits(&self, number: fn(&Visited) -> u64) -> Vec<Row<'_, u64>> {
+        let visited = self.0.services.iter().filter_map(|service| Some((service.service.as_str(), service.visits.as_ref()?)));
+        visited.map(|(slug, visited)| (vec![("service", slug)], number(visited))).collect()
+    }
+
     /// Of every instance that runs.
     fn live<T>(&self, number: impl Fn(&crate::protocol::InstanceLoad) -> Option<T>) -> Vec<Row<'_, T>> {
         let mut rows = Vec::new();
@@ -96,6 +102,13 @@ impl Collector for Numbers {
         let connections = [("http", load.connections.0), ("https", load.connections.1)];
         let connections = connections.map(|(scheme, count)| (vec![("scheme", scheme)], count));
         gauges(&mut to, "moat_client_connections_open", "Connections of clients", connections)?;
+        let help = "Clients from outside that are connected to a database";
+        gauges(&mut to, "moat_database_connections_open", help, self.visits(|visited| visited.open))?;
+        counters(&mut to, "moat_database_connections", "Clients from outside that were let in", self.visits(|visited| visited.opened))?;
+        let help = "Clients from outside that asked for a database and were not let in";
+        counters(&mut to, "moat_database_refused", help, self.visits(|visited| visited.refused))?;
+        counters(&mut to, "moat_database_received_bytes", "Bytes from clients of a database", self.visits(|visited| visited.received))?;
+        counters(&mut to, "moat_database_sent_bytes", "Bytes to clients of a database", self.visits(|visited| visited.sent))?;
         let lines =
             [("written", load.log_lines.0), ("dropped", load.log_lines.1)].map(|(outcome, count)| (vec![("outcome", outcome)], count));
         counters(&mut to, "moat_access_log_lines", "Lines of the access log", lines)?;
@@ -225,6 +238,7 @@ mod tests {
             phase: None,
             limits: None,
             own: Counted::default(),
+            visits: None,
             instances: vec![instance("shop-1", true, counters.read()), instance("shop-0", false, counters.read())],
         };
         let worker = ServiceLoad {
@@ -233,8 +247,15 @@ mod tests {
             instances: vec![instance("mailer-1", true, Counted::default())],
             ..shop.clone()
         };
-        let text =
-            text(Load { services: vec![shop, worker], connections: (3, 4), counted: true, version: "1.2.3".to_owned(), ..Load::default() });
+        let orders = ServiceLoad {
+            service: Slug::new("orders").unwrap(),
+            kind: Some(ServiceKind::Postgres),
+            visits: Some(Visited { open: 2, opened: 5, refused: 1, received: 30, sent: 40 }),
+            instances: Vec::new(),
+            ..shop.clone()
+        };
+        let services = vec![shop, worker, orders];
+        let text = text(Load { services, connections: (3, 4), counted: true, version: "1.2.3".to_owned(), ..Load::default() });
         for line in [
             "# TYPE moat_http_requests counter",
             r#"moat_http_requests_total{service="shop",instance="shop-1",status="200"} 1"#,
@@ -251,6 +272,11 @@ mod tests {
             r#"moat_client_connections_open{scheme="https"} 4"#,
             r#"moat_instance_cpu_seconds_total{service="mailer",instance="mailer-1"} 1.5"#,
             r#"moat_instance_memory_bytes{service="mailer",instance="mailer-1"} 4096"#,
+            r#"moat_database_connections_open{service="orders"} 2"#,
+            r#"moat_database_connections_total{service="orders"} 5"#,
+            r#"moat_database_refused_total{service="orders"} 1"#,
+            r#"moat_database_received_bytes_total{service="orders"} 30"#,
+            r#"moat_database_sent_bytes_total{service="orders"} 40"#,
             "moat_data_plane_answers 1",
             r#"moat_info{version="1.2.3"} 1"#,
         ] {
@@ -258,6 +284,7 @@ mod tests {
         }
         assert!(!text.contains(r#"moat_instance_cpu_seconds_total{service="shop",instance="shop-0"}"#), "it is gone");
         assert!(!text.contains(r#"moat_http_requests_open{service="mailer""#), "nobody asks a worker");
+        assert_eq!(text.matches("moat_database_connections_open{").count(), 1, "of databases only");
         assert!(text.ends_with("# EOF\n"));
     }
 }

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use moat_certs::{Authority, Directory, Pair, Way};
-use moat_dataplane::Public;
+use moat_dataplane::{Doors, Public};
 use moat_ingress::{LogFormat, Rate, TraceTarget, WHOLE};
 use moat_model::{Secret, Slug};
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub struct PublicSettings {
     pub traces: Option<String>,
     /// How many of a million of them; none is all.
     pub traces_share: Option<u32>,
+    /// Where they come to Key Values.
+    pub keyvalue: Option<SocketAddr>,
 }
 
 /// Let's Encrypt's directory.
@@ -70,7 +72,8 @@ impl PublicSettings {
             ("compression", switch(!self.no_compression)),
             ("rate-limit", rate_text(self.rate_limit)),
             ("free-plans-sleep", self.free_plans_sleep.map_or_else(|| "off".to_owned(), span_text)),
-            ("postgres", self.postgres.map_or_else(|| "off".to_owned(), |address| address.to_string())),
+            ("postgres", door_text(self.postgres)),
+            ("keyvalue", door_text(self.keyvalue)),
             ("traces", self.traces.clone().unwrap_or_else(|| "off".to_owned())),
             ("traces-share", percent_text(self.traces_share.unwrap_or(WHOLE))),
             ("acme", self.acme.clone().unwrap_or_else(|| "off".to_owned())),
@@ -139,13 +142,13 @@ impl PublicSettings {
                 (_, Some(seconds)) => self.free_plans_sleep = Some(seconds),
                 (_, None) => return wrong("write `on` (15 minutes without a request), a time such as `90s`, `5m` or `2h`, or `off`"),
             },
-            "postgres" => match (value, value.parse::<SocketAddr>()) {
-                ("off", _) => self.postgres = None,
-                (_, Ok(address)) if address.port() != 0 => self.postgres = Some(address),
-                (_, Ok(_) | Err(_)) => {
-                    return wrong("write the address and port where clients come to databases, such as `0.0.0.0:5432`, or `off`");
-                }
-            },
+            "postgres" if !set_door(&mut self.postgres, value) => {
+                return wrong("write the address and port where clients come to databases, such as `0.0.0.0:5432`, or `off`");
+            }
+            "keyvalue" if !set_door(&mut self.keyvalue, value) => {
+                return wrong("write the address and port where clients come to Key Values, such as `0.0.0.0:6379`, or `off`");
+            }
+            "postgres" | "keyvalue" => {}
             "traces" => match (value, collector(value)) {
                 ("off", _) => self.traces = None,
                 (_, Some(url)) => self.traces = Some(url),
@@ -202,6 +205,11 @@ impl PublicSettings {
         Some(Directory { url, contact: self.acme_contact.clone(), root: self.acme_root.clone() })
     }
 
+    /// Where clients from outside come to each kind of database.
+    pub const fn doors(&self) -> Doors<SocketAddr> {
+        Doors { postgres: self.postgres, keyvalue: self.keyvalue }
+    }
+
     /// As the data plane gets them.
     pub fn public(&self) -> Public {
         Public {
@@ -248,6 +256,20 @@ pub(crate) const OWN_LIMIT: &str = "rate-limit.";
 
 fn rate_text(rate: Option<Rate>) -> String {
     rate.map_or_else(|| "off".to_owned(), |rate| rate.to_string())
+}
+
+fn door_text(door: Option<SocketAddr>) -> String {
+    door.map_or_else(|| "off".to_owned(), |address| address.to_string())
+}
+
+/// Takes an address with a port, or `off`. False for anything else, which changes nothing.
+fn set_door(door: &mut Option<SocketAddr>, text: &str) -> bool {
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    let is_good = address.is_some() || text == "off";
+    if is_good {
+        *door = address;
+    }
+    is_good
 }
 
 /// As many seconds as a text such as `90s`, `5m` or `2h` says, up to a day and not none.
@@ -335,6 +357,7 @@ mod tests {
             ("postgres", "[::]:5432"),
             ("traces", "http://[::1]:4318/v1/traces"),
             ("traces-share", "0.25%"),
+            ("keyvalue", "0.0.0.0:6379"),
             ("acme", "letsencrypt"),
             ("acme-proof", "tls"),
             ("acme-contact", "a@b.test"),
@@ -377,6 +400,7 @@ mod tests {
             ("free-plans-sleep", "15"),
             ("postgres", "5432"),
             ("postgres", "0.0.0.0:0"),
+            ("keyvalue", "on"),
             ("proxy-protocol", "192.0.2.0/33"),
             ("traces", "127.0.0.1:4318"),
             ("traces", "http:///v1/traces"),

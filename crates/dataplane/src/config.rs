@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use moat_dns::Zones;
-use moat_ingress::{Rate, TraceTarget};
+use moat_ingress::{Access, Rate, TraceTarget};
 use moat_model::state::{Generation, SiteHeader, SiteRoute};
 use moat_model::{InstanceId, ProxyHeader, Secret, Slug};
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,8 @@ pub struct NamedCertificate {
 pub struct DatabaseHost {
     /// The database.
     pub service: Slug,
+    /// How clients are let in.
+    pub access: Access,
     /// Its ready instance.
     pub upstreams: Vec<SocketAddr>,
     /// Clients that may come; no other may.
@@ -164,6 +166,7 @@ pub struct SiteFiles {
 mod tests {
     use super::*;
     use moat_dns::{Asker, Forward, NameEntry, View, ViewId};
+    use moat_ingress::Login;
     use moat_model::AddressPair;
     use moat_model::state::SiteAction;
     use std::collections::HashMap;
@@ -209,14 +212,17 @@ mod tests {
         let config = Config {
             stamp: Stamp { generation: Generation(3), revision: 4 },
             hosts: states.into_iter().enumerate().map(|(n, state)| (format!("h{n}.localhost"), host(state))).collect(),
-            databases: BTreeMap::from([(
-                "db.localhost".to_owned(),
-                DatabaseHost {
-                    service: Slug::new("db").unwrap(),
-                    upstreams: vec!["10.64.0.3:5432".parse().unwrap()],
-                    allow: vec!["192.0.2.0/24".parse().unwrap()],
-                },
-            )]),
+            databases: [("db", Access::Postgres), ("kv", Access::KeyValue(Login::new("red-1", "secret")))]
+                .map(|(name, access)| {
+                    let host = DatabaseHost {
+                        service: Slug::new(name).unwrap(),
+                        access,
+                        upstreams: vec!["10.64.0.3:5432".parse().unwrap()],
+                        allow: vec!["192.0.2.0/24".parse().unwrap()],
+                    };
+                    (format!("{name}.localhost"), host)
+                })
+                .into(),
             instances: BTreeMap::from([(pair.v4.into(), InstanceId::new("shop-1").unwrap())]),
             public: Public {
                 proxies: vec!["192.0.2.1/32".parse().unwrap()],
@@ -231,6 +237,7 @@ mod tests {
             resolvers: vec!["[::1]:53".parse().unwrap()],
         };
         let text = serde_json::to_string(&config).unwrap();
+        assert!(!text.contains("secret"), "a password is not sent");
         assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), config);
     }
 

@@ -23,7 +23,7 @@ mod sockets;
 
 pub use config::{CertificateSet, Config, DatabaseHost, Host, HostState, NamedCertificate, Public, SiteFiles, Stamp};
 pub use keeper::{KeepError, Keeper, News, Place};
-pub use sockets::{Sockets, is_same};
+pub use sockets::{Doors, Sockets, is_same};
 
 use std::path::{Path, PathBuf};
 

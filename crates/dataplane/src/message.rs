@@ -6,7 +6,7 @@
 //! process.
 
 use crate::{CertificateSet, Config, Stamp};
-use moat_ingress::{LogFormat, Series};
+use moat_ingress::{LogFormat, Series, Visited};
 use moat_model::Slug;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The version of [`Order`] and [`Report`].
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// Says that it is the data plane who speaks.
 pub const ROLE: &str = "moat dataplane";
@@ -108,4 +108,7 @@ pub struct Measures {
     /// How often traces were sent, and how often that failed.
     #[serde(default)]
     pub traces: (u64, u64),
+    /// Of clients of each database that is reached from outside.
+    #[serde(default)]
+    pub visits: Vec<(Slug, Visited)>,
 }

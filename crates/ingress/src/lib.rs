@@ -39,7 +39,7 @@ mod tunnel;
 pub use announce::own_header;
 pub use arrival::Arrival;
 pub use counters::{BUCKETS, Counted, Counters};
-pub use database::{Database, Databases, serve_databases};
+pub use database::{Access, AllVisits, Database, DatabaseKind, Databases, Login, Visited, Visitors, serve_databases};
 pub use decide::{Decision, Fault, Refusal, decide};
 pub use limit::{Limiter, NoRate, Rate};
 pub use log::{Log, LogFiles, LogFormat};

@@ -3,6 +3,7 @@
 use crate::arrival::Arrival;
 use crate::compress::Outgoing;
 use crate::counters::Counters;
+use crate::database::AllVisits;
 use crate::heads;
 use crate::log::{Line, Log};
 use crate::meters::{Known, Meters};
@@ -27,6 +28,8 @@ pub struct Records {
     pub log: Arc<Log>,
     /// The traces.
     pub traces: Arc<Traces>,
+    /// The numbers of databases.
+    pub visits: Arc<AllVisits>,
 }
 
 /// A request or tunnel that is not over until this is dropped.

@@ -98,8 +98,10 @@ impl Certificates {
 #[derive(Debug)]
 pub struct Tls {
     config: Arc<ServerConfig>,
-    /// For clients of databases.
-    databases: Arc<ServerConfig>,
+    /// For clients of PostgreSQL.
+    postgres: Arc<ServerConfig>,
+    /// For clients of Key Values, who name no protocol.
+    keyvalues: Arc<ServerConfig>,
     resolver: Arc<Resolver>,
 }
 
@@ -117,9 +119,13 @@ impl Tls {
         config.alpn_protocols = [HTTP2, b"http/1.1", ACME_PROTOCOL].map(<[u8]>::to_vec).to_vec();
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
         config.ticketer = ring::Ticketer::new()?;
-        let mut databases = config.clone();
-        databases.alpn_protocols = vec![crate::database::PROTOCOL.to_vec()];
-        Ok(Self { config: Arc::new(config), databases: Arc::new(databases), resolver })
+        let speaking = |protocols: Vec<Vec<u8>>| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocols;
+            Arc::new(config)
+        };
+        let (postgres, keyvalues) = (speaking(vec![crate::database::PROTOCOL.to_vec()]), speaking(Vec::new()));
+        Ok(Self { config: Arc::new(config), postgres, keyvalues, resolver })
     }
 
     /// Shows these certificates from now on.
@@ -142,9 +148,14 @@ impl Tls {
         }
     }
 
-    /// The same certificates for clients of databases.
-    pub(crate) fn databases(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.databases)
+    /// The same certificates for clients of PostgreSQL.
+    pub(crate) fn postgres(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.postgres)
+    }
+
+    /// The same certificates for clients of Key Values.
+    pub(crate) fn keyvalues(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.keyvalues)
     }
 
     pub(crate) fn acceptor(&self) -> tokio_rustls::TlsAcceptor {

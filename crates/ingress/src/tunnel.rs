@@ -23,7 +23,7 @@ pub(crate) async fn tunnel(
     let copied = async {
         let (client, instance) =
             tokio::try_join!(client_side, instance_side).map_err(|error| tracing::debug!(%error, "an upgrade failed")).ok()?;
-        let mut client = Counting { io: TokioIo::new(client), counters: Arc::clone(counted.2.counters()) };
+        let mut client = Counting::new(TokioIo::new(client), Arc::clone(counted.2.counters()));
         let mut instance = TokioIo::new(instance);
         tokio::io::copy_bidirectional(&mut client, &mut instance).await.map_err(|error| tracing::debug!(%error, "a tunnel broke")).ok()
     };
@@ -34,17 +34,40 @@ pub(crate) async fn tunnel(
     drop(counted);
 }
 
+/// Counts bytes.
+pub(crate) trait Bytes {
+    /// From a client.
+    fn received(&self, bytes: u64);
+    /// To a client.
+    fn sent(&self, bytes: u64);
+}
+
+impl Bytes for Counters {
+    fn received(&self, bytes: u64) {
+        self.received(bytes);
+    }
+    fn sent(&self, bytes: u64) {
+        self.sent(bytes);
+    }
+}
+
 /// A client's side, whose bytes are counted.
-struct Counting<T> {
+pub(crate) struct Counting<T, C> {
     io: T,
-    counters: Arc<Counters>,
+    counters: Arc<C>,
+}
+
+impl<T, C> Counting<T, C> {
+    pub fn new(io: T, counters: Arc<C>) -> Self {
+        Self { io, counters }
+    }
 }
 
 fn number(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or_default()
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Counting<T> {
+impl<T: AsyncRead + Unpin, C: Bytes> AsyncRead for Counting<T, C> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
@@ -53,7 +76,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counting<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Counting<T> {
+impl<T: AsyncWrite + Unpin, C: Bytes> AsyncWrite for Counting<T, C> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(context, bytes))?;
         self.counters.sent(number(written));

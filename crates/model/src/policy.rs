@@ -55,9 +55,9 @@ pub enum RuleId {
     PublicSite,
     /// The internet reaches the ingress' listener.
     PublicListener,
-    /// The ingress reaches the port of a database that is open to clients from outside.
+    /// The ingress reaches the port of a database or Key Value that is open to clients from outside.
     DatabaseIngress,
-    /// The internet reaches a database through the ingress: the clients that its `ipAllowList` names.
+    /// The internet reaches a database or Key Value through the ingress: the clients that its `ipAllowList` names.
     PublicDatabase,
     /// Services that send reach the internet.
     DefaultEgress,

@@ -98,8 +98,8 @@ pub struct Service {
     pub build_fingerprint: String,
 }
 
-/// How the world reaches a web service or static site, and a database. The default: by its sub-domain, for everybody; a database
-/// not at all.
+/// How the world reaches a web service or static site, and a database or Key Value. The default: by its sub-domain, for everybody;
+/// a database or Key Value not at all.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Public {
@@ -107,7 +107,7 @@ pub struct Public {
     pub domains: Vec<Domain>,
     /// `renderSubdomainPolicy: disabled`: only its domains answer.
     pub no_subdomain: bool,
-    /// `ipAllowList`: clients that may ask; `None` is everybody, or nobody where it is a database.
+    /// `ipAllowList`: clients that may ask; `None` is everybody, or nobody where it is a database or Key Value.
     pub allow: Option<Vec<IpNet>>,
     /// A web service with `plan: free`, which sleeps while nobody asks for it where people set that.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -118,7 +118,7 @@ pub struct Public {
     /// `maintenanceMode.uri`: what is shown while the ingress answers instead of a web service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maintenance_page: Option<String>,
-    /// A database is reached from outside, through the ingress, by the clients in `allow`: this machine is set so.
+    /// A database or Key Value is reached from outside, through the ingress, by the clients in `allow`: this machine is set so.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub open: bool,
 }

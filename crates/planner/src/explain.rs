@@ -118,7 +118,9 @@ impl Scene<'_> {
             RuleId::PublicDatabase => {
                 let listed = self.target.and_then(|service| service.public.allow.as_ref());
                 let listed: Vec<String> = listed.into_iter().flatten().map(ToString::to_string).collect();
-                format!("its `ipAllowList` names {}, who come through the ingress by TLS, and this machine lets them", listed.join(", "))
+                let asked = self.target.is_some_and(|service| service.kind == ServiceKind::KeyValue);
+                let way = if asked { "TLS and its password" } else { "TLS" };
+                format!("its `ipAllowList` names {}, who come through the ingress by {way}, and this machine lets them", listed.join(", "))
             }
             RuleId::DefaultEgress => "what is not private, link-local, metadata or this machine is open".to_owned(),
             RuleId::EgressRange => {
@@ -224,7 +226,9 @@ impl Scene<'_> {
                 hints.push("never to private, link-local or metadata addresses, nor to this machine".to_owned());
             }
             RuleId::PublicDatabase => {
-                hints.push("any other address is refused; `moat ingress postgres=off` closes all databases".to_owned());
+                let is_keyvalue = self.target.is_some_and(|service| service.kind == ServiceKind::KeyValue);
+                let (setting, all) = if is_keyvalue { ("keyvalue", "Key Values") } else { ("postgres", "databases") };
+                hints.push(format!("any other address is refused; `moat ingress {setting}=off` closes all {all}"));
             }
             RuleId::WebIngress | RuleId::DatabaseIngress | RuleId::PublicListener => {}
         }
@@ -255,11 +259,10 @@ impl Scene<'_> {
             DenyReason::NotPublic if self.target.is_some_and(|s| s.kind == ServiceKind::Pserv) => {
                 vec!["make it a web service (`type: web`) if it should be public".to_owned()]
             }
-            DenyReason::NotPublic if self.target.is_some_and(|s| s.kind == ServiceKind::Postgres && !s.public.open) => {
-                vec![
-                    "name clients in its `ipAllowList`, and say `moat ingress postgres=ADDRESS:PORT`, if they should come from outside"
-                        .to_owned(),
-                ]
+            DenyReason::NotPublic if self.target.is_some_and(|s| s.kind.is_datastore() && !s.public.open) => {
+                let setting = if self.target.is_some_and(|s| s.kind == ServiceKind::KeyValue) { "keyvalue" } else { "postgres" };
+                let way = format!("`moat ingress {setting}=ADDRESS:PORT`");
+                vec![format!("name clients in its `ipAllowList`, and say {way}, if they should come from outside")]
             }
             DenyReason::NotHttpPort => vec!["set `PORT` to the port that serves HTTP".to_owned()],
             DenyReason::HostIsOutside if self.target.is_some_and(|s| s.kind.is_public()) && matches!(to, Peer::Service(_)) => {

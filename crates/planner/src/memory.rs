@@ -91,6 +91,9 @@ pub(crate) struct ServiceMemory {
     pub(crate) vip: Option<(u8, u16)>,
     /// The value each of its own variables had last; of a database: its `database`, `user` and `password`.
     pub(crate) values: BTreeMap<String, Secret>,
+    /// What clients from outside say to a Key Value; drawn once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) password: Option<Secret>,
 }
 
 impl Memory {
@@ -123,6 +126,12 @@ impl Memory {
                 None => drop(service.values.remove(key)),
             }
         }
+    }
+
+    /// What clients from outside say to the Key Value with this label.
+    pub fn outside_password(&self, slug: &Slug) -> Option<&Secret> {
+        let mut services = self.files.values().flat_map(|file| file.services.values());
+        services.find(|service| service.slug.as_ref() == Some(slug))?.password.as_ref()
     }
 
     /// The files whose services use an environment group of this name, or that write one.

@@ -82,7 +82,7 @@ pub fn net_policy(state: &DesiredState, live: &[LiveInstance]) -> NetPolicy {
             {
                 ingress.push((target.address, port));
             }
-            if service.kind == ServiceKind::Postgres
+            if service.kind.is_datastore()
                 && service.public.open
                 && let Some(port) = service.port
             {

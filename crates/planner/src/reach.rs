@@ -94,7 +94,7 @@ fn from_outside(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
         // Its files are the ingress' own to read: there is nothing to connect to, and no port.
         ServiceKind::Static if rule == RuleId::PublicWeb && port.is_none() => return allow(RuleId::PublicSite),
         ServiceKind::Static => return deny(DenyReason::NotOnTheNetwork),
-        ServiceKind::Postgres if to.public.open => return from_outside_to_database(to, port, rule),
+        ServiceKind::Postgres | ServiceKind::KeyValue if to.public.open => return from_outside_to_database(to, port, rule),
         ServiceKind::Pserv | ServiceKind::KeyValue | ServiceKind::Postgres => return deny(DenyReason::NotPublic),
         ServiceKind::Worker | ServiceKind::Cron => return deny(DenyReason::ReceivesNothing),
     }
@@ -109,7 +109,7 @@ fn from_outside(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
     }
 }
 
-/// A database whose clients come through the ingress by its one port.
+/// A database or Key Value whose clients come through the ingress by its one port.
 fn from_outside_to_database(to: &Service, port: Option<Endpoint>, rule: RuleId) -> Verdict {
     let own = to.port.map(|port| Endpoint { proto: Proto::Tcp, port });
     match own {

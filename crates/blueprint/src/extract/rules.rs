@@ -185,8 +185,9 @@ impl Rules<'_, '_, '_, '_, '_> {
             TypeSpec::Kind(ServiceKind::Web) | TypeSpec::StaticSite => {}
             TypeSpec::Kind(ServiceKind::KeyValue) => {
                 if spec.ip_allow_list.as_ref().is_some_and(|list| !list.is_empty()) {
-                    let message = "`ipAllowList` has no effect here: a Key Value is reached from the private network only";
-                    self.at("ipAllowList", E0210, message, Some("write `ipAllowList: []`"));
+                    let message =
+                        "`ipAllowList` holds once this machine lets clients come from outside: `moat ingress keyvalue=ADDRESS:PORT`";
+                    self.at("ipAllowList", E0210, message, None);
                 }
                 return;
             }

@@ -245,7 +245,7 @@ impl ServiceRow {
         let of = |id: &str| before.and_then(|then| then.instances.iter().find(|instance| instance.id == id));
         let rows = now.instances.iter().filter(|instance| instance.live);
         let instances: Vec<_> = rows.map(|instance| InstanceRow::between(of(&instance.id), instance, micros)).collect();
-        let all = now.all().since(&before.map(ServiceLoad::all).unwrap_or_default());
+        let all = with_visits(now).since(&before.map(with_visits).unwrap_or_default());
         Self {
             service: now.service.to_string(),
             state: now.phase,
@@ -256,6 +256,15 @@ impl ServiceRow {
             instances,
         }
     }
+}
+
+/// All requests of a service, and what goes to and from clients of a database.
+fn with_visits(service: &ServiceLoad) -> Counted {
+    let mut all = service.all();
+    if let Some(visited) = &service.visits {
+        all.add(&Counted { open: visited.open, received: visited.received, sent: visited.sent, ..Counted::default() });
+    }
+    all
 }
 
 impl InstanceRow {
@@ -345,6 +354,7 @@ mod tests {
                 phase: Some(ServicePhase::Live),
                 limits: None,
                 own: Counted::default(),
+                visits: None,
                 instances: vec![instance, gone],
             };
             Load { at_micros: micros * 4, services: vec![service], counted: true, ..Load::default() }

@@ -20,6 +20,7 @@ mod numbers;
 mod offline;
 mod order;
 mod outside;
+mod outside_keyvalue;
 mod plane;
 mod postgres;
 mod proxied;

@@ -3,7 +3,7 @@
 use crate::host::{Host, example, host, service, wait_for};
 use moat_dataplane::channel::Channel;
 use moat_dataplane::message::{Hello, Order, PROTOCOL, ROLE, Report};
-use moat_dataplane::{Config, Sockets, Stamp};
+use moat_dataplane::{Config, Doors, Sockets, Stamp};
 use moat_model::state::Generation;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -276,7 +276,14 @@ fn of_another_version(host: &Host) -> std::thread::JoinHandle<Order> {
     // Of a router namespace that is gone.
     let router = moat_net_linux::ns::scratch().unwrap();
     let dns = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into();
-    let sockets = Sockets { ingress: ingress.into(), router: router.into(), dns_udp: dns(), dns_tcp: dns(), https: None, databases: None };
+    let sockets = Sockets {
+        ingress: ingress.into(),
+        router: router.into(),
+        dns_udp: dns(),
+        dns_tcp: dns(),
+        https: None,
+        databases: Doors::default(),
+    };
     let folder = host.path("run/dataplane");
     std::fs::create_dir_all(&folder).unwrap();
     // What a process left that was killed.

@@ -44,7 +44,7 @@ impl Core {
 }
 
 fn empty(service: Slug) -> ServiceLoad {
-    ServiceLoad { service, kind: None, phase: None, limits: None, own: Counted::default(), instances: Vec::new() }
+    ServiceLoad { service, kind: None, phase: None, limits: None, own: Counted::default(), visits: None, instances: Vec::new() }
 }
 
 fn joined(mut services: BTreeMap<Slug, ServiceLoad>, usage: Vec<(InstanceId, Usage)>, measures: Option<Measures>) -> Load {
@@ -54,7 +54,7 @@ fn joined(mut services: BTreeMap<Slug, ServiceLoad>, usage: Vec<(InstanceId, Usa
     }
     let mut load =
         Load { at_micros: since_begin(), counted: measures.is_some(), version: env!("CARGO_PKG_VERSION").to_owned(), ..Load::default() };
-    let Measures { series, connections, log_lines, traces } = measures.unwrap_or_default();
+    let Measures { series, connections, log_lines, traces, visits } = measures.unwrap_or_default();
     (load.connections, load.log_lines, load.traces) = (connections, log_lines, traces);
     for Series { service, instance, counted } in series {
         let Some(slug) = service else {
@@ -69,6 +69,9 @@ fn joined(mut services: BTreeMap<Slug, ServiceLoad>, usage: Vec<(InstanceId, Usa
                 None => service.instances.push(InstanceLoad { id: id.to_string(), live: false, ready: false, usage: None, counted }),
             },
         }
+    }
+    for (slug, visited) in visits {
+        services.entry(slug.clone()).or_insert_with(|| empty(slug)).visits = Some(visited);
     }
     load.services = services.into_values().collect();
     load

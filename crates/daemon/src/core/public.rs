@@ -7,7 +7,7 @@ use crate::protocol::{CertificateRow, CertificateVerb, DomainRow, Event, Failure
 use crate::public::{OWN_LIMIT, StoredCertificate};
 use jiff::Timestamp;
 use moat_certs::{Authority, AuthorityError, Facts, Pair, Proof};
-use moat_dataplane::{CertificateSet, NamedCertificate};
+use moat_dataplane::{CertificateSet, Doors, NamedCertificate};
 use moat_model::{Secret, Service, Slug};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -143,7 +143,7 @@ impl Core {
 
     /// Has the data plane show the certificates that the public names of now have.
     pub(crate) fn show_certificates(&mut self) {
-        if self.dataplane.listening_https().is_none() && self.durable.public.postgres.is_none() {
+        if self.dataplane.listening_https().is_none() && self.durable.public.doors() == Doors::default() {
             return;
         }
         let now = self.engine.now();
@@ -216,8 +216,8 @@ impl Core {
         }
         if settings != self.durable.public {
             // While nothing is served, that waits for the first `up`.
-            if self.dataplane.is_serving() && settings.postgres != self.durable.public.postgres {
-                if let Err(failure) = self.dataplane.listen_databases(settings.postgres).await {
+            if self.dataplane.is_serving() && settings.doors() != self.durable.public.doors() {
+                if let Err(failure) = self.dataplane.listen_databases(settings.doors()).await {
                     return end(reply, Some(failure));
                 }
                 if let Err(error) = self.dataplane.ensure().await {

@@ -161,7 +161,7 @@ impl Core {
             end(&reply, Some(failure));
             return;
         }
-        if let Err(failure) = self.dataplane.listen_databases(self.durable.public.postgres).await {
+        if let Err(failure) = self.dataplane.listen_databases(self.durable.public.doors()).await {
             end(&reply, Some(failure));
             return;
         }

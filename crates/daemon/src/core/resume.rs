@@ -37,7 +37,7 @@ impl Core {
             self.policy = self.engine.policy();
             if let Err(failure) = self.dataplane.listen(&http, https.as_deref()).await {
                 problem = Some(failure.message);
-            } else if let Err(failure) = self.dataplane.listen_databases(self.durable.public.postgres).await {
+            } else if let Err(failure) = self.dataplane.listen_databases(self.durable.public.doors()).await {
                 problem = Some(failure.message);
             } else if let Err(error) = self.dataplane.ensure().await {
                 problem = Some(crate::chain(&error));
@@ -79,6 +79,8 @@ impl Core {
         outcome.state.generation = self.durable.generation;
         self.desired = outcome.state;
         self.open_databases();
+        // What was drawn for a version that knew less is kept before anybody is told of it.
+        self.save();
         for slug in lost {
             let words = outcome.diagnostics.iter().filter(|(_, d)| d.severity == Severity::Error).map(|(_, d)| d.message.clone());
             let why = words.reduce(|all, one| format!("{all}; {one}")).unwrap_or_else(|| "it does not name it".to_owned());

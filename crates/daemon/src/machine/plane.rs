@@ -4,7 +4,7 @@ use super::{Doing, Plane};
 use crate::dataplane::{DataPlane, PlaneError};
 use crate::protocol::Failure;
 use moat_dataplane::message::Measures;
-use moat_dataplane::{CertificateSet, Config};
+use moat_dataplane::{CertificateSet, Config, Doors};
 use moat_ingress::LogFormat;
 use moat_net_linux::Network;
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ impl Plane for Served {
     fn listen<'a>(&'a mut self, http: &'a str, https: Option<&'a str>) -> Doing<'a, Result<(), Failure>> {
         Box::pin(self.plane.listen(http, https))
     }
-    fn listen_databases(&mut self, at: Option<SocketAddr>) -> Doing<'_, Result<(), Failure>> {
+    fn listen_databases(&mut self, at: Doors<SocketAddr>) -> Doing<'_, Result<(), Failure>> {
         Box::pin(self.plane.listen_databases(at))
     }
     fn is_serving(&self) -> bool {

@@ -1,7 +1,7 @@
 //! What services do and use.
 
 use super::ServicePhase;
-use moat_ingress::Counted;
+use moat_ingress::{Counted, Visited};
 use moat_model::{Limits, ServiceKind, Slug};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,9 @@ pub struct ServiceLoad {
     pub limits: Option<Limits>,
     /// Requests that were answered without an instance: pages, redirects, files of a static site.
     pub own: Counted,
+    /// Of its clients from outside, where it is a database that has some.
+    #[serde(default)]
+    pub visits: Option<Visited>,
     /// Its instances by id, those of a moment ago too.
     pub instances: Vec<InstanceLoad>,
 }

@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use http::{HeaderValue, StatusCode};
 use moat_dns::Zones;
 use moat_ingress::{
-    Database, Databases, Limiter, Listeners, LogFiles, LogFormat, Policy, Records, Route, RouteState, RouteTable, Routes, Rules, Settings,
-    Site, Tls,
+    Database, DatabaseKind, Databases, Limiter, Listeners, LogFiles, LogFormat, Policy, Records, Route, RouteState, RouteTable, Routes,
+    Rules, Settings, Site, Tls,
 };
 use moat_model::Slug;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// How long connections may go on after another process took over.
 const DRAIN_LIMIT: Duration = Duration::from_hours(1);
@@ -127,17 +128,18 @@ impl Plane {
         let settings = Settings { drain_wait: DRAIN_LIMIT, linger: LINGER, keep_tunnels: true, ..Settings::default() };
         let (routes, dial) = (Arc::clone(&self.routes), Arc::clone(&self.dial));
         let ingress = moat_ingress::serve_with(listeners, routes, dial, self.reached(Phase::Draining), settings, self.records.clone());
-        let databases = databases.map(|listener| TcpListener::from_std(listener.into())).transpose()?;
-        let databases = databases.map(|listener| {
+        let doors = [(DatabaseKind::Postgres, databases.postgres), (DatabaseKind::KeyValue, databases.keyvalue)];
+        let mut databases = JoinSet::new();
+        for (kind, listener) in doors.into_iter().filter_map(|(kind, listener)| Some((kind, listener?))) {
+            let (listener, table) = (TcpListener::from_std(listener.into())?, self.databases.subscribe());
             let (tls, dial) = (Arc::clone(&self.tls), Arc::clone(&self.dial));
-            let stop = self.reached(Phase::Draining);
-            let served = moat_ingress::serve_databases(listener, self.databases.subscribe(), tls, dial, stop, DRAIN_LIMIT);
-            tokio::spawn(async move {
+            let served = moat_ingress::serve_databases(listener, kind, table, tls, dial, self.reached(Phase::Draining), DRAIN_LIMIT);
+            databases.spawn(async move {
                 if let Err(error) = served.await {
-                    tracing::error!(%error, "clients of databases are accepted no more");
+                    tracing::error!(?kind, %error, "clients of databases are accepted no more");
                 }
-            })
-        });
+            });
+        }
         let (zones, resolvers) = (Arc::clone(&self.zones), Arc::clone(&self.resolvers));
         let names = moat_dns::serve(vec![udp], vec![tcp], zones, resolvers, self.reached(Phase::Draining));
         let look = async {
@@ -158,9 +160,7 @@ impl Plane {
                 // A broken listener must not end DNS in silence: the process ends, and the daemon starts another.
                 if ended.is_ok() {
                     let _ = names.await;
-                    if let Some(databases) = databases {
-                        let _ = databases.await;
-                    }
+                    while databases.join_next().await.is_some() {}
                 }
                 ended
             } => ended,
@@ -217,7 +217,11 @@ impl Plane {
                 Route { limit, service, upstreams, announced, state: become_state, allow: allow.map(Into::into), https, meter },
             );
         }
-        let database = |host: DatabaseHost| Database { service: host.service, upstreams: host.upstreams, allow: host.allow };
+        let database = |host: DatabaseHost| {
+            let DatabaseHost { service, access, upstreams, allow } = host;
+            let visitors = self.records.visits.of(&service);
+            Database { service, access, upstreams, allow, visitors }
+        };
         self.databases.send_replace(Arc::new(Databases(config.databases.into_iter().map(|(name, host)| (name, database(host))).collect())));
         if let Err(error) = self.records.traces.set(config.public.traces.as_ref()) {
             tracing::warn!(%error, "no traces are recorded");
@@ -254,13 +258,20 @@ impl Plane {
     }
 
     fn measures(&self) -> Measures {
-        let Records { meters, log, traces } = &self.records;
-        Measures { series: meters.read(), connections: meters.connections(), log_lines: log.lines(), traces: traces.sendings() }
+        let Records { meters, log, traces, visits } = &self.records;
+        Measures {
+            series: meters.read(),
+            connections: meters.connections(),
+            log_lines: log.lines(),
+            traces: traces.sendings(),
+            visits: visits.read(),
+        }
     }
 
     /// Forgets clients that did not ask for a while, and numbers of what is gone.
     fn sweep(&self) {
         self.records.meters.sweep();
+        self.records.visits.sweep();
         let limits: Vec<_> = self.state().limits.values().cloned().collect();
         for limit in limits {
             limit.sweep();

@@ -16,6 +16,9 @@ const OWN: &str = "localhost";
 
 /// What a service's definition says of its public side; reading judged every value.
 pub(crate) fn public(spec: &ServiceSpec, kind: ServiceKind) -> Public {
+    if kind == ServiceKind::KeyValue {
+        return datastore(spec.ip_allow_list.as_ref().map(|list| list.value.as_slice()));
+    }
     if !kind.is_public() {
         return Public::default();
     }
@@ -40,10 +43,14 @@ pub(crate) fn public(spec: &ServiceSpec, kind: ServiceKind) -> Public {
     }
 }
 
-/// Who may come to a database from outside where this machine lets anybody: whom it lists, so nobody unless it does.
+/// Who may come to a database from outside.
 pub(crate) fn database(spec: &DatabaseSpec) -> Public {
-    let listed = spec.ip_allow_list.as_ref().map(|list| nets(&list.value)).filter(|list| !list.is_empty());
-    Public { allow: listed, ..Public::default() }
+    datastore(spec.ip_allow_list.as_ref().map(|list| list.value.as_slice()))
+}
+
+/// Who may come from outside where this machine lets anybody: whom it lists, so nobody unless it does.
+fn datastore(listed: Option<&[AllowEntry]>) -> Public {
+    Public { allow: listed.map(nets).filter(|list| !list.is_empty()), ..Public::default() }
 }
 
 fn nets(entries: &[AllowEntry]) -> Vec<IpNet> {

@@ -7,7 +7,7 @@ use crate::codes::{Code, Report};
 use crate::memory::{Memory, ServiceMemory, Space};
 use crate::names::quoted;
 use moat_blueprint::spec::{DatabaseSpec, EnvGroupSpec, RuntimeSpec, ServiceSpec, Text, TypeSpec};
-use moat_model::{ServiceId, ServiceKind, Slug};
+use moat_model::{Secret, ServiceId, ServiceKind, Slug};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -159,6 +159,9 @@ impl<'a> Workspace<'a> {
             let remembered = memory.service(path, &spec.name);
             let owner = Owner { input, path, name: &spec.name, pointer: &spec.pointer, kind };
             let Some((slug, id)) = named(&owner, &mut labels, remembered, random, report) else { continue };
+            if kind == Some(ServiceKind::KeyValue) {
+                remembered.password.get_or_insert_with(|| Secret::new(letters(random(), 24)));
+            }
             self.services.entry(&spec.name.value).or_default().push(self.entries.len());
             self.entries.push(Entry { input, spec, slug, id });
         }

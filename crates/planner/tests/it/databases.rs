@@ -124,6 +124,33 @@ fn what_was_drawn_lasts_and_a_new_name_is_answered() {
 }
 
 #[test]
+fn the_password_of_a_key_value_is_drawn_once() {
+    let up = |text: &str, memory: &mut Memory, seed: u64| {
+        let blueprint = read(text);
+        let (given, files) = (BTreeMap::new(), BTreeMap::new());
+        let path = Path::new("/b/render.yaml");
+        let input = Input { path, source: Path::new("/b"), blueprint: &blueprint, given: &given, files: &files, git: GitFacts::default() };
+        resolve(&[input], memory, &mut counter(seed), &Settings::default()).state
+    };
+    let text = "services: [{type: keyvalue, name: cache, ipAllowList: []}, {type: worker, name: me, runtime: go, buildCommand: b, startCommand: s}]\n";
+    let mut memory = Memory::default();
+    let (cache, me) = (moat_model::Slug::new("cache").unwrap(), moat_model::Slug::new("me").unwrap());
+    up(text, &mut memory, 1);
+    let drawn = memory.outside_password(&cache).unwrap().clone();
+    assert_eq!((drawn.expose().len(), memory.outside_password(&me)), (24, None));
+    // Through the state file, with other random bytes, past a pruning of variables and a blueprint without it.
+    memory = serde_json::from_str(&serde_json::to_string(&memory).unwrap()).unwrap();
+    memory.prune_values(Path::new("/b/render.yaml"), &read(text));
+    up("services: []\n", &mut memory, 300);
+    let again = up(&text.replace("ipAllowList: []", "ipAllowList: [{source: 192.0.2.1}]"), &mut memory, 500);
+    assert_eq!(memory.outside_password(&cache), Some(&drawn));
+    assert!(!serde_json::to_string(&again).unwrap().contains(drawn.expose()), "no engine gets it");
+    assert!(memory.forget(&cache));
+    up(text, &mut memory, 900);
+    assert_ne!(memory.outside_password(&cache), Some(&drawn));
+}
+
+#[test]
 fn names_that_the_server_can_not_have_are_errors() {
     for (database, expect) in [
         (

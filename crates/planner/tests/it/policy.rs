@@ -146,6 +146,35 @@ fn a_database_is_open_to_the_ingress_where_this_machine_and_its_list_say_so() {
 }
 
 #[test]
+fn a_key_value_is_open_to_the_ingress_where_this_machine_and_its_list_say_so() {
+    let listed = "{type: keyvalue, name: vault, ipAllowList: [{source: 192.0.2.0/24}], x-moat: {allowFrom: [shop]}}";
+    let mut state = state(&MIXED.replace("{type: keyvalue, name: vault, ipAllowList: [], x-moat: {allowFrom: [shop]}}", listed));
+    let live = Addresses::default().all(&state);
+    let tcp = |port| Some(Endpoint { proto: Proto::Tcp, port });
+    let (vault, other) = (peer("vault"), peer("queue"));
+    assert!(!verdict(&state, &Peer::Internet, &vault, tcp(6379)).is_allowed(), "a list alone opens nothing");
+    assert_eq!(state.services["vault"].public.allow, Some(vec!["192.0.2.0/24".parse().unwrap()]));
+    assert_eq!(state.services["queue"].public.allow, None, "an empty list is nobody");
+    let before = state.services["vault"].fingerprint.clone();
+    state.services.get_mut("vault").unwrap().public.open = true;
+    agree(&state, &live);
+    for (from, rule) in [(Peer::Internet, RuleId::PublicDatabase), (Peer::Ingress, RuleId::DatabaseIngress)] {
+        for port in [None, tcp(6379)] {
+            assert_eq!(verdict(&state, &from, &vault, port), Verdict::Allow { by: rule }, "{from} {port:?}");
+        }
+        for (to, port) in
+            [(&vault, tcp(80)), (&vault, tcp(26379)), (&vault, Some(Endpoint { proto: Proto::Udp, port: 6379 })), (&other, None)]
+        {
+            assert!(!verdict(&state, &from, to, port).is_allowed(), "{from} {to} {port:?}");
+        }
+    }
+    for from in [Peer::Host, peer("mailer"), peer("queue")] {
+        assert!(!verdict(&state, &from, &vault, tcp(6379)).is_allowed(), "{from}: `allowFrom` holds inside");
+    }
+    assert_eq!(state.services["vault"].fingerprint, before);
+}
+
+#[test]
 fn instances_of_nothing_are_known_and_shut_in() {
     let all = state(MIXED);
     let live = Addresses::default().all(&all);

@@ -7,7 +7,7 @@ use crate::machine::{Doing, HealthCheck, Machine, Plane, Tell};
 use crate::protocol::Failure;
 use jiff::{SignedDuration, Timestamp};
 use moat_dataplane::message::Measures;
-use moat_dataplane::{CertificateSet, Config, HostState};
+use moat_dataplane::{CertificateSet, Config, Doors, HostState};
 use moat_engine::{Engine as _, EngineError, StepOutcome};
 use moat_engine_linux::{
     BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Origin, Prepared, Provided, Published, PullRequest, Release,
@@ -275,7 +275,7 @@ impl Plane for Desk {
     fn listen<'a>(&'a mut self, _http: &'a str, _https: Option<&'a str>) -> Doing<'a, Result<(), Failure>> {
         Box::pin(async { Ok(()) })
     }
-    fn listen_databases(&mut self, _at: Option<SocketAddr>) -> Doing<'_, Result<(), Failure>> {
+    fn listen_databases(&mut self, _at: Doors<SocketAddr>) -> Doing<'_, Result<(), Failure>> {
         Box::pin(async { Ok(()) })
     }
     fn is_serving(&self) -> bool {

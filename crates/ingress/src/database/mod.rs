@@ -1,38 +1,46 @@
-//! Databases from outside: PostgreSQL clients by TLS, which ask for a host name (SNI) that says which database is meant.
+//! Databases from outside: clients of PostgreSQL and of Key Values by TLS, which ask for a host name (SNI) that says which one is
+//! meant.
 //!
-//! [`Databases`] says who may come to which; [`serve_databases`] owns connections. A client begins with TLS at once (its ALPN is
-//! `postgresql`) or asks for it as PostgreSQL does (`SSLRequest`); TLS ends here, and what is in it goes to the database's instance
-//! as it is.
+//! [`Databases`] says who may come to which; [`serve_databases`] owns connections. TLS begins at once, or PostgreSQL's clients ask
+//! for it first; it ends here. PostgreSQL's server then asks for the password itself; a Key Value's has none, so that its clients
+//! are asked here. What comes after goes to the instance as it is.
 //!
 //! Invariants: nothing is read from an address that no database lets in; nothing is sent to a database on behalf of a client whose
 //! address its list does not hold, and a connection ends as soon as that is so no more.
 
+mod command;
+mod keyvalue;
+mod postgres;
+mod visits;
+
+pub use keyvalue::Login;
+pub(crate) use postgres::PROTOCOL;
+pub use visits::{AllVisits, Visited, Visitors};
+
 use crate::serve::end;
+use crate::tunnel::Counting;
 use crate::{Dial, Tls};
 use ipnet::IpNet;
 use moat_model::Slug;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use visits::Visitor;
 
-/// What clients that begin with TLS say they speak.
-pub(crate) const PROTOCOL: &[u8] = b"postgresql";
 /// The first byte of a TLS record with a handshake (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
-/// `SSLRequest` and `GSSENCRequest`: their length and their code.
-const ASKS_TLS: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
-const ASKS_GSS: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
-/// More than PostgreSQL reads of a client before it knows who that is, bytes.
+/// More than servers read of a client before they know who that is, bytes.
 const LONGEST_STARTUP: u64 = 16 * 1024;
 /// For everything until a client is connected to its database.
 const BEGINS_WITHIN: Duration = Duration::from_secs(30);
@@ -41,15 +49,48 @@ const CONNECTED_WITHIN: Duration = Duration::from_secs(5);
 /// Connections at once; more wait to be accepted.
 const MOST: usize = 4096;
 
+/// The kinds of database, each with a listener of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatabaseKind {
+    /// PostgreSQL.
+    Postgres,
+    /// Redis' protocol.
+    KeyValue,
+}
+
+/// How a client is let in to a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// PostgreSQL's server asks for a password.
+    Postgres,
+    /// A Key Value's server does not: the ingress asks for this one.
+    KeyValue(Login),
+}
+
+impl Access {
+    /// The kind that it is for.
+    pub const fn kind(&self) -> DatabaseKind {
+        match self {
+            Self::Postgres => DatabaseKind::Postgres,
+            Self::KeyValue(_) => DatabaseKind::KeyValue,
+        }
+    }
+}
+
 /// A database that is reached from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
     /// Its label.
     pub service: Slug,
+    /// How clients are let in.
+    pub access: Access,
     /// Its instance, where one is ready.
     pub upstreams: Vec<SocketAddr>,
     /// Clients that may come; no other may.
     pub allow: Vec<IpNet>,
+    /// What is counted of them.
+    pub visitors: Visitors,
 }
 
 /// Every database that is reached from outside, by lower-case host name.
@@ -58,23 +99,33 @@ pub struct Databases(pub HashMap<String, Database>);
 
 impl Databases {
     /// The database that a client means and may come to.
-    fn find(&self, name: &str, client: IpAddr) -> Option<&Database> {
-        self.0.get(name).filter(|database| database.admits(client))
+    fn find(&self, kind: DatabaseKind, name: &str, client: IpAddr) -> Option<&Database> {
+        self.0.get(name).filter(|database| database.admits(kind, client))
     }
 }
 
 impl Database {
-    fn admits(&self, client: IpAddr) -> bool {
-        self.allow.iter().any(|net| net.contains(&client))
+    fn admits(&self, kind: DatabaseKind, client: IpAddr) -> bool {
+        self.access.kind() == kind && self.allow.iter().any(|net| net.contains(&client))
     }
 }
 
-/// Serves until `stop` resolves: then accepts no more and lets connections go on for `drain_wait`.
+/// A client that is connected to its database.
+struct Begun {
+    name: String,
+    access: Access,
+    visitors: Visitors,
+    stream: TlsStream<TcpStream>,
+    instance: TcpStream,
+}
+
+/// Serves clients of one kind until `stop` resolves: then accepts no more and lets connections go on for `drain_wait`.
 ///
 /// # Errors
 /// When the listener itself is broken.
 pub async fn serve_databases<D: Dial>(
     listener: TcpListener,
+    kind: DatabaseKind,
     databases: watch::Receiver<Arc<Databases>>,
     tls: Arc<Tls>,
     dial: Arc<D>,
@@ -94,12 +145,12 @@ pub async fn serve_databases<D: Dial>(
         match accepted {
             Ok((stream, from)) => {
                 let client = from.ip().to_canonical();
-                if !databases.borrow().0.values().any(|database| database.admits(client)) {
+                if !databases.borrow().0.values().any(|database| database.admits(kind, client)) {
                     continue;
                 }
                 let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
                 let mut cutting = cutting.clone();
-                let served = converse(stream, client, databases.clone(), Arc::clone(&tls), Arc::clone(&dial));
+                let served = converse(stream, client, kind, databases.clone(), Arc::clone(&tls), Arc::clone(&dial));
                 connections.spawn(async move {
                     let outcome = tokio::select! {
                         outcome = served => outcome,
@@ -127,94 +178,113 @@ pub async fn serve_databases<D: Dial>(
 async fn converse<D: Dial>(
     stream: TcpStream,
     client: IpAddr,
+    kind: DatabaseKind,
     mut databases: watch::Receiver<Arc<Databases>>,
     tls: Arc<Tls>,
     dial: Arc<D>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let begun = timeout(BEGINS_WITHIN, begin(stream, client, &databases, &tls, &*dial)).await;
-    let Some((name, mut stream, mut instance)) = begun.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else { return Ok(()) };
+    let begun = timeout(BEGINS_WITHIN, begin(stream, client, kind, &databases, &tls, &*dial)).await;
+    let Some(begun) = begun.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else { return Ok(()) };
+    let Begun { name, access, visitors, stream, mut instance } = begun;
+    let visitor = Visitor::new(&visitors.0);
+    let mut stream = Counting::new(stream, Arc::clone(&visitors.0));
     let withdrawn = async {
         // An error means that nothing changes any more.
-        let _ = databases.wait_for(|databases| databases.find(&name, client).is_none()).await;
+        let _ = databases.wait_for(|now| now.find(kind, &name, client).is_none_or(|database| database.access != access)).await;
     };
     tokio::select! {
-        copied = copy_bidirectional(&mut stream, &mut instance) => copied.map(drop),
+        biased;
         () = withdrawn => Ok(()),
-    }
+        copied = copy_bidirectional(&mut stream, &mut instance) => copied.map(drop),
+    }?;
+    drop(visitor);
+    Ok(())
 }
 
 /// The host name that a client asks for, its connection and the database's. `None` where all is said.
 async fn begin<D: Dial>(
     mut stream: TcpStream,
     client: IpAddr,
+    kind: DatabaseKind,
     databases: &watch::Receiver<Arc<Databases>>,
     tls: &Tls,
     dial: &D,
-) -> io::Result<Option<(String, TlsStream<TcpStream>, TcpStream)>> {
-    let Some(at_once) = asks_for_tls(&mut stream).await? else { return Ok(None) };
+) -> io::Result<Option<Begun>> {
+    let (at_once, config) = match kind {
+        DatabaseKind::Postgres => match postgres::asks_for_tls(&mut stream).await? {
+            Some(at_once) => (at_once, tls.postgres()),
+            None => return Ok(None),
+        },
+        DatabaseKind::KeyValue if keyvalue::begins_tls(&mut stream).await? => (false, tls.keyvalues()),
+        DatabaseKind::KeyValue => return Ok(None),
+    };
     let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
     let (name, speaks) = {
         let hello = hello.client_hello();
-        let speaks = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == PROTOCOL));
+        let speaks = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == postgres::PROTOCOL));
         (hello.server_name().unwrap_or_default().to_ascii_lowercase(), speaks)
     };
-    let refused = || io::Error::new(io::ErrorKind::PermissionDenied, "it asks for no database that it may come to");
     if at_once && !speaks {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not say that it speaks PostgreSQL's protocol"));
     }
-    let upstream = databases.borrow().find(&name, client).ok_or_else(refused)?.upstreams.first().copied();
-    let mut stream = hello.into_stream(tls.databases()).await?;
+    let find = |access: Option<&Access>| {
+        let databases = databases.borrow();
+        let found = databases.find(kind, &name, client).filter(|database| access.is_none_or(|access| database.access == *access));
+        if let Some(other) = databases.0.get(&name).filter(|database| found.is_none() && database.access.kind() == kind) {
+            other.visitors.0.refused();
+        }
+        found.cloned()
+    };
+    let refused = || io::Error::new(io::ErrorKind::PermissionDenied, "it asks for no database that it may come to");
+    let Database { access, visitors, .. } = find(None).ok_or_else(refused)?;
+    let mut stream = hello.into_stream(config).await?;
+    let passed = match &access {
+        Access::Postgres => None,
+        Access::KeyValue(login) => {
+            let asked = keyvalue::ask(&mut stream, login).await;
+            if !matches!(asked, Ok(Some(_))) {
+                visitors.0.refused();
+            }
+            let Some(passed) = asked? else { return Ok(None) };
+            Some(passed)
+        }
+    };
+    // It may be so no more.
+    let upstream = find(Some(&access)).ok_or_else(refused)?.upstreams.first().copied();
     let connected = match upstream {
         Some(upstream) => timeout(CONNECTED_WITHIN, dial.dial(upstream)).await.ok().and_then(Result::ok),
         None => None,
     };
-    let Some(instance) = connected else {
-        say(&mut stream, "57P03", "the database is not ready").await?;
+    let Some(mut instance) = connected else {
+        match access {
+            Access::Postgres => postgres::say(&mut stream, "57P03", "the database is not ready").await?,
+            Access::KeyValue(_) => {
+                stream.write_all(keyvalue::NOT_READY).await?;
+                stream.shutdown().await?;
+            }
+        }
         return Ok(None);
     };
-    Ok(Some((name, stream, instance)))
+    if let Some(keyvalue::Passed { by_auth, first }) = passed {
+        if by_auth {
+            stream.write_all(b"+OK\r\n").await?;
+            stream.flush().await?;
+        }
+        instance.write_all(&first).await?;
+    }
+    Ok(Some(Begun { name, access, visitors, stream, instance }))
 }
 
-/// Waits until a client begins TLS: at once, or after it asked. `None` for one that wants none, which is told.
-async fn asks_for_tls(stream: &mut TcpStream) -> io::Result<Option<bool>> {
-    let mut first = [0];
-    if stream.peek(&mut first).await? == 0 {
-        return Ok(None);
-    }
-    if first[0] == HANDSHAKE {
-        return Ok(Some(true));
-    }
-    // Encryption by GSSAPI is tried before TLS, once.
-    for _ in 0..2 {
-        let mut asked = [0; 8];
-        stream.read_exact(&mut asked).await?;
-        match asked {
-            ASKS_TLS => {
-                stream.write_all(b"S").await?;
-                return Ok(Some(false));
-            }
-            ASKS_GSS => stream.write_all(b"N").await?,
-            _ => break,
-        }
-    }
-    say(stream, "28000", "connections from outside are encrypted: connect with sslmode=verify-full or sslmode=require").await?;
-    // What was sent is taken first: to close over it would take back the words (RFC 9293 §3.6.1).
+/// Takes what a client sends that was told something: to close over it would take back the words (RFC 9293 §3.6.1).
+async fn finish(stream: &mut TcpStream) {
     let mut rest = stream.take(LONGEST_STARTUP);
     let _ = timeout(CONNECTED_WITHIN, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
-    Ok(None)
-}
-
-/// Ends with an `ErrorResponse`, which clients show.
-async fn say(stream: &mut (impl AsyncWrite + Unpin), code: &str, words: &str) -> io::Result<()> {
-    let fields = format!("SFATAL\0VFATAL\0C{code}\0M{words}\0\0");
-    let length = u32::try_from(fields.len() + 4).unwrap_or(u32::MAX);
-    stream.write_all(&[b"E", &length.to_be_bytes()[..], fields.as_bytes()].concat()).await?;
-    stream.shutdown().await
 }
 
 #[cfg(test)]
 mod tests {
+    use super::postgres::{ASKS_GSS, ASKS_TLS};
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -229,17 +299,30 @@ mod tests {
         }
     }
 
+    fn access(kind: DatabaseKind) -> Access {
+        match kind {
+            DatabaseKind::Postgres => Access::Postgres,
+            DatabaseKind::KeyValue => Access::KeyValue(Login::new("red-1", "secret")),
+        }
+    }
+
     /// What a client hears that says these bytes, at a server of one database for clients of this range.
-    async fn hears(allow: &str, says: &[u8], dialled: &Arc<Nobody>) -> Vec<u8> {
+    async fn hears(kind: DatabaseKind, allow: &str, says: &[u8], dialled: &Arc<Nobody>) -> Vec<u8> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let upstreams = vec!["127.0.0.1:1".parse().unwrap()];
-        let database = Database { service: Slug::new("db").unwrap(), upstreams, allow: vec![allow.parse().unwrap()] };
+        let database = Database {
+            service: Slug::new("db").unwrap(),
+            access: access(kind),
+            upstreams,
+            allow: vec![allow.parse().unwrap()],
+            visitors: Visitors::default(),
+        };
         let (_table, databases) = watch::channel(Arc::new(Databases(HashMap::from([("db.localhost".to_owned(), database)]))));
         let (stopped, mut stopping) = watch::channel(false);
         let tls = Arc::new(Tls::new().unwrap());
         let stop = async move { end(&mut stopping).await };
-        let server = tokio::spawn(serve_databases(listener, databases, tls, Arc::clone(dialled), stop, Duration::ZERO));
+        let server = tokio::spawn(serve_databases(listener, kind, databases, tls, Arc::clone(dialled), stop, Duration::ZERO));
         let mut client = TcpStream::connect(at).await.unwrap();
         client.write_all(says).await.unwrap();
         client.shutdown().await.unwrap();
@@ -267,10 +350,20 @@ mod tests {
             (anybody, &[&ASKS_TLS[..], &startup].concat(), b"S", ""),
             (anybody, b"", b"", ""),
         ] {
-            let heard = hears(allow, says, &dialled).await;
+            let heard = hears(DatabaseKind::Postgres, allow, says, &dialled).await;
             let words = String::from_utf8_lossy(&heard);
             let fits = if holds.is_empty() { !words.contains("encrypted") } else { words.contains(holds) };
             assert!(heard.starts_with(begins) && fits && (!begins.is_empty() || heard.is_empty()), "{allow} {says:?}: {words}");
+        }
+        let auth = b"*2\r\n$4\r\nAUTH\r\n$6\r\nsecret\r\n*1\r\n$4\r\nPING\r\n";
+        for (allow, says, words) in [
+            (nobody, &auth[..], ""),
+            (anybody, auth, "-ERR connections from outside are encrypted: connect with rediss:// or --tls\r\n"),
+            (anybody, b"PING\r\n", "-ERR connections from outside are encrypted: connect with rediss:// or --tls\r\n"),
+            (anybody, b"", ""),
+        ] {
+            let heard = hears(DatabaseKind::KeyValue, allow, says, &dialled).await;
+            assert_eq!(String::from_utf8_lossy(&heard), words, "{allow} {says:?}");
         }
         assert_eq!(dialled.0.load(Ordering::Relaxed), 0);
     }
@@ -279,8 +372,10 @@ mod tests {
     fn a_name_is_found_by_those_whom_its_list_holds() {
         let database = |allow: &[&str]| Database {
             service: Slug::new("db").unwrap(),
+            access: Access::Postgres,
             upstreams: Vec::new(),
             allow: allow.iter().map(|net| net.parse().unwrap()).collect(),
+            visitors: Visitors::default(),
         };
         let all = Databases(HashMap::from([
             ("a.localhost".to_owned(), database(&["192.0.2.0/24", "2001:db8::/32"])),
@@ -297,7 +392,9 @@ mod tests {
             ("", "192.0.2.9", false),
             ("localhost", "192.0.2.9", false),
         ] {
-            assert_eq!(all.find(name, client.parse().unwrap()).is_some(), want, "{name} {client}");
+            let find = |kind| all.find(kind, name, client.parse().unwrap()).is_some();
+            assert_eq!(find(DatabaseKind::Postgres), want, "{name} {client}");
+            assert!(!find(DatabaseKind::KeyValue));
         }
     }
 }
