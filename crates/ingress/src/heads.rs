@@ -14,8 +14,16 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Headers that speak of this connection only (RFC 9110 §7.6.1).
-const HOP_BY_HOP: [&str; 8] =
-    ["connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "transfer-encoding", "upgrade"];
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
 
 /// Names by which programs learn who the client is; only what is written here may say that.
 const CLIENT_CLAIMS: [&str; 8] =
@@ -68,9 +76,10 @@ pub(crate) fn wanted_upgrade<B: hyper::body::Body>(request: &Request<B>) -> Opti
 /// Makes a request fit for an instance: origin-form target, one `Host`, no headers of the client's connection, no
 /// claims of the client about itself, and what is known here instead.
 pub(crate) fn to_instance<B>(request: &mut Request<B>, arrival: &Arrival, id: &str, upgrade: Option<&HeaderValue>) {
-    let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    if let Ok(uri) = target.parse::<Uri>() {
-        *request.uri_mut() = uri;
+    if request.uri().authority().is_some() {
+        // That of a target without path may be empty.
+        let target = request.uri().path_and_query().filter(|target| target.as_str() != "/").cloned();
+        *request.uri_mut() = target.map_or_else(|| Uri::from_static("/"), Uri::from);
     }
     *request.version_mut() = Version::HTTP_11;
     let host = request.headers().get(header::HOST).cloned();
@@ -149,7 +158,7 @@ pub(crate) fn trailers(trailers: &mut HeaderMap) {
 
 /// Whether a header is about framing, routing, authentication or what a body is.
 fn is_for_heads(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(&name.as_str())
+    HOP_BY_HOP.contains(name)
         || [
             header::AUTHORIZATION,
             header::CONTENT_ENCODING,

@@ -11,15 +11,19 @@
 
 mod announce;
 mod arrival;
+mod bell;
 mod body;
+mod clock;
 mod compress;
 mod connection;
+mod cork;
 mod counters;
 mod database;
 mod decide;
 mod failure;
 mod heads;
 mod limit;
+mod link;
 mod log;
 mod meters;
 mod pages;
@@ -33,6 +37,7 @@ mod silence;
 mod site;
 mod sleep;
 mod tls;
+mod together;
 mod tunnel;
 
 pub use announce::own_header;

@@ -4,6 +4,7 @@ use crate::body::{Relay, RequestBody, ResponseBody};
 use crate::compress::{self, Outgoing};
 use crate::decide::{Decision, Refusal, decide};
 use crate::failure::Failure;
+use crate::link::Late;
 use crate::pool::{Flight, Pool, Sender, Speak, connect};
 use crate::record::{Exchange, Open, Received, Recorded};
 use crate::site::{Answer, Lack, Site};
@@ -265,7 +266,7 @@ impl<D: Dial> Proxy<D> {
         let replayable = idempotent && request.body().is_end_stream();
         let mut left = Cow::from(&route.upstreams);
         let mut failed = None;
-        while let Some(address) = self.pool.choose(&left, fastrand::u64(..)) {
+        while let Some(address) = self.pool.choose(&left, || fastrand::u64(..)) {
             let mut flight = self.pool.enter(address);
             let announce = route.announced(address).map(|version| announce::header(version, arrival));
             if announce.is_some() {
@@ -279,11 +280,11 @@ impl<D: Dial> Proxy<D> {
             }
             // A kept connection may be closed by its instance at this moment; then the next one is tried, and at last
             // a new one.
-            while let Some(sender) = self.pool.take(address, speak, replayable).filter(|_| !upgrade && announce.is_none()) {
+            while let Some(sender) = flight.take(speak, replayable).filter(|_| !upgrade && announce.is_none()) {
                 let copy = replayable.then(|| copy_of(&request));
                 let sent = self.send_over(sender, request).await;
                 if sent.is_err() {
-                    self.pool.give_up(address);
+                    flight.give_up();
                 }
                 match (sent, copy) {
                     (Ok((response, sender)), _) => return Ok(Answered { response, flight, sender }),
@@ -292,7 +293,7 @@ impl<D: Dial> Proxy<D> {
                     (Err(Unsent::Some(failure)), _) => return Err(failure),
                 }
             }
-            let failure = match connect(&*self.dial, &self.pool, address, speak, announce.as_deref(), &self.settings).await {
+            let failure = match connect(&*self.dial, &flight, address, speak, announce.as_deref(), &self.settings).await {
                 Err(failure) => failure,
                 Ok(sender) => match self.send_over(sender, request).await {
                     Ok((response, sender)) => return Ok(Answered { response, flight, sender }),
@@ -312,8 +313,18 @@ impl<D: Dial> Proxy<D> {
     }
 
     async fn send_over(&self, mut sender: Sender, request: Request<RequestBody>) -> Result<(Response<Incoming>, Sender), Unsent> {
-        match timeout(self.settings.response_wait, sender.send(request)).await {
-            Ok(Ok(response)) => Ok((response, sender)),
+        let uploads = match request.body() {
+            Either::Left(body) => Some(body.lasts()),
+            Either::Right(_) => None,
+        };
+        match sender.send(request, self.settings.response_wait).await {
+            Ok(Ok(response)) => {
+                // From here on the task may wait for a client that takes nothing, while it sends.
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS || uploads.is_some_and(|body| body.strong_count() > 0) {
+                    sender.detach();
+                }
+                Ok((response, sender))
+            }
             Ok(Err(mut error)) => {
                 let whole = error.take_message();
                 let failure = Failure::of_exchange(error.into_error());
@@ -322,7 +333,7 @@ impl<D: Dial> Proxy<D> {
                     None => Unsent::Some(failure),
                 })
             }
-            Err(_) => Err(Unsent::Some(Failure::ResponseLate)),
+            Err(Late) => Err(Unsent::Some(Failure::ResponseLate)),
         }
     }
 }
