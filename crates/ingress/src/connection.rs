@@ -8,7 +8,8 @@ use crate::proxy::Proxy;
 use crate::serve::end;
 use crate::tls::{ACME_PROTOCOL, HTTP2, Tls};
 use crate::together::{Running, Together};
-use crate::{Dial, Settings, silence};
+use crate::{Dial, Settings, heads, silence};
+use http::HeaderValue;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -120,12 +121,18 @@ async fn lingered(stopping: &mut watch::Receiver<bool>, settings: &Settings) {
     sleep(settings.linger).await;
 }
 
+/// What every request of a connection has in common.
+fn known(arrival: Arrival) -> (Arrival, HeaderValue) {
+    let address = heads::address_of(&arrival);
+    (arrival, address)
+}
+
 /// HTTP/1.1.
 async fn one<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, arrival: Arrival) {
     let mut stopping = proxy.stopping.clone();
     let client = arrival.client;
     let service = {
-        let (proxy, arrival) = (Arc::clone(&proxy), Arc::new(arrival));
+        let (proxy, arrival) = (Arc::clone(&proxy), Arc::new(known(arrival)));
         service_fn(move |request| {
             let (proxy, arrival) = (Arc::clone(&proxy), Arc::clone(&arrival));
             async move { Ok::<_, Infallible>(proxy.handle(request, &arrival).await) }
@@ -166,7 +173,7 @@ async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
     let settings = &proxy.settings;
     let streams = Arc::new(Streams::default());
     let service = {
-        let (proxy, arrival, streams) = (Arc::clone(&proxy), Arc::new(arrival), Arc::clone(&streams));
+        let (proxy, arrival, streams) = (Arc::clone(&proxy), Arc::new(known(arrival)), Arc::clone(&streams));
         service_fn(move |request: hyper::Request<Incoming>| {
             let (proxy, arrival, stream) = (Arc::clone(&proxy), Arc::clone(&arrival), Streams::begin(&streams));
             async move {

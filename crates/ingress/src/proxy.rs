@@ -45,11 +45,20 @@ pub(crate) struct Proxy<D> {
 }
 
 /// Who asks, and under which id.
-struct Caller<'a> {
-    arrival: &'a Arrival,
-    id: &'a str,
+pub(crate) struct Caller<'a> {
+    pub arrival: &'a Arrival,
+    /// The client's address, as instances read it.
+    pub address: &'a HeaderValue,
+    pub id: &'a HeaderValue,
     /// A WebSocket over HTTP/2, which is an upgrade from here on.
-    bridged: bool,
+    pub bridged: bool,
+}
+
+impl<'a> Caller<'a> {
+    /// The id as text.
+    fn text(&self) -> &'a str {
+        self.id.to_str().unwrap_or_default()
+    }
 }
 
 /// Where a server of certificates asks for a proof (RFC 8555 §8.3).
@@ -72,16 +81,16 @@ enum Unsent {
 
 impl<D: Dial> Proxy<D> {
     /// Answers one request; every failure becomes a page.
-    pub async fn handle(&self, request: Request<Incoming>, arrival: &Arrival) -> Response<Recorded> {
+    pub async fn handle(&self, request: Request<Incoming>, (arrival, address): &(Arrival, HeaderValue)) -> Response<Recorded> {
         let id = heads::request_id(fastrand::u64(..));
         let (mut head, body) = request.into_parts();
         let bridged = heads::take_http2(&mut head, websocket_key);
-        let mut exchange = Exchange::new(&self.records, &head, arrival, &id);
+        let caller = Caller { arrival, address, id: &id, bridged };
+        let mut exchange = Exchange::new(&self.records, &head, arrival, caller.text());
         // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
         let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
         let one = head.version != Version::HTTP_2;
         let (method, liked) = (head.method.clone(), compress::liked(&head.headers));
-        let caller = Caller { arrival, id: &id, bridged };
         let mut response = self.answer(head, body, &caller, &mut exchange).await;
         let last = chunked || (*self.stopping.borrow() && response.status() != StatusCode::SWITCHING_PROTOCOLS);
         if last && one {
@@ -118,14 +127,14 @@ impl<D: Dial> Proxy<D> {
             return page(pages::proof(proof), caller.id);
         }
         if self.is_misdirected(&head, caller.arrival) {
-            return page(pages::refusal(&Refusal::Misdirected, &head.headers, caller.id), caller.id);
+            return page(pages::refusal(&Refusal::Misdirected, &head.headers, caller.text()), caller.id);
         }
         let (mut handed_on, mut waited) = (false, false);
         let route = loop {
             let (route, site) = match decide(&routes, &head, caller.arrival) {
                 Decision::Proxy(route) | Decision::Serve(route, _) if !handed_on && let Some(refusal) = over_limit(route, caller) => {
                     exchange.service(&route.service, route.meter.own());
-                    return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);
+                    return page(pages::refusal(&refusal, &head.headers, caller.text()), caller.id);
                 }
                 Decision::Proxy(route) => break route,
                 Decision::Serve(route, site) => (route, Arc::clone(site)),
@@ -139,7 +148,8 @@ impl<D: Dial> Proxy<D> {
                         return page(robots, caller.id);
                     }
                     waited = true;
-                    routes = self.when_not_held(&head, caller.arrival).await;
+                    // Those that few need are boxed: each request is as large as all of them.
+                    routes = Box::pin(self.when_not_held(&head, caller.arrival)).await;
                     continue;
                 }
                 Decision::Hold(refusal) | Decision::Refuse(refusal) => {
@@ -151,12 +161,12 @@ impl<D: Dial> Proxy<D> {
                     {
                         exchange.service(service, route.meter.own());
                     }
-                    return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);
+                    return page(pages::refusal(&refusal, &head.headers, caller.text()), caller.id);
                 }
             };
             exchange.service(&route.service, route.meter.own());
             let answer;
-            (head, answer) = from_site(site, head).await;
+            (head, answer) = Box::pin(from_site(site, head)).await;
             let lack = match answer {
                 Ok(Answer::Response(mut response)) => {
                     heads::identify(response.headers_mut(), caller.id);
@@ -176,7 +186,7 @@ impl<D: Dial> Proxy<D> {
                     Lack::Unreadable
                 }
             };
-            return page(pages::lack(&route.service, lack, &head.headers, caller.id), caller.id);
+            return page(pages::lack(&route.service, lack, &head.headers, caller.text()), caller.id);
         };
         exchange.service(&route.service, route.meter.own());
         let asked = pages::wishes(&head.headers);
@@ -184,7 +194,7 @@ impl<D: Dial> Proxy<D> {
             Ok(response) => response,
             Err(failure) => {
                 exchange.failed(&failure);
-                page(pages::failure(&route.service, &failure, &asked, caller.id), caller.id)
+                page(pages::failure(&route.service, &failure, &asked, caller.text()), caller.id)
             }
         }
     }
@@ -220,7 +230,7 @@ impl<D: Dial> Proxy<D> {
         let upgrade = if caller.bridged { Some(HeaderValue::from_static("websocket")) } else { heads::wanted_upgrade(&request) };
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let grpc = upgrade.is_none() && heads::is_grpc(request.headers());
-        heads::to_instance(&mut request, caller.arrival, caller.id, upgrade.as_ref());
+        heads::to_instance(&mut request, caller, upgrade.as_ref());
         if grpc {
             heads::to_http2(&mut request);
         }
@@ -293,7 +303,8 @@ impl<D: Dial> Proxy<D> {
                     (Err(Unsent::Some(failure)), _) => return Err(failure),
                 }
             }
-            let failure = match connect(&*self.dial, &flight, address, speak, announce.as_deref(), &self.settings).await {
+            let connected = Box::pin(connect(&*self.dial, &flight, address, speak, announce.as_deref(), &self.settings)).await;
+            let failure = match connected {
                 Err(failure) => failure,
                 Ok(sender) => match self.send_over(sender, request).await {
                     Ok((response, sender)) => return Ok(Answered { response, flight, sender }),
@@ -370,7 +381,7 @@ fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
     copy
 }
 
-fn page(mut page: Response<Full<hyper::body::Bytes>>, id: &str) -> Response<ResponseBody> {
+fn page(mut page: Response<Full<hyper::body::Bytes>>, id: &HeaderValue) -> Response<ResponseBody> {
     heads::identify(page.headers_mut(), id);
     page.map(|page| Either::Right(Either::Right(page)))
 }
