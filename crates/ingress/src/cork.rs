@@ -112,3 +112,38 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Cork<I> {
         Pin::new(&mut gathered.io).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+    use std::future::poll_fn;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test]
+    async fn small_writes_leave_as_one_and_nothing_is_lost() {
+        let (near, mut far) = tokio::io::duplex(MOST / 2);
+        let (cork, mut got) = (Cork::new(near), [0; 64]);
+        let mut writer = cork.clone();
+        for text in ["one ", "two"] {
+            writer.write_all(text.as_bytes()).await.unwrap();
+            writer.flush().await.unwrap();
+        }
+        assert!(far.read(&mut got).now_or_never().is_none(), "nothing left yet");
+        poll_fn(|context| cork.poll_send(context)).await.unwrap();
+        let length = far.read(&mut got).await.unwrap();
+        assert_eq!(&got[..length], b"one two");
+
+        let long = vec![7; 5 * MOST + 1];
+        let write = async {
+            writer.write_all(b"x").await.unwrap();
+            writer.write_all(&long).await.unwrap();
+            writer.write_all(b"y").await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let mut all = Vec::new();
+        let ((), read) = tokio::join!(write, far.read_to_end(&mut all));
+        read.unwrap();
+        assert!(all == [&b"x"[..], &long, b"y"].concat(), "{} bytes", all.len());
+    }
+}

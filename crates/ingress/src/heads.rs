@@ -32,11 +32,11 @@ const CLIENT_CLAIMS: [&str; 8] =
 
 /// A fresh request id: 64 random bits, `xxxxxxxx-xxxx-xxxx`.
 pub(crate) fn request_id(random: u64) -> HeaderValue {
-    let digit = |at: u32| b"0123456789abcdef"[((random >> (60 - 4 * at)) & 0xf) as usize];
+    let digits =
+        random.to_be_bytes().into_iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| b"0123456789abcdef"[usize::from(digit)]);
     let mut text = [b'-'; 18];
-    let places = (0..8).chain(9..13).chain(14..18);
-    for (at, place) in (0..).zip(places) {
-        text[place] = digit(at);
+    for (place, digit) in (0..8).chain(9..13).chain(14..18).zip(digits) {
+        text[place] = digit;
     }
     let mut id = HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"));
     // None comes twice: HPACK's table is for what does.

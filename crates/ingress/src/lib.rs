@@ -6,6 +6,8 @@
 //! page what is wrong when nobody answers, and notes each request ([`Records`]). How a socket to an instance is made is the caller's choice ([`Dial`]); which
 //! certificate is shown for which name, [`Tls`] is told.
 //!
+//! A client's connection, its requests and their connections to instances are one task: nothing of a request wakes another thread.
+//!
 //! Invariants: only hosts in the routes lead anywhere; what an instance reads about the client (`X-Forwarded-*`, the
 //! request id, `Host`) was written here; each message is framed anew, and nothing behind a doubtful one is read.
 
