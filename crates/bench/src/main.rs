@@ -78,6 +78,14 @@ fn run(arguments: &[String]) -> Outcome {
     {
         return edge::serve(rest);
     }
+    if let [role, rest @ ..] = arguments
+        && role == edge::chat::CLIENT
+    {
+        return edge::chat::load(rest);
+    }
+    if arguments.first().is_some_and(|role| role == edge::chat::SERVER) {
+        return edge::chat::serve();
+    }
     let (measurement, rounds) = parse(arguments)?;
     println!("Machine: {}.\n", machine::facts());
     if measurement.apart {

@@ -20,11 +20,13 @@ pub(crate) type ResponseBody = Either<Relay, Either<Content, Full<Bytes>>>;
 pub(crate) struct Relay {
     body: Incoming,
     lease: Option<(Flight, Sender)>,
+    /// Why it broke off, which is told once what came before has been sent: it is all thrown away then.
+    broken: Option<hyper::Error>,
 }
 
 impl Relay {
     pub fn new(body: Incoming, flight: Flight, sender: Sender) -> Self {
-        let mut relay = Self { body, lease: Some((flight, sender)) };
+        let mut relay = Self { body, lease: Some((flight, sender)), broken: None };
         relay.settle();
         relay
     }
@@ -43,7 +45,15 @@ impl Body for Relay {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let mut polled = Pin::new(&mut self.body).poll_frame(context);
+        let Self { body, lease, broken } = &mut *self;
+        if let Some(error) = broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let mut take = |context: &mut Context<'_>| Pin::new(&mut *body).poll_frame(context);
+        let mut polled = match lease {
+            Some((_, sender)) => sender.poll(context, take),
+            None => take(context),
+        };
         match &mut polled {
             Poll::Ready(None) => self.settle(),
             Poll::Ready(Some(Ok(frame))) => {
@@ -52,11 +62,17 @@ impl Body for Relay {
                 }
                 self.settle();
             }
-            // A response that broke off: its connection is of no use.
-            Poll::Ready(Some(Err(_))) => self.lease = None,
-            Poll::Pending => {}
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
-        polled
+        match polled {
+            Poll::Ready(Some(Err(error))) => {
+                // Its connection is of no use.
+                (self.lease, self.broken) = (None, Some(error));
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            other => other,
+        }
     }
 
     fn is_end_stream(&self) -> bool {

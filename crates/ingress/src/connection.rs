@@ -1,16 +1,21 @@
 //! One connection from a client: who it is from, TLS, and then HTTP/1.1 or HTTP/2 until it ends.
 
 use crate::arrival::Arrival;
+use crate::clock::Clock;
+use crate::cork::Cork;
 use crate::preface::{Proxied, Rewound, is_http2, proxied, read_until};
 use crate::proxy::Proxy;
 use crate::serve::end;
 use crate::tls::{ACME_PROTOCOL, HTTP2, Tls};
-use crate::{Dial, Settings, silence};
+use crate::together::{Running, Together};
+use crate::{Dial, Settings, heads, silence};
+use http::HeaderValue;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -116,29 +121,44 @@ async fn lingered(stopping: &mut watch::Receiver<bool>, settings: &Settings) {
     sleep(settings.linger).await;
 }
 
+/// What every request of a connection has in common.
+fn known(arrival: Arrival) -> (Arrival, HeaderValue) {
+    let address = heads::address_of(&arrival);
+    (arrival, address)
+}
+
 /// HTTP/1.1.
 async fn one<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, arrival: Arrival) {
     let mut stopping = proxy.stopping.clone();
     let client = arrival.client;
     let service = {
-        let (proxy, arrival) = (Arc::clone(&proxy), Arc::new(arrival));
+        let (proxy, arrival) = (Arc::clone(&proxy), Arc::new(known(arrival)));
         service_fn(move |request| {
             let (proxy, arrival) = (Arc::clone(&proxy), Arc::clone(&arrival));
             async move { Ok::<_, Infallible>(proxy.handle(request, &arrival).await) }
         })
     };
+    let wait = proxy.settings.header_wait;
+    let clock = Clock::default();
+    let mut alarm = pin!(sleep(wait));
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(proxy.settings.header_wait)
+        .timer(clock.clone())
+        .header_read_timeout(wait)
         .max_header_size(proxy.settings.max_head)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut connection = pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = lingered(&mut stopping, &proxy.settings) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut ends = pin!(lingered(&mut stopping, &proxy.settings));
+    let mut ending = false;
+    let result = loop {
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => break result,
+            () = &mut ends, if !ending => {
+                ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = alarm.as_mut() => alarm.as_mut().reset(clock.look(wait)),
         }
     };
     if let Err(error) = result {
@@ -153,7 +173,7 @@ async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
     let settings = &proxy.settings;
     let streams = Arc::new(Streams::default());
     let service = {
-        let (proxy, arrival, streams) = (Arc::clone(&proxy), Arc::new(arrival), Arc::clone(&streams));
+        let (proxy, arrival, streams) = (Arc::clone(&proxy), Arc::new(known(arrival)), Arc::clone(&streams));
         service_fn(move |request: hyper::Request<Incoming>| {
             let (proxy, arrival, stream) = (Arc::clone(&proxy), Arc::clone(&arrival), Streams::begin(&streams));
             async move {
@@ -163,14 +183,16 @@ async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
             }
         })
     };
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let (io, requests) = (Cork::new(io), Together::default());
+    let connection = http2::Builder::new(requests.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.max_streams)
         .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
         .max_send_buf_size(UNSENT)
         .enable_connect_protocol()
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(io.clone()), service);
     let mut connection = pin!(connection);
+    let mut running = Running::new(requests, io);
     let mut ends = pin!(async {
         tokio::select! {
             () = lingered(&mut stopping, settings) => {}
@@ -180,7 +202,8 @@ async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
     let mut ending = false;
     let result = loop {
         tokio::select! {
-            result = connection.as_mut() => break result,
+            biased;
+            result = poll_fn(|context| running.poll(connection.as_mut(), context)) => break result,
             () = &mut ends, if !ending => {
                 ending = true;
                 if streams.begun.load(Ordering::Relaxed) == 0 {
@@ -188,6 +211,7 @@ async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
                     return;
                 }
                 connection.as_mut().graceful_shutdown();
+                running.again();
             }
             () = streams.abused.notified() => {
                 tracing::info!(%client, "a client takes most of its requests back: its connection is closed");

@@ -1,6 +1,7 @@
 //! Rewriting heads: what an instance and a client get to read.
 
 use crate::Arrival;
+use crate::proxy::Caller;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, Uri, Version};
@@ -14,16 +15,38 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Headers that speak of this connection only (RFC 9110 §7.6.1).
-const HOP_BY_HOP: [&str; 8] =
-    ["connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "transfer-encoding", "upgrade"];
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
 
 /// Names by which programs learn who the client is; only what is written here may say that.
 const CLIENT_CLAIMS: [&str; 8] =
     ["forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "x-cluster-client-ip", "cf-connecting-ip", "rndr-id", "x-request-id"];
 
 /// A fresh request id: 64 random bits, `xxxxxxxx-xxxx-xxxx`.
-pub(crate) fn request_id(random: u64) -> String {
-    format!("{:08x}-{:04x}-{:04x}", random >> 32, (random >> 16) & 0xffff, random & 0xffff)
+pub(crate) fn request_id(random: u64) -> HeaderValue {
+    let digits =
+        random.to_be_bytes().into_iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| b"0123456789abcdef"[usize::from(digit)]);
+    let mut text = [b'-'; 18];
+    for (place, digit) in (0..8).chain(9..13).chain(14..18).zip(digits) {
+        text[place] = digit;
+    }
+    let mut id = HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"));
+    // None comes twice: HPACK's table is for what does.
+    id.set_sensitive(true);
+    id
+}
+
+/// A client's address, as instances read it.
+pub(crate) fn address_of(arrival: &Arrival) -> HeaderValue {
+    HeaderValue::try_from(arrival.client.to_canonical().to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 /// Takes a request of HTTP/2 for what the same request of HTTP/1.1 would be: `:authority` becomes the `Host` header where there is
@@ -67,10 +90,11 @@ pub(crate) fn wanted_upgrade<B: hyper::body::Body>(request: &Request<B>) -> Opti
 
 /// Makes a request fit for an instance: origin-form target, one `Host`, no headers of the client's connection, no
 /// claims of the client about itself, and what is known here instead.
-pub(crate) fn to_instance<B>(request: &mut Request<B>, arrival: &Arrival, id: &str, upgrade: Option<&HeaderValue>) {
-    let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    if let Ok(uri) = target.parse::<Uri>() {
-        *request.uri_mut() = uri;
+pub(crate) fn to_instance<B>(request: &mut Request<B>, caller: &Caller<'_>, upgrade: Option<&HeaderValue>) {
+    if request.uri().authority().is_some() {
+        // That of a target without path may be empty.
+        let target = request.uri().path_and_query().filter(|target| target.as_str() != "/").cloned();
+        *request.uri_mut() = target.map_or_else(|| Uri::from_static("/"), Uri::from);
     }
     *request.version_mut() = Version::HTTP_11;
     let host = request.headers().get(header::HOST).cloned();
@@ -82,17 +106,15 @@ pub(crate) fn to_instance<B>(request: &mut Request<B>, arrival: &Arrival, id: &s
     for name in claims {
         headers.remove(name);
     }
-    if let Ok(client) = HeaderValue::try_from(arrival.client.to_canonical().to_string()) {
-        headers.insert(FORWARDED_FOR, client);
-    }
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(arrival.scheme()));
+    headers.insert(FORWARDED_FOR, caller.address.clone());
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(caller.arrival.scheme()));
     join_cookies(headers);
     if let Some(host) = host {
         headers.insert(FORWARDED_HOST, host.clone());
         headers.insert(header::HOST, host);
     }
     switch(headers, upgrade);
-    identify(headers, id);
+    identify(headers, caller.id);
 }
 
 /// HTTP/2 clients may send one field for each cookie; HTTP/1.1 knows one for all (RFC 9113 §8.2.3).
@@ -131,7 +153,7 @@ pub(crate) fn hand_on(head: &mut Parts, host: &str, target: Uri) {
 }
 
 /// Makes an instance's response fit for the client.
-pub(crate) fn to_client<B>(response: &mut Response<B>, id: &str, upgrade: Option<&HeaderValue>) {
+pub(crate) fn to_client<B>(response: &mut Response<B>, id: &HeaderValue, upgrade: Option<&HeaderValue>) {
     *response.version_mut() = Version::HTTP_11;
     let headers = response.headers_mut();
     strip(headers);
@@ -149,7 +171,7 @@ pub(crate) fn trailers(trailers: &mut HeaderMap) {
 
 /// Whether a header is about framing, routing, authentication or what a body is.
 fn is_for_heads(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(&name.as_str())
+    HOP_BY_HOP.contains(name)
         || [
             header::AUTHORIZATION,
             header::CONTENT_ENCODING,
@@ -166,11 +188,9 @@ fn is_for_heads(name: &HeaderName) -> bool {
 }
 
 /// Writes the request id.
-pub(crate) fn identify(headers: &mut HeaderMap, id: &str) {
-    if let Ok(id) = HeaderValue::try_from(id) {
-        for name in ID_HEADERS {
-            headers.insert(name, id.clone());
-        }
+pub(crate) fn identify(headers: &mut HeaderMap, id: &HeaderValue) {
+    for name in ID_HEADERS {
+        headers.insert(name, id.clone());
     }
 }
 
@@ -234,7 +254,9 @@ mod tests {
             request = request.header(*name, *value);
         }
         let mut request = request.body(Empty::new()).unwrap();
-        to_instance(&mut request, &Arrival::plain("::ffff:192.0.2.7".parse().unwrap()), "id-1", None);
+        let arrival = Arrival::plain("::ffff:192.0.2.7".parse().unwrap());
+        let (id, address) = (HeaderValue::from_static("id-1"), address_of(&arrival));
+        to_instance(&mut request, &Caller { arrival: &arrival, address: &address, id: &id, bridged: false }, None);
         request
     }
 
@@ -301,6 +323,13 @@ mod tests {
         let mut left: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         left.sort_unstable();
         assert_eq!(left, [("grpc-status", "0"), ("server-timing", "a"), ("x-sum", "1")]);
+    }
+
+    #[test]
+    fn ids_are_what_is_random() {
+        for (random, want) in [(0x0123_4567_89ab_cdef, "01234567-89ab-cdef"), (0, "00000000-0000-0000"), (u64::MAX, "ffffffff-ffff-ffff")] {
+            assert_eq!(request_id(random).to_str().unwrap(), want);
+        }
     }
 
     #[test]

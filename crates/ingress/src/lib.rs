@@ -6,20 +6,26 @@
 //! page what is wrong when nobody answers, and notes each request ([`Records`]). How a socket to an instance is made is the caller's choice ([`Dial`]); which
 //! certificate is shown for which name, [`Tls`] is told.
 //!
+//! A client's connection, its requests and their connections to instances are one task: nothing of a request wakes another thread.
+//!
 //! Invariants: only hosts in the routes lead anywhere; what an instance reads about the client (`X-Forwarded-*`, the
 //! request id, `Host`) was written here; each message is framed anew, and nothing behind a doubtful one is read.
 
 mod announce;
 mod arrival;
+mod bell;
 mod body;
+mod clock;
 mod compress;
 mod connection;
+mod cork;
 mod counters;
 mod database;
 mod decide;
 mod failure;
 mod heads;
 mod limit;
+mod link;
 mod log;
 mod meters;
 mod pages;
@@ -33,6 +39,7 @@ mod silence;
 mod site;
 mod sleep;
 mod tls;
+mod together;
 mod traces;
 mod tunnel;
 

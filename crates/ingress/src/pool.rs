@@ -2,6 +2,7 @@
 
 use crate::body::RequestBody;
 use crate::failure::Failure;
+use crate::link::{Late, Link};
 use crate::{Dial, Settings, silence};
 use http::Request;
 use hyper::Response;
@@ -10,7 +11,9 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
@@ -24,21 +27,40 @@ pub(crate) enum Speak {
     Two,
 }
 
-/// The sending half of a connection to an instance.
+/// A connection to an instance.
 #[derive(Debug)]
 pub(crate) enum Sender {
     /// Of HTTP/1.1: this request's alone.
-    One(http1::SendRequest<RequestBody>),
+    One(Box<Link>),
     /// Of HTTP/2: shared.
     Two(http2::SendRequest<RequestBody>),
 }
 
 impl Sender {
-    /// Sends a request; one of which nothing left comes back with the error.
-    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+    /// Sends a request whose answer may take so long; one of which nothing left comes back with the error.
+    pub async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+        wait: Duration,
+    ) -> Result<Result<Response<Incoming>, TrySendError<Request<RequestBody>>>, Late> {
         match self {
-            Self::One(sender) => sender.try_send_request(request).await,
-            Self::Two(sender) => sender.try_send_request(request).await,
+            Self::One(link) => link.send(request, wait).await,
+            Self::Two(sender) => timeout(wait, sender.try_send_request(request)).await.map_err(|_| Late),
+        }
+    }
+
+    /// Has it run by a task of its own, where the request's runs it until now.
+    pub fn detach(&mut self) {
+        if let Self::One(link) = self {
+            link.detach();
+        }
+    }
+
+    /// Polls what comes over it.
+    pub fn poll<T>(&mut self, context: &mut Context<'_>, mut take: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        match self {
+            Self::One(link) => link.poll(context, take),
+            Self::Two(_) => take(context),
         }
     }
 }
@@ -47,8 +69,8 @@ impl Sender {
 const KEEP: Duration = Duration::from_secs(4);
 /// How fresh a kept connection must be for a request that can't be sent twice.
 const FRESH: Duration = Duration::from_secs(1);
-/// Unused connections kept for one instance.
-const KEEP_MOST: usize = 64;
+/// Unused connections kept for one instance: with fewer, clients that ask at once make new ones all the time.
+const KEEP_MOST: usize = 512;
 /// What is read ahead of an instance's answer for a client that does not take it; the longest head of an answer, too.
 const AHEAD: usize = 64 * 1024;
 /// How long a connection may take to become free after its response ended (the request's body may still be on its way).
@@ -57,104 +79,77 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// All instances that requests run on, or ran on a moment ago.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    instances: Mutex<HashMap<SocketAddr, Instance>>,
+    instances: Mutex<HashMap<SocketAddr, Arc<Instance>>>,
 }
 
 #[derive(Debug, Default)]
 struct Instance {
-    in_flight: usize,
-    idle: Vec<Idle>,
+    in_flight: AtomicUsize,
+    idle: Mutex<Vec<Idle>>,
     /// The connection of HTTP/2.
-    shared: Option<http2::SendRequest<RequestBody>>,
+    shared: Mutex<Option<http2::SendRequest<RequestBody>>>,
 }
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    link: Box<Link>,
     since: Instant,
 }
 
 /// One request (or tunnel) that runs on an instance, counted until dropped.
 #[derive(Debug)]
 pub(crate) struct Flight {
-    pool: Arc<Pool>,
-    address: SocketAddr,
+    instance: Arc<Instance>,
     /// Its connection speaks for one client: it is not kept.
     alone: bool,
 }
 
 impl Pool {
     /// The one of two random candidates that serves fewer requests. `None` without candidates.
-    pub fn choose(&self, candidates: &[SocketAddr], random: u64) -> Option<SocketAddr> {
+    pub fn choose(&self, candidates: &[SocketAddr], random: impl FnOnce() -> u64) -> Option<SocketAddr> {
         if let [only] = candidates {
             return Some(*only);
         }
-        let (first, second) = two(candidates.len(), random)?;
+        let (first, second) = two(candidates.len(), random())?;
         let (first, second) = (*candidates.get(first)?, *candidates.get(second)?);
-        let instances = self.lock();
-        let load = |address| instances.get(address).map_or(0, |instance| instance.in_flight);
+        let instances = lock(&self.instances);
+        let load = |address| instances.get(address).map_or(0, |instance| instance.in_flight.load(Ordering::Relaxed));
         Some(if load(&second) < load(&first) { second } else { first })
     }
 
     /// Counts a request.
-    pub fn enter(self: &Arc<Self>, address: SocketAddr) -> Flight {
-        self.lock().entry(address).or_default().in_flight += 1;
-        Flight { pool: Arc::clone(self), address, alone: false }
-    }
-
-    /// A kept connection that is still open. `replayable`: whether the request may be sent again when the instance
-    /// closes the connection at this very moment.
-    pub fn take(&self, address: SocketAddr, speak: Speak, replayable: bool) -> Option<Sender> {
-        let most = if replayable { KEEP } else { FRESH };
-        let mut instances = self.lock();
-        let instance = instances.get_mut(&address)?;
-        if speak == Speak::Two {
-            instance.shared.take_if(|shared| shared.is_closed());
-            return instance.shared.clone().map(Sender::Two);
-        }
-        let idle = &mut instance.idle;
-        let now = Instant::now();
-        // The latest one is last.
-        while let Some(entry) = idle.pop() {
-            if now.saturating_duration_since(entry.since) > most {
-                idle.push(entry);
-                return None;
-            }
-            if entry.sender.is_ready() {
-                return Some(Sender::One(entry.sender));
-            }
-        }
-        None
-    }
-
-    /// Gives the connection of HTTP/2 up: requests that run on it go on.
-    pub fn give_up(&self, address: SocketAddr) {
-        if let Some(instance) = self.lock().get_mut(&address) {
-            instance.shared = None;
-        }
-    }
-
-    fn put(&self, address: SocketAddr, sender: http1::SendRequest<RequestBody>) {
-        let mut instances = self.lock();
-        let idle = &mut instances.entry(address).or_default().idle;
-        if idle.len() < KEEP_MOST {
-            idle.push(Idle { sender, since: Instant::now() });
-        }
+    pub fn enter(&self, address: SocketAddr) -> Flight {
+        let instance = Arc::clone(lock(&self.instances).entry(address).or_default());
+        instance.in_flight.fetch_add(1, Ordering::Relaxed);
+        Flight { instance, alone: false }
     }
 
     /// Closes connections that were unused for too long, and forgets instances without any.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.lock().retain(|_, instance| {
-            instance.idle.retain(|entry| !entry.sender.is_closed() && now.saturating_duration_since(entry.since) <= KEEP);
-            instance.shared.take_if(|shared| shared.is_closed());
-            // A shared connection is kept as long as its instance has requests, and a sweep longer.
-            instance.in_flight > 0 || !instance.idle.is_empty()
+        let mut closed = Vec::new();
+        lock(&self.instances).retain(|_, instance| {
+            let mut idle = lock(&instance.idle);
+            closed.extend(idle.extract_if(.., |entry| now.saturating_duration_since(entry.since) > KEEP || entry.link.is_closed()));
+            lock(&instance.shared).take_if(|shared| shared.is_closed());
+            // A shared connection is kept as long as its instance has requests, and a sweep longer. Requests are counted under
+            // the lock of all instances: none begins here meanwhile.
+            Arc::strong_count(instance) > 1 || !idle.is_empty()
         });
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Instance>> {
-        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Instance {
+    fn put(&self, link: Box<Link>) {
+        link.rest();
+        let mut idle = lock(&self.idle);
+        if idle.len() < KEEP_MOST {
+            idle.push(Idle { link, since: Instant::now() });
+        }
     }
 }
 
@@ -164,20 +159,46 @@ impl Flight {
         self.alone = true;
     }
 
+    /// A kept connection that is still open. `replayable`: whether the request may be sent again when the instance
+    /// closes the connection at this very moment.
+    pub fn take(&self, speak: Speak, replayable: bool) -> Option<Sender> {
+        if speak == Speak::Two {
+            let mut shared = lock(&self.instance.shared);
+            shared.take_if(|shared| shared.is_closed());
+            return shared.clone().map(Sender::Two);
+        }
+        let most = if replayable { KEEP } else { FRESH };
+        let now = Instant::now();
+        let mut idle = lock(&self.instance.idle);
+        // The latest one is last.
+        while let Some(mut entry) = idle.pop_if(|entry| now.saturating_duration_since(entry.since) <= most) {
+            if entry.link.is_ready() {
+                return Some(Sender::One(entry.link));
+            }
+        }
+        None
+    }
+
+    /// Gives the connection of HTTP/2 up: requests that run on it go on.
+    pub fn give_up(&self) {
+        *lock(&self.instance.shared) = None;
+    }
+
     /// Keeps the connection for the next request, once its response and its request have ended.
     pub fn keep(self, sender: Sender) {
-        let Sender::One(mut sender) = sender else { return };
-        if sender.is_ready() {
+        let Sender::One(mut link) = sender else { return };
+        if link.is_ready() {
             if !self.alone {
-                self.pool.put(self.address, sender);
+                self.instance.put(link);
             }
             return;
         }
+        link.detach();
         tokio::spawn(async move {
-            if let Ok(Ok(())) = timeout(SETTLE, sender.ready()).await
+            if let Ok(Ok(())) = timeout(SETTLE, link.ready()).await
                 && !self.alone
             {
-                self.pool.put(self.address, sender);
+                self.instance.put(link);
             }
         });
     }
@@ -185,16 +206,14 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if let Some(instance) = self.pool.lock().get_mut(&self.address) {
-            instance.in_flight = instance.in_flight.saturating_sub(1);
-        }
+        self.instance.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Makes a connection. `announce`: what it begins with, and that it is for nobody else.
 pub(crate) async fn connect(
     dial: &impl Dial,
-    pool: &Pool,
+    flight: &Flight,
     address: SocketAddr,
     speak: Speak,
     announce: Option<&[u8]>,
@@ -213,12 +232,12 @@ pub(crate) async fn connect(
         Speak::One => {
             let (sender, connection) =
                 http1::Builder::new().max_buf_size(AHEAD).handshake(TokioIo::new(stream)).await.map_err(Failure::of_exchange)?;
-            tokio::spawn(async move {
+            let run = async move {
                 if let Err(error) = connection.with_upgrades().await {
                     tracing::debug!(%address, %error, "a connection to an instance ended");
                 }
-            });
-            Ok(Sender::One(sender))
+            };
+            Ok(Sender::One(Box::new(Link::new(sender, run, settings.response_wait))))
         }
         Speak::Two => {
             let handshake = http2::Builder::new(TokioExecutor::new())
@@ -234,7 +253,7 @@ pub(crate) async fn connect(
             });
             if announce.is_none() {
                 // Of several that are made at once the last is shared; the others end with their requests.
-                pool.lock().entry(address).or_default().shared = Some(sender.clone());
+                *lock(&flight.instance.shared) = Some(sender.clone());
             }
             Ok(Sender::Two(sender))
         }
@@ -273,27 +292,28 @@ mod tests {
     fn the_choice_is_even_and_avoids_the_busy_one() {
         let pool = Arc::new(Pool::default());
         let candidates = addresses(5);
-        assert_eq!(pool.choose(&[], 1), None);
-        assert_eq!(pool.choose(&candidates[..1], u64::MAX), Some(candidates[0]));
+        assert_eq!(pool.choose(&[], || 1), None);
+        assert_eq!(pool.choose(&candidates[..1], || u64::MAX), Some(candidates[0]));
         let mut counts: HashMap<SocketAddr, usize> = HashMap::new();
         for random in randoms().take(5000) {
-            *counts.entry(pool.choose(&candidates, random).unwrap()).or_default() += 1;
+            *counts.entry(pool.choose(&candidates, || random).unwrap()).or_default() += 1;
         }
         assert!(counts.len() == 5 && counts.values().all(|count| (850..1150).contains(count)), "{counts:?}");
 
         let busy = pool.enter(candidates[2]);
-        assert!(randoms().take(1000).all(|random| pool.choose(&candidates, random) != Some(candidates[2])), "never the only busy one");
+        assert!(randoms().take(1000).all(|random| pool.choose(&candidates, || random) != Some(candidates[2])), "never the only busy one");
         drop(busy);
-        assert!(randoms().take(1000).any(|random| pool.choose(&candidates, random) == Some(candidates[2])));
+        assert!(randoms().take(1000).any(|random| pool.choose(&candidates, || random) == Some(candidates[2])));
     }
 
     #[test]
     fn held_requests_spread_evenly() {
         let pool = Arc::new(Pool::default());
         let candidates = addresses(4);
-        let _held: Vec<Flight> = randoms().take(400).map(|random| pool.enter(pool.choose(&candidates, random).unwrap())).collect();
-        let instances = pool.lock();
-        assert!(candidates.iter().all(|address| (90..=110).contains(&instances[address].in_flight)), "{instances:?}");
+        let _held: Vec<Flight> = randoms().take(400).map(|random| pool.enter(pool.choose(&candidates, || random).unwrap())).collect();
+        let instances = lock(&pool.instances);
+        let load = |address| instances[address].in_flight.load(Ordering::Relaxed);
+        assert!(candidates.iter().all(|address| (90..=110).contains(&load(address))), "{instances:?}");
     }
 
     #[test]
@@ -301,9 +321,9 @@ mod tests {
         let pool = Arc::new(Pool::default());
         let held = pool.enter(addresses(1)[0]);
         pool.sweep();
-        assert_eq!(pool.lock().len(), 1);
+        assert_eq!(lock(&pool.instances).len(), 1);
         drop(held);
         pool.sweep();
-        assert_eq!(pool.lock().len(), 0);
+        assert_eq!(lock(&pool.instances).len(), 0);
     }
 }

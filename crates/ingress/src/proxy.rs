@@ -4,6 +4,7 @@ use crate::body::{Relay, RequestBody, ResponseBody};
 use crate::compress::{self, Outgoing};
 use crate::decide::{Decision, Refusal, decide};
 use crate::failure::Failure;
+use crate::link::Late;
 use crate::pool::{Flight, Pool, Sender, Speak, connect};
 use crate::record::{Exchange, Open, Received, Recorded};
 use crate::site::{Answer, Lack, Site};
@@ -44,11 +45,20 @@ pub(crate) struct Proxy<D> {
 }
 
 /// Who asks, and under which id.
-struct Caller<'a> {
-    arrival: &'a Arrival,
-    id: &'a str,
+pub(crate) struct Caller<'a> {
+    pub arrival: &'a Arrival,
+    /// The client's address, as instances read it.
+    pub address: &'a HeaderValue,
+    pub id: &'a HeaderValue,
     /// A WebSocket over HTTP/2, which is an upgrade from here on.
-    bridged: bool,
+    pub bridged: bool,
+}
+
+impl<'a> Caller<'a> {
+    /// The id as text.
+    fn text(&self) -> &'a str {
+        self.id.to_str().unwrap_or_default()
+    }
 }
 
 /// Where a server of certificates asks for a proof (RFC 8555 §8.3).
@@ -71,16 +81,16 @@ enum Unsent {
 
 impl<D: Dial> Proxy<D> {
     /// Answers one request; every failure becomes a page.
-    pub async fn handle(&self, request: Request<Incoming>, arrival: &Arrival) -> Response<Recorded> {
+    pub async fn handle(&self, request: Request<Incoming>, (arrival, address): &(Arrival, HeaderValue)) -> Response<Recorded> {
         let id = heads::request_id(fastrand::u64(..));
         let (mut head, body) = request.into_parts();
         let bridged = heads::take_http2(&mut head, websocket_key);
-        let mut exchange = Exchange::new(&self.records, &mut head, arrival, &id);
+        let caller = Caller { arrival, address, id: &id, bridged };
+        let mut exchange = Exchange::new(&self.records, &mut head, arrival, caller.text());
         // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
         let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
         let one = head.version != Version::HTTP_2;
         let (method, liked) = (head.method.clone(), compress::liked(&head.headers));
-        let caller = Caller { arrival, id: &id, bridged };
         let mut response = self.answer(head, body, &caller, &mut exchange).await;
         let last = chunked || (*self.stopping.borrow() && response.status() != StatusCode::SWITCHING_PROTOCOLS);
         if last && one {
@@ -117,14 +127,14 @@ impl<D: Dial> Proxy<D> {
             return page(pages::proof(proof), caller.id);
         }
         if self.is_misdirected(&head, caller.arrival) {
-            return page(pages::refusal(&Refusal::Misdirected, &head.headers, caller.id), caller.id);
+            return page(pages::refusal(&Refusal::Misdirected, &head.headers, caller.text()), caller.id);
         }
         let (mut handed_on, mut waited) = (false, false);
         let route = loop {
             let (route, site) = match decide(&routes, &head, caller.arrival) {
                 Decision::Proxy(route) | Decision::Serve(route, _) if !handed_on && let Some(refusal) = over_limit(route, caller) => {
                     exchange.service(&route.service, route.meter.own());
-                    return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);
+                    return page(pages::refusal(&refusal, &head.headers, caller.text()), caller.id);
                 }
                 Decision::Proxy(route) => break route,
                 Decision::Serve(route, site) => (route, Arc::clone(site)),
@@ -138,7 +148,8 @@ impl<D: Dial> Proxy<D> {
                         return page(robots, caller.id);
                     }
                     waited = true;
-                    routes = self.when_not_held(&head, caller.arrival).await;
+                    // Those that few need are boxed: each request is as large as all of them.
+                    routes = Box::pin(self.when_not_held(&head, caller.arrival)).await;
                     continue;
                 }
                 Decision::Hold(refusal) | Decision::Refuse(refusal) => {
@@ -150,12 +161,12 @@ impl<D: Dial> Proxy<D> {
                     {
                         exchange.service(service, route.meter.own());
                     }
-                    return page(pages::refusal(&refusal, &head.headers, caller.id), caller.id);
+                    return page(pages::refusal(&refusal, &head.headers, caller.text()), caller.id);
                 }
             };
             exchange.service(&route.service, route.meter.own());
             let answer;
-            (head, answer) = from_site(site, head).await;
+            (head, answer) = Box::pin(from_site(site, head)).await;
             let lack = match answer {
                 Ok(Answer::Response(mut response)) => {
                     heads::identify(response.headers_mut(), caller.id);
@@ -175,7 +186,7 @@ impl<D: Dial> Proxy<D> {
                     Lack::Unreadable
                 }
             };
-            return page(pages::lack(&route.service, lack, &head.headers, caller.id), caller.id);
+            return page(pages::lack(&route.service, lack, &head.headers, caller.text()), caller.id);
         };
         exchange.service(&route.service, route.meter.own());
         let asked = pages::wishes(&head.headers);
@@ -183,7 +194,7 @@ impl<D: Dial> Proxy<D> {
             Ok(response) => response,
             Err(failure) => {
                 exchange.failed(&failure);
-                page(pages::failure(&route.service, &failure, &asked, caller.id), caller.id)
+                page(pages::failure(&route.service, &failure, &asked, caller.text()), caller.id)
             }
         }
     }
@@ -219,7 +230,7 @@ impl<D: Dial> Proxy<D> {
         let upgrade = if caller.bridged { Some(HeaderValue::from_static("websocket")) } else { heads::wanted_upgrade(&request) };
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let grpc = upgrade.is_none() && heads::is_grpc(request.headers());
-        heads::to_instance(&mut request, caller.arrival, caller.id, upgrade.as_ref());
+        heads::to_instance(&mut request, caller, upgrade.as_ref());
         if grpc {
             heads::to_http2(&mut request);
         }
@@ -265,7 +276,7 @@ impl<D: Dial> Proxy<D> {
         let replayable = idempotent && request.body().is_end_stream();
         let mut left = Cow::from(&route.upstreams);
         let mut failed = None;
-        while let Some(address) = self.pool.choose(&left, fastrand::u64(..)) {
+        while let Some(address) = self.pool.choose(&left, || fastrand::u64(..)) {
             let mut flight = self.pool.enter(address);
             let announce = route.announced(address).map(|version| announce::header(version, arrival));
             if announce.is_some() {
@@ -279,11 +290,11 @@ impl<D: Dial> Proxy<D> {
             }
             // A kept connection may be closed by its instance at this moment; then the next one is tried, and at last
             // a new one.
-            while let Some(sender) = self.pool.take(address, speak, replayable).filter(|_| !upgrade && announce.is_none()) {
+            while let Some(sender) = flight.take(speak, replayable).filter(|_| !upgrade && announce.is_none()) {
                 let copy = replayable.then(|| copy_of(&request));
                 let sent = self.send_over(sender, request).await;
                 if sent.is_err() {
-                    self.pool.give_up(address);
+                    flight.give_up();
                 }
                 match (sent, copy) {
                     (Ok((response, sender)), _) => return Ok(Answered { response, flight, sender }),
@@ -292,7 +303,8 @@ impl<D: Dial> Proxy<D> {
                     (Err(Unsent::Some(failure)), _) => return Err(failure),
                 }
             }
-            let failure = match connect(&*self.dial, &self.pool, address, speak, announce.as_deref(), &self.settings).await {
+            let connected = Box::pin(connect(&*self.dial, &flight, address, speak, announce.as_deref(), &self.settings)).await;
+            let failure = match connected {
                 Err(failure) => failure,
                 Ok(sender) => match self.send_over(sender, request).await {
                     Ok((response, sender)) => return Ok(Answered { response, flight, sender }),
@@ -312,8 +324,18 @@ impl<D: Dial> Proxy<D> {
     }
 
     async fn send_over(&self, mut sender: Sender, request: Request<RequestBody>) -> Result<(Response<Incoming>, Sender), Unsent> {
-        match timeout(self.settings.response_wait, sender.send(request)).await {
-            Ok(Ok(response)) => Ok((response, sender)),
+        let uploads = match request.body() {
+            Either::Left(body) => Some(body.lasts()),
+            Either::Right(_) => None,
+        };
+        match sender.send(request, self.settings.response_wait).await {
+            Ok(Ok(response)) => {
+                // From here on the task may wait for a client that takes nothing, while it sends.
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS || uploads.is_some_and(|body| body.strong_count() > 0) {
+                    sender.detach();
+                }
+                Ok((response, sender))
+            }
             Ok(Err(mut error)) => {
                 let whole = error.take_message();
                 let failure = Failure::of_exchange(error.into_error());
@@ -322,7 +344,7 @@ impl<D: Dial> Proxy<D> {
                     None => Unsent::Some(failure),
                 })
             }
-            Err(_) => Err(Unsent::Some(Failure::ResponseLate)),
+            Err(Late) => Err(Unsent::Some(Failure::ResponseLate)),
         }
     }
 }
@@ -359,7 +381,7 @@ fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
     copy
 }
 
-fn page(mut page: Response<Full<hyper::body::Bytes>>, id: &str) -> Response<ResponseBody> {
+fn page(mut page: Response<Full<hyper::body::Bytes>>, id: &HeaderValue) -> Response<ResponseBody> {
     heads::identify(page.headers_mut(), id);
     page.map(|page| Either::Right(Either::Right(page)))
 }

@@ -15,7 +15,7 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 use jiff::Timestamp;
 use moat_model::Slug;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -219,11 +219,19 @@ impl Body for Recorded {
 pub(crate) struct Received<B> {
     body: B,
     counters: Arc<Counters>,
+    /// None of a body that is empty.
+    lasts: Option<Arc<()>>,
 }
 
-impl<B> Received<B> {
+impl<B: Body> Received<B> {
     pub fn new(body: B, counters: &Arc<Counters>) -> Self {
-        Self { body, counters: Arc::clone(counters) }
+        let lasts = (!body.is_end_stream()).then(Arc::default);
+        Self { body, counters: Arc::clone(counters), lasts }
+    }
+
+    /// Points to something as long as more of it may come.
+    pub fn lasts(&self) -> Weak<()> {
+        self.lasts.as_ref().map(Arc::downgrade).unwrap_or_default()
     }
 
     /// Counts by others from now on.

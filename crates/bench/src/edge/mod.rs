@@ -1,9 +1,10 @@
-//! `moat-bench edge`: the ingress beside nginx, HAProxy, Caddy, Traefik and Envoy. Requests each second, latencies, memory with
-//! idle connections, many hosts, many certificates.
+//! `moat-bench edge`: the ingress beside nginx, HAProxy, Caddy, Traefik and Envoy. Requests each second, latencies, messages of
+//! WebSockets, memory with idle connections, many hosts, many certificates.
 //!
 //! Every proxy has processor 0 for itself, with one worker thread; the load and the server behind (nginx) share processor 1. They
 //! all run at once and one is loaded at a time, in interleaved rounds. Certificate, backend and clients are the same for all.
 
+pub mod chat;
 mod idle;
 mod load;
 mod many;
@@ -57,6 +58,7 @@ pub fn run(rounds: usize) -> Outcome {
         print(load, &lanes, row);
     }
     goals(&lanes, &measured)?;
+    chat::measure(&lanes, rounds)?;
     idle::measure(&lanes)?;
     many::measure(&stage, rounds)
 }

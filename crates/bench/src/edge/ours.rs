@@ -1,5 +1,6 @@
 //! Moat's ingress as a program of its own, with the runtime that the data plane has.
 
+use super::peers::ECHO;
 use crate::failure::{Doing, Failure, Outcome};
 use moat_ingress::{Certificate, Certificates, Dial, Listeners, Records, Route, RouteState, RouteTable, Routes, Settings, Tls, serve_with};
 use moat_model::Slug;
@@ -52,6 +53,8 @@ pub fn serve(arguments: &[String]) -> Outcome {
         let service = Slug::new(format!("site-{number}")).doing("name a service")?;
         routes.insert(name, Route::new(service, vec![backend], RouteState::Live));
     }
+    let echo = Slug::new("echo").doing("name a service")?;
+    routes.insert("echo.test".to_owned(), Route::new(echo, vec![SocketAddr::from((Ipv4Addr::LOCALHOST, ECHO))], RouteState::Live));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().doing("make a runtime")?;
     runtime.block_on(async {

@@ -1,6 +1,6 @@
 //! The proxies, each in front of the same server.
 
-use super::ours;
+use super::{chat, ours};
 use crate::failure::{Doing, Failure, Outcome};
 use crate::place::Folder;
 use crate::process::{find, timed};
@@ -20,6 +20,8 @@ const PROXY_CPU: u32 = 0;
 pub const LOAD_CPU: u32 = 1;
 /// The server behind all.
 const BACKEND: u16 = 8000;
+/// The server of WebSockets behind those that the goal names and Moat.
+pub const ECHO: u16 = 8001;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Moat, in the tables.
 const OURS: &str = "Moat";
@@ -100,6 +102,7 @@ impl Lane {
 pub struct Stage {
     folder: PathBuf,
     _backend: Running,
+    _echo: Running,
 }
 
 /// A command on one processor.
@@ -137,8 +140,10 @@ impl Stage {
             ),
         );
         let backend = start(pinned(LOAD_CPU, "nginx").arg("-c").arg(write(&folder, "backend.conf", &text)?), &folder, "backend")?;
-        wait_for(&[BACKEND])?;
-        Ok(Self { folder, _backend: backend })
+        let program = std::env::current_exe().doing("find this program")?;
+        let echo = start(pinned(LOAD_CPU, program).arg(chat::SERVER), &folder, "echo")?;
+        wait_for(&[BACKEND, ECHO])?;
+        Ok(Self { folder, _backend: backend, _echo: echo })
     }
 
     /// Every proxy that can be had, Moat's ingress last; others are said.
@@ -197,6 +202,8 @@ impl Stage {
                  upstream b {{ server 127.0.0.1:{BACKEND}; keepalive 256; keepalive_requests 1000000000; }}\n\
                  server {{ listen 127.0.0.1:{plain} backlog=4096; listen 127.0.0.1:{tls} ssl http2 backlog=4096; listen 127.0.0.1:{http2} http2 backlog=4096;\n\
                  ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;\n\
+                 location /echo {{ proxy_pass http://127.0.0.1:{ECHO}; proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade;\n\
+                 proxy_set_header Connection upgrade; proxy_set_header Host $host; }}\n\
                  location / {{ proxy_pass http://b; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;\n\
                  proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme; }} }}"
             ),
@@ -211,8 +218,9 @@ impl Stage {
             "global\n nbthread 1\n no strict-limits\n maxconn 15000\n\ndefaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n \
              timeout http-keep-alive 60s\n option http-keep-alive\n option forwardfor\n http-reuse always\n\n\
              frontend f\n bind 127.0.0.1:{plain}\n bind 127.0.0.1:{tls} ssl crt {folder}/both.pem alpn h2,http/1.1\n \
-             bind 127.0.0.1:{http2} proto h2\n http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]\n default_backend b\n\n\
-             backend b\n server s 127.0.0.1:{BACKEND}\n"
+             bind 127.0.0.1:{http2} proto h2\n http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]\n use_backend e if {{ path /echo }}\n \
+             default_backend b\n\n\
+             backend b\n server s 127.0.0.1:{BACKEND}\n\nbackend e\n timeout tunnel 60s\n server s 127.0.0.1:{ECHO}\n"
         );
         Ok((start(command.args(["-db", "-f"]).arg(write(&self.folder, "haproxy.cfg", &text)?), &self.folder, "haproxy")?, ports))
     }
