@@ -116,7 +116,7 @@ pub fn strip(links: &mut Links, index: u32, but: Option<[u32; 2]>, named: &BTree
             } else if named.contains(&id)
                 && let Some(info) = loaded_programs().filter_map(Result::ok).find(|info| info.id() == id)
             {
-                change(DETACH, index, &info.fd().map_err(io::Error::other)?, place)?;
+                gone_or(change(DETACH, index, &info.fd().map_err(io::Error::other)?, place))?;
             }
         }
     }
@@ -135,7 +135,7 @@ fn change(command: libc::c_int, index: u32, program: &ProgramFd, place: &Place) 
     unsafe { bpf(command, &mut attributes) }
 }
 
-/// Numbers of the programs that `tcx` has at a place of a link; nothing in a kernel without it.
+/// Numbers of the programs that `tcx` has at a place of a link, none of a link that is gone; nothing in a kernel without it.
 fn tcx(index: u32, place: &Place) -> io::Result<Option<Vec<u32>>> {
     let mut ids = [0_u32; MOST as usize];
     let mut attributes = [0; 16];
@@ -146,8 +146,21 @@ fn tcx(index: u32, place: &Place) -> io::Result<Option<Vec<u32>>> {
     match unsafe { bpf(QUERY, &mut attributes) } {
         Ok(()) => Ok(Some(ids.into_iter().take(attributes[6] as usize).collect())),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        Err(error) if is_gone(&error) => Ok(Some(Vec::new())),
         Err(error) => Err(error),
     }
+}
+
+/// The same, but fine if the link, or a program of it, went meanwhile: it goes with its instance, at any moment.
+pub fn gone_or(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if is_gone(&error) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT))
 }
 
 /// bpf(2).

@@ -1,6 +1,6 @@
 //! The shortcut: later packets of an open flow between two instances go from link to link, past the router's stack.
 //!
-//! [`Shortcut`] holds two programs of the kernel's virtual machine (`bpf/shortcut.c`) and their map of flows. The first
+//! [`Shortcut`] holds two programs of the kernel's virtual machine (`bpf/shortcut.c`) and their tables of flows. The first
 //! packet of every flow is decided by the filter; the programs learn from what came through, and decide nothing. Functions
 //! with links run in a thread of the router namespace. Invariants: no link without both programs or none of them counts as
 //! attached; a flow that the policy forbids has no entry once [`Shortcut::cut`] returned; without a shortcut everything
@@ -116,7 +116,7 @@ impl Shortcut {
         };
         for (index, programs) in found {
             if !programs.is_whole(shortcut.ids, || named.clone()) {
-                shortcut.mend(links, index)?;
+                hooks::gone_or(shortcut.mend(links, index))?;
             }
         }
         Ok(shortcut)
@@ -165,14 +165,14 @@ impl Shortcut {
     }
 
     /// Attaches both programs to the link with this number, which is new.
-    pub fn attach(&self, links: &mut Links, index: u32) -> Result<(), ShortcutError> {
-        Ok(hooks::attach(links, index, &self.programs)?)
+    pub fn attach(&self, links: &mut Links, index: u32) -> io::Result<()> {
+        hooks::attach(links, index, &self.programs)
     }
 
     /// Attaches what a link lacks of the programs, and takes away what it has of another version or by another way.
-    pub fn mend(&self, links: &mut Links, index: u32) -> Result<(), ShortcutError> {
+    pub fn mend(&self, links: &mut Links, index: u32) -> io::Result<()> {
         self.attach(links, index)?;
-        Ok(hooks::strip(links, index, Some(self.ids), &hooks::named())?)
+        hooks::strip(links, index, Some(self.ids), &hooks::named())
     }
 
     /// Whether the link with this number has both programs and nothing else of Moat's.
@@ -220,7 +220,7 @@ pub fn remove(links: &mut Links) -> io::Result<()> {
     let (named, with_clsact) = (hooks::named(), links.with_clsact()?);
     for link in links.all()? {
         if Found::of(links, link.index, &with_clsact)?.any(&named) {
-            hooks::strip(links, link.index, None, &named)?;
+            hooks::gone_or(hooks::strip(links, link.index, None, &named))?;
         }
     }
     Ok(())
