@@ -17,7 +17,7 @@ const LIMITS: [(&str, u32); 6] = [
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
-    println!("cargo:rerun-if-changed=bpf/shortcut.c");
+    println!("cargo:rerun-if-changed=bpf");
     println!("cargo:rerun-if-env-changed=CLANG");
     let mut text = String::new();
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());

@@ -2,11 +2,10 @@
 //!
 //! Invariant: entries name links by number, so a shortcut serves one router namespace only; another one gets a new one.
 
-use super::{Shortcut, attached};
+use super::{Shortcut, remove};
 use crate::conntrack::Ends;
 use crate::link::Links;
 use moat_model::LinkName;
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::linux::fs::MetadataExt;
@@ -21,10 +20,8 @@ pub struct Holder {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The number of the router namespace, and its shortcut unless the kernel refused it.
+    /// The number of the router namespace, and its shortcut unless it is unwanted or the kernel refused it.
     known: Option<(u64, Option<Arc<Shortcut>>)>,
-    /// Whether every link's programs were looked at by this process.
-    looked: bool,
 }
 
 impl Holder {
@@ -36,22 +33,24 @@ impl Holder {
     /// The shortcut of a router namespace, which the calling thread is in; none when the kernel has refused it, which is
     /// said once.
     pub fn of(&self, router: &File, links: &mut Links) -> io::Result<Option<Arc<Shortcut>>> {
-        if !self.wanted {
-            return Ok(None);
-        }
         let number = router.metadata()?.st_ino();
         let mut state = self.lock();
         if let Some((_, shortcut)) = state.known.as_ref().filter(|(known, _)| *known == number) {
             return Ok(shortcut.clone());
         }
-        let shortcut = match Shortcut::open(links) {
-            Ok(shortcut) => Some(Arc::new(shortcut)),
-            Err(error) => {
-                tracing::warn!(%error, "no shortcut between instances: every packet takes the router's whole path");
-                None
-            }
-        };
-        *state = State { known: Some((number, shortcut.clone())), looked: false };
+        let opened = if self.wanted { Shortcut::open(links).map(|shortcut| Some(Arc::new(shortcut))) } else { Ok(None) };
+        let shortcut = opened.unwrap_or_else(|error| {
+            tracing::warn!(%error, "no shortcut between instances: every packet takes the router's whole path");
+            None
+        });
+        if shortcut.is_none()
+            && let Err(error) = remove(links)
+            // Who may not ask can't have attached any.
+            && error.kind() != io::ErrorKind::PermissionDenied
+        {
+            tracing::warn!(%error, "programs of a shortcut may still be on links: the policy does not close what they know");
+        }
+        *state = State { known: Some((number, shortcut.clone())) };
         Ok(shortcut)
     }
 
@@ -74,21 +73,17 @@ impl Holder {
         Ok(())
     }
 
-    /// Attaches again what lost its programs; the names of those links. One that is not up yet is being made, and gets them before it
-    /// is. The first look of a process is at each link's
-    /// programs, later ones at the places that hold them, which cost one question for all links.
+    /// Attaches again what lost its programs, and takes away those of another version; the names of those links. One that is
+    /// not up yet is being made, and gets them before it is.
     pub fn repair(&self, router: &File, links: &mut Links) -> io::Result<Vec<String>> {
         let Some(shortcut) = self.of(router, links)? else { return Ok(Vec::new()) };
-        let looked = self.lock().looked;
-        let hooked = links.hooked()?;
+        let with_clsact = links.with_clsact()?;
         let mut mended = Vec::new();
         for link in links.all()?.into_iter().filter(|link| link.up && LinkName::parse(&link.name).is_some()) {
-            let whole = hooked.contains(&link.index) && (looked || attached(links, link.index)?.iter().all(Option::is_some));
-            if !whole && shortcut.attach(links, link.index).is_ok() {
+            if !shortcut.holds(links, link.index, &with_clsact)? && shortcut.mend(links, link.index).is_ok() {
                 mended.push(link.name);
             }
         }
-        self.lock().looked = true;
         Ok(mended)
     }
 
@@ -102,20 +97,5 @@ impl Holder {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Links {
-    /// Numbers of the links that programs can be attached to.
-    fn hooked(&mut self) -> io::Result<BTreeSet<u32>> {
-        use netlink_packet_route::RouteNetlinkMessage::{GetQueueDiscipline, NewQueueDiscipline};
-        use netlink_packet_route::tc::{TcAttribute, TcMessage};
-        let found = self.query(GetQueueDiscipline(TcMessage::default()))?;
-        Ok(found
-            .iter()
-            .filter_map(|message| if let NewQueueDiscipline(message) = message { Some(message) } else { None })
-            .filter(|message| message.attributes.contains(&TcAttribute::Kind("clsact".to_owned())))
-            .filter_map(|message| u32::try_from(message.header.index).ok())
-            .collect())
     }
 }

@@ -44,6 +44,88 @@ pub fn on_a_machine(test: impl AsyncFnOnce(&mut World)) {
     });
 }
 
+/// The same on this kernel, and on one that knows no `tcx`.
+pub fn on_both_machines(test: impl AsyncFn(&mut World) + Sync) {
+    for old in [false, true] {
+        on_its_own_thread(|| {
+            if old {
+                without_tcx();
+            }
+            on_a_machine(async |world| test(world).await);
+        });
+    }
+}
+
+/// Runs work on a thread that ends with it.
+pub fn on_its_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// From now on the kernel answers the calling thread, and those that it starts, as one before 6.6 does: `bpf` refuses to attach,
+/// detach and list programs of a link.
+pub fn without_tcx() {
+    if !possible() {
+        return;
+    }
+    let jump = |value: u32, yes: u8, no: u8| libc::sock_filter { code: 0x15, jt: yes, jf: no, k: value };
+    let load = |offset: u32| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: offset };
+    let answer = |value: u32| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: value };
+    let first_argument = if cfg!(target_endian = "little") { 16 } else { 20 };
+    let mut filter = [
+        load(0),
+        jump(u32::try_from(libc::SYS_bpf).unwrap(), 0, 4),
+        load(first_argument),
+        jump(8, 3, 0),
+        jump(9, 2, 0),
+        jump(16, 1, 0),
+        answer(libc::SECCOMP_RET_ALLOW),
+        answer(libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EINVAL).unwrap()),
+    ];
+    let program = libc::sock_fprog { len: u16::try_from(filter.len()).unwrap(), filter: filter.as_mut_ptr() };
+    // SAFETY: the kernel copies the filter within the call.
+    #[expect(unsafe_code, reason = "a filter of system calls has no safe wrapper here")]
+    let refused = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(refused, 0, "{}", io::Error::last_os_error());
+}
+
+/// Programs of a router's link by `tcx`, and those of Moat by filters.
+pub fn ways_of(world: &World, link: &LinkName) -> [usize; 2] {
+    use aya::programs::SchedClassifier;
+    use aya::programs::tc::TcAttachType::{Egress, Ingress};
+    let count = |place| SchedClassifier::query_tcx(link.as_str(), place).map_or(0, |(_, programs)| programs.len());
+    let tcx = ns::in_ns(&world.router(), || count(Ingress) + count(Egress)).unwrap();
+    let filters = format!("for way in ingress egress; do tc filter show dev {link} $way | grep -c moat_ || true; done");
+    let filters = sh_in(&world.router(), &filters).lines().map(|line| line.parse::<usize>().unwrap()).sum();
+    [tcx, filters]
+}
+
+/// Takes the programs of a router's link away, as somebody else would.
+pub fn take_away(world: &World, link: &LinkName) {
+    use aya::programs::SchedClassifier;
+    use aya::programs::tc::TcAttachType::{Egress, Ingress};
+    use std::os::fd::AsRawFd;
+    let [_, filters] = ways_of(world, link);
+    if filters > 0 {
+        sh_in(&world.router(), &format!("tc qdisc del dev {link} clsact"));
+        return;
+    }
+    ns::in_ns(&world.router(), || {
+        let index = nix::net::if_::if_nametoindex(link.as_str()).unwrap();
+        for (place, kind) in [(Ingress, 46), (Egress, 47)] {
+            for program in SchedClassifier::query_tcx(link.as_str(), place).unwrap().1 {
+                let file = program.fd().unwrap();
+                let mut attributes = [0_u32; 16];
+                attributes[..3].copy_from_slice(&[index, u32::try_from(file.as_fd().as_raw_fd()).unwrap(), kind]);
+                // SAFETY: the attributes are numbers and as long as is said.
+                #[expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
+                let refused = unsafe { libc::syscall(libc::SYS_bpf, 9, attributes.as_mut_ptr(), size_of_val(&attributes)) };
+                assert_eq!(refused, 0, "{}", io::Error::last_os_error());
+            }
+        }
+    })
+    .unwrap();
+}
+
 /// Runs a shell command in the host namespace of the test and returns what it printed.
 pub fn sh(command: &str) -> String {
     let output = Command::new("sh").args(["-ec", command]).stdin(Stdio::null()).output().unwrap();
@@ -64,7 +146,7 @@ pub struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let run = tempfile::tempdir().unwrap();
         let network = Network::open(Config { run_dir: run.path().to_owned(), shortcut: true }).unwrap();
         Self { network, policy: NetPolicy::default(), run }
