@@ -71,7 +71,7 @@ impl Body for Relay {
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
-            other => other,
+            polled @ (Poll::Ready(_) | Poll::Pending) => polled,
         }
     }
 

@@ -15,6 +15,8 @@ const MOST: usize = 16 << 10;
 struct Gathered<I> {
     io: I,
     unsent: Vec<u8>,
+    /// Why nothing can be sent any more.
+    broken: Option<io::ErrorKind>,
 }
 
 /// A connection whose writes are gathered. Clones are the same connection.
@@ -28,7 +30,7 @@ impl<I> Clone for Cork<I> {
 
 impl<I> Cork<I> {
     pub fn new(io: I) -> Self {
-        Self(Arc::new(Mutex::new(Gathered { io, unsent: Vec::new() })))
+        Self(Arc::new(Mutex::new(Gathered { io, unsent: Vec::new(), broken: None })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathered<I>> {
@@ -60,6 +62,9 @@ impl<I: AsyncWrite + Unpin> Gathered<I> {
                 Poll::Pending => break Poll::Pending,
             }
         };
+        if let Poll::Ready(Err(error)) = &polled {
+            self.broken = Some(error.kind());
+        }
         if sent == self.unsent.len() {
             // Connections that wait hold nothing.
             self.unsent = Vec::new();
@@ -72,7 +77,11 @@ impl<I: AsyncWrite + Unpin> Gathered<I> {
 
 impl<I: AsyncRead + Unpin> AsyncRead for Cork<I> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.lock().io).poll_read(context, into)
+        let mut gathered = self.lock();
+        match gathered.broken {
+            Some(kind) => Poll::Ready(Err(kind.into())),
+            None => Pin::new(&mut gathered.io).poll_read(context, into),
+        }
     }
 }
 

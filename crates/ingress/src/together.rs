@@ -93,8 +93,9 @@ impl<I: AsyncWrite + Unpin> Running<I> {
         if !quiet {
             context.waker().wake_by_ref();
         }
-        if let Poll::Ready(Err(_)) = self.io.poll_send(context) {
-            // It meets the same error when it reads or writes.
+        // By the connection's waker: it may wait for the same room.
+        if let Poll::Ready(Err(_)) = self.io.poll_send(&mut Context::from_waker(&self.connection.waker)) {
+            // It is told when it reads.
             self.again();
         }
         Poll::Pending
