@@ -1,9 +1,10 @@
 //! Snapshots, as they are called and shown.
 
-use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// How the time is written in a name: UTC, to the second.
@@ -36,6 +37,18 @@ impl SnapshotKind {
     /// The name of a snapshot that is taken now.
     pub fn name(self, now: Timestamp) -> String {
         format!("{}-{}", now.strftime(TIME), self.word())
+    }
+
+    /// The same, of a later second where others have the name: two may be taken within one.
+    pub fn free_name(self, now: Timestamp, taken: &BTreeSet<String>) -> String {
+        let mut at = now;
+        loop {
+            let name = self.name(at);
+            if !taken.contains(&name) {
+                return name;
+            }
+            at += SignedDuration::from_secs(1);
+        }
     }
 
     /// When and why a snapshot of this name was taken; none for what is no snapshot's name.
@@ -75,6 +88,9 @@ mod tests {
         let now: Timestamp = "2026-11-21T17:30:05Z".parse().unwrap();
         for kind in SnapshotKind::ALL {
             assert_eq!(SnapshotKind::of(&kind.name(now)), Some((now, kind)));
+            let taken = BTreeSet::from([kind.name(now), kind.name(now + SignedDuration::from_secs(1))]);
+            assert_eq!(SnapshotKind::of(&kind.free_name(now, &taken)), Some((now + SignedDuration::from_secs(2), kind)));
+            assert_eq!(kind.free_name(now, &BTreeSet::new()), kind.name(now));
         }
         assert_eq!(SnapshotKind::Daily.name(now), "20261121T173005Z-daily");
         for other in ["", "daily", "20261121T173005Z", "20261121T173005Z-weekly", "x-daily", "../20261121T173005Z-daily"] {

@@ -8,7 +8,9 @@ use crate::core::public::Shown;
 use crate::core::requests::{Reply, end};
 use crate::protocol::{Event, Failure, ServicePhase, SnapshotKind};
 use crate::state::Durable;
+use jiff::Timestamp;
 use moat_archive::{Destination, Visitor};
+use moat_engine::EngineError;
 use moat_engine_linux::{Kept, LinuxEngine, Origin, Replacement};
 use moat_model::{Service, Slug};
 use moat_store::{EventKind, Key};
@@ -55,6 +57,15 @@ impl Staged {
     fn all_kept(&self) -> Vec<Kept> {
         self.kept.iter().map(|(_, kept)| kept.clone()).collect()
     }
+}
+
+/// The name of the snapshot that what is replaced becomes: of this second, or of the next that no snapshot has.
+async fn free_name(engine: &LinuxEngine, staged: &Staged, now: Timestamp) -> Result<String, EngineError> {
+    let mut taken = BTreeSet::new();
+    for (_, kept) in &staged.kept {
+        taken.extend(engine.snapshot_names(kept).await?);
+    }
+    Ok(SnapshotKind::BeforeRestore.free_name(now, &taken))
 }
 
 /// Names with commas between.
@@ -158,7 +169,15 @@ impl Core {
             end(&copying.reply, Some(Failure::refused(why, Some(hint))));
             return None;
         }
-        let aside = SnapshotKind::BeforeRestore.name(self.engine.now());
+        let aside = match free_name(&engine, &staged, self.engine.now()).await {
+            Ok(aside) => aside,
+            Err(error) => {
+                engine.unstage(staged.all_kept()).await;
+                engine.unstage_machine().await;
+                end(&copying.reply, Some(failure(&error)));
+                return None;
+            }
+        };
         let all = staged.kept.iter().map(|(_, kept)| Replacement { kept: kept.clone(), aside: aside.clone() }).collect();
         if let Err(error) = engine.replace_kept(all).await {
             self.problem(None, format!("a restore came to nothing: {error}"));
