@@ -104,7 +104,7 @@ fn free_plans_sleep_and_a_request_wakes_them() {
     // Each kind of request is held until an instance is there; a connection that is open keeps it awake.
     assert_eq!(host.sh(&curl(SITE)).out, "hello\n200");
     sleeps(&host, "site");
-    let both = host.sh(&format!("{} & {}; wait", curl(SITE), curl(&format!("--http2-prior-knowledge {SITE}"))));
+    let both = host.sh(&format!("cat <({}) <({})", curl(SITE), curl(&format!("--http2-prior-knowledge {SITE}"))));
     assert_eq!(both.out, "hello\n200hello\n200");
     sleeps(&host, "site");
     let mut open = websocket(&host);
