@@ -8,7 +8,7 @@
 use super::super::Core;
 use crate::deploy::{Deploy, EarlyEnd};
 use crate::protocol::ServicePhase;
-use moat_model::{InstanceId, Slug};
+use moat_model::{InstanceId, ServiceKind, Slug};
 use std::fmt::Write as _;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -77,7 +77,9 @@ impl Core {
     }
 
     fn missed(&self, slug: &Slug, began: Instant) -> Missed {
-        let Some(network) = self.deploys.get(slug).map(|deploy| deploy.service.network) else { return Missed::Nothing };
+        // A datastore asks nobody, and others wait for it.
+        let asks = |deploy: &&Deploy| !matches!(deploy.service.kind, ServiceKind::KeyValue | ServiceKind::Postgres);
+        let Some(network) = self.deploys.get(slug).filter(asks).map(|deploy| deploy.service.network) else { return Missed::Nothing };
         if self.came.get(&network).is_some_and(|came| *came >= began) {
             return Missed::Came;
         }
