@@ -8,7 +8,7 @@
 use super::super::Core;
 use crate::deploy::{Deploy, EarlyEnd};
 use crate::protocol::ServicePhase;
-use moat_model::{InstanceId, ServiceKind, Slug};
+use moat_model::{InstanceId, Slug};
 use std::fmt::Write as _;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -78,7 +78,7 @@ impl Core {
 
     fn missed(&self, slug: &Slug, began: Instant) -> Missed {
         // A datastore asks nobody, and others wait for it.
-        let asks = |deploy: &&Deploy| !matches!(deploy.service.kind, ServiceKind::KeyValue | ServiceKind::Postgres);
+        let asks = |deploy: &&Deploy| deploy.service.kind.sends();
         let Some(network) = self.deploys.get(slug).filter(asks).map(|deploy| deploy.service.network) else { return Missed::Nothing };
         if self.came.get(&network).is_some_and(|came| *came >= began) {
             return Missed::Came;
