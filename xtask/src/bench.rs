@@ -24,6 +24,7 @@ const TO_BENCH: &[Need] = &[
         packages: &["containernetworking-plugins", "netavark"],
     },
     Need { what: "docker, a peer", present: Present::Program(&["dockerd"]), packages: &["docker.io"] },
+    Need { what: "its compose, a peer", present: Present::Program(&["docker-compose"]), packages: &["docker-compose"] },
 ];
 
 /// What stands before docker's containers while releases change under load.

@@ -40,7 +40,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        usage: "plan|net|start|verify|all [--rounds N]",
+        usage: "plan|net|change|start|image|traffic|deploy|load|edge|verify|all [--rounds N]",
         about: "install what is missing, build for release, print the tables of docs/benchmarks.md",
         run: bench::run,
     },

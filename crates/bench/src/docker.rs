@@ -62,6 +62,11 @@ impl Docker {
         }
         Ok(Some(docker))
     }
+    /// Where it is spoken to.
+    pub fn socket(&self) -> &str {
+        &self.socket
+    }
+
     /// A command line of its client.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.client);

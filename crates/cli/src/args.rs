@@ -109,7 +109,7 @@ pub enum Verb {
     /// Run a command in an instance of its own, with a service's release and environment, or a cron job now. Its exit code is
     /// the command's.
     Run(RunArgs),
-    /// Show and change the variables of a service.
+    /// Show and change the variables of a service or an environment group.
     #[command(subcommand)]
     Env(EnvVerb),
     /// Copy everything to one sealed file, while it runs: what services keep, what they are, and all secrets.
@@ -182,7 +182,8 @@ pub struct UpArgs {
     /// Return once everything is ready and leave it running.
     #[arg(long, short)]
     pub detach: bool,
-    /// Where the ingress listens.
+    /// Where the ingress listens. One that listens elsewhere already stays there, unless another address is said, which is
+    /// refused.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", env = "MOAT_LISTEN")]
     pub listen: String,
     /// Where the ingress listens for HTTPS, from now on, or `off`; unless ever said, it does not.
@@ -197,7 +198,7 @@ pub struct UpArgs {
     /// Hand a variable of this shell to builds, such as PIP_INDEX_URL.
     #[arg(long, value_name = "NAME")]
     pub pass_env: Vec<String>,
-    /// How many seconds a service may take until it listens.
+    /// How many seconds each instance may take until it is ready.
     #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub start_timeout: u64,
     /// Stop services that the blueprint no longer names, and forget variables that it no longer names. What they kept on
@@ -552,7 +553,7 @@ pub struct GitInitArgs {
     /// Hand a variable of this shell, as it is now, to builds.
     #[arg(long, value_name = "NAME")]
     pub pass_env: Vec<String>,
-    /// How many seconds a service may take until it listens; 900 unless said.
+    /// How many seconds each instance may take until it is ready; 900 unless said.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub start_timeout: Option<u64>,
 }
@@ -568,9 +569,9 @@ pub struct ReachArgs {
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// Who: a service, `internet`, `ingress` or `host`.
+    /// Who: a service, `internet`, `ingress`, `host`, or `build:SERVICE`.
     pub from: String,
-    /// Whom: a service, `internet` or `host`, with `:PORT` or `:PORT/udp`.
+    /// Whom: a service, `internet` or `host`, with `:PORT`, `:PORT/udp` or nothing.
     pub to: String,
     /// Show the way a packet takes through the filter.
     #[arg(long)]

@@ -1,12 +1,15 @@
 //! Bodies that stream through.
 
+use crate::bell::Bell;
 use crate::heads;
 use crate::pool::{Flight, Sender};
 use crate::record::Received;
 use crate::site::Content;
 use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use std::pin::Pin;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// A request's body on its way to an instance; empty for a request that is sent again.
@@ -20,19 +23,31 @@ pub(crate) type ResponseBody = Either<Relay, Either<Content, Full<Bytes>>>;
 pub(crate) struct Relay {
     body: Incoming,
     lease: Option<(Flight, Sender)>,
-    /// Why it broke off, which is told once what came before has been sent: it is all thrown away then.
-    broken: Option<hyper::Error>,
+    /// Why it broke off, and what rings when that is told: all that is not sent by then is thrown away.
+    broken: Option<(hyper::Error, Arc<Bell>)>,
+}
+
+/// Rings once the task's turn is over and what it wrote is sent.
+fn after_this_turn() -> Arc<Bell> {
+    let bell = Arc::new(Bell::new());
+    // It has rung from the beginning.
+    bell.enter();
+    bell.leave();
+    let waker = Arc::clone(&bell).into();
+    let _ = pin!(tokio::task::yield_now()).poll(&mut Context::from_waker(&waker));
+    bell
 }
 
 impl Relay {
     pub fn new(body: Incoming, flight: Flight, sender: Sender) -> Self {
         let mut relay = Self { body, lease: Some((flight, sender)), broken: None };
-        relay.settle();
+        relay.settle(false);
         relay
     }
 
-    fn settle(&mut self) {
-        if self.body.is_end_stream()
+    /// Gives the connection back once the body has `ended`: one without a known length does not say so by itself.
+    fn settle(&mut self, ended: bool) {
+        if (ended || self.body.is_end_stream())
             && let Some((flight, sender)) = self.lease.take()
         {
             flight.keep(sender);
@@ -46,8 +61,13 @@ impl Body for Relay {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Self { body, lease, broken } = &mut *self;
-        if let Some(error) = broken.take() {
-            return Poll::Ready(Some(Err(error)));
+        if let Some((_, bell)) = broken {
+            // Others may have it asked before.
+            bell.wakes(context.waker());
+            if !bell.has_rung() {
+                return Poll::Pending;
+            }
+            return Poll::Ready(broken.take().map(|(error, _)| Err(error)));
         }
         let mut take = |context: &mut Context<'_>| Pin::new(&mut *body).poll_frame(context);
         let mut polled = match lease {
@@ -55,20 +75,23 @@ impl Body for Relay {
             None => take(context),
         };
         match &mut polled {
-            Poll::Ready(None) => self.settle(),
+            Poll::Ready(None) => self.settle(true),
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     heads::trailers(trailers);
                 }
-                self.settle();
+                // Nothing follows them, and nobody asks for it.
+                let ended = frame.is_trailers();
+                self.settle(ended);
             }
             Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
         match polled {
             Poll::Ready(Some(Err(error))) => {
                 // Its connection is of no use.
-                (self.lease, self.broken) = (None, Some(error));
-                context.waker().wake_by_ref();
+                let bell = after_this_turn();
+                bell.wakes(context.waker());
+                (self.lease, self.broken) = (None, Some((error, bell)));
                 Poll::Pending
             }
             polled @ (Poll::Ready(_) | Poll::Pending) => polled,

@@ -42,6 +42,11 @@ impl Timer for Clock {
         *self.lock() = Waited { due: Some(deadline), late: false };
         Box::pin(Wait(self.clone()))
     }
+
+    // The default makes another, and then drops the one before, which would take the new time back.
+    fn reset(&self, _: &mut Pin<Box<dyn Sleep>>, deadline: Instant) {
+        *self.lock() = Waited { due: Some(deadline), late: false };
+    }
 }
 
 /// One head. There is one at a time.
@@ -60,5 +65,23 @@ impl Future for Wait {
 impl Drop for Wait {
     fn drop(&mut self) {
         self.0.lock().due = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    #[test]
+    fn a_wait_that_is_set_anew_ends() {
+        let clock = Clock::default();
+        let mut wait = clock.sleep(Duration::from_secs(9));
+        clock.look(Duration::ZERO);
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(wait.as_mut().poll(&mut context).is_pending());
+        clock.reset(&mut wait, Instant::now());
+        clock.look(Duration::ZERO);
+        assert!(wait.as_mut().poll(&mut context).is_ready());
     }
 }

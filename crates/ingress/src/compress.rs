@@ -8,15 +8,15 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use std::io::{self, Write as _};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What is shorter gains nothing, bytes.
 const SHORTEST: u64 = 1024;
-/// So much is given to an encoder at once, bytes: others wait for the thread meanwhile.
-const PIECE: usize = 32 << 10;
+/// So much is given to an encoder for a unit of the task's budget, bytes: others wait for the thread meanwhile.
+const PIECE: usize = 8 << 10;
 /// So much is gathered before it is sent, bytes, unless the service pauses.
 const GATHERED: usize = 16 << 10;
 /// Levels at which the processor is not what a client waits for.
@@ -233,6 +233,7 @@ impl Compressed {
         loop {
             let Some(encoder) = &mut self.encoder else { return Poll::Ready(self.trailers.take().map(Ok)) };
             if !self.rest.is_empty() {
+                ready!(pin!(tokio::task::consume_budget()).poll(context));
                 let piece = self.rest.split_to(self.rest.len().min(PIECE));
                 encoder.write(&piece)?;
                 self.unsent = true;
@@ -292,6 +293,7 @@ impl Body for Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
     use http_body_util::{BodyExt as _, Either, Full};
 
     fn of(text: &str) -> ResponseBody {
@@ -375,6 +377,14 @@ mod tests {
         let mut again = HeaderMap::from_iter([(header::VARY, HeaderValue::from_static("Accept-Encoding"))]);
         vary(&mut again);
         assert_eq!(again.get_all(header::VARY).iter().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_packs_well_does_not_hold_the_thread() {
+        let places = Arc::new(Semaphore::new(1));
+        let mut packed = compressed(Response::new(of(&"0".repeat(64 << 20))), Some(Coding::Zstd), &places).into_body();
+        assert!(packed.frame().now_or_never().is_none(), "64 MiB at once");
+        assert!(packed.frame().await.unwrap().unwrap().is_data());
     }
 
     #[tokio::test]

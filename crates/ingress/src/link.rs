@@ -25,6 +25,11 @@ type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// So often a connection is run at once; others wait for the thread.
 const TURNS: usize = 8;
 
+/// Takes nothing of the budget of a request's task, which [`TURNS`] bounds. A task of its own has its own.
+fn poll_once(run: &mut Run, context: &mut Context<'_>) -> Poll<()> {
+    pin!(unconstrained(run.as_mut())).poll(context)
+}
+
 /// The connection.
 pub(crate) struct Link {
     sender: http1::SendRequest<RequestBody>,
@@ -51,7 +56,7 @@ impl Link {
     pub fn new(sender: http1::SendRequest<RequestBody>, run: impl Future<Output = ()> + Send + 'static, wait: Duration) -> Self {
         let bell = Arc::new(Bell::new());
         let waker = Arc::clone(&bell).into();
-        Self { sender, run: Some(Box::pin(unconstrained(run))), bell, waker, late: Box::pin(sleep(wait)) }
+        Self { sender, run: Some(Box::pin(run)), bell, waker, late: Box::pin(sleep(wait)) }
     }
 
     /// Whether it is open and carries nothing.
@@ -84,7 +89,7 @@ impl Link {
     fn turn(&mut self) {
         if let Some(run) = &mut self.run {
             self.bell.enter();
-            if run.as_mut().poll(&mut Context::from_waker(&self.waker)).is_ready() {
+            if poll_once(run, &mut Context::from_waker(&self.waker)).is_ready() {
                 self.run = None;
             }
             self.bell.leave();
@@ -108,7 +113,7 @@ impl Link {
         for _ in 0..TURNS {
             if bell.enter()
                 && let Some(running) = run
-                && running.as_mut().poll(&mut Context::from_waker(waker)).is_ready()
+                && poll_once(running, &mut Context::from_waker(waker)).is_ready()
             {
                 *run = None;
                 return take(context);

@@ -5,12 +5,13 @@ use crate::bell::Bell;
 use crate::cork::Cork;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use hyper::rt::Executor;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::mem;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use tokio::io::AsyncWrite;
+use tokio::task::unconstrained;
 
 type Request = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -94,7 +95,10 @@ impl<I: AsyncWrite + Unpin> Running<I> {
             context.waker().wake_by_ref();
         }
         // By the connection's waker: it may wait for the same room.
-        if let Poll::Ready(Err(_)) = self.io.poll_send(&mut Context::from_waker(&self.connection.waker)) {
+        // What is gathered leaves even if the requests took all of the task's budget.
+        let mut context = Context::from_waker(&self.connection.waker);
+        let mut send = pin!(unconstrained(poll_fn(|context| self.io.poll_send(context))));
+        if let Poll::Ready(Err(_)) = send.as_mut().poll(&mut context) {
             // It is told when it reads.
             self.again();
         }

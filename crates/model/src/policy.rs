@@ -149,7 +149,7 @@ pub struct NetPolicy {
     pub receivers: BTreeSet<(ZoneId, AddressPair)>,
     /// (source, target) instance addresses allowed one by one, for `allowFrom`; such targets are in no zone.
     pub pairs: BTreeSet<(AddressPair, AddressPair)>,
-    /// Instance addresses and HTTP ports that the ingress may open flows to.
+    /// Instance addresses and ports that the ingress may open flows to.
     pub ingress: BTreeSet<(AddressPair, u16)>,
     /// Service addresses and the ready instances behind each (possibly none: refused with a reset, unless it is held).
     #[serde(with = "as_list")]

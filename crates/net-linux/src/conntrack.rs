@@ -4,9 +4,9 @@
 //! namespace.
 
 use crate::nfnetlink::{ACK, DUMP, ERROR, Head, NESTED, address, attribute, attributes, dump, message, messages, open};
-use crate::sysctl;
+use crate::sysctl::{self, Kept};
 use netlink_sys::Socket;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
@@ -101,6 +101,27 @@ fn list(socket: &Socket) -> io::Result<Vec<Flow>> {
     let mut found = Vec::new();
     dump(socket, &request, NEW, |body| found.extend(flow(body)))?;
     Ok(found)
+}
+
+/// The flows that a namespace has, of so many that it may have.
+fn room(settings: &Kept) -> io::Result<(usize, usize)> {
+    let number = |name| Ok::<_, io::Error>(settings.get(name)?.and_then(|text| text.parse().ok()));
+    // Without a bound there is room.
+    Ok((number("netfilter/nf_conntrack_count")?.unwrap_or(0), number("netfilter/nf_conntrack_max")?.unwrap_or(usize::MAX)))
+}
+
+/// Sources that each have more than an eighth of all the flows that may be, once half of these are there; with how many they have.
+pub fn crowding(settings: &Kept) -> io::Result<BTreeMap<IpAddr, usize>> {
+    let (count, most) = room(settings)?;
+    if count <= most / 2 {
+        return Ok(BTreeMap::new());
+    }
+    let mut sources = BTreeMap::<IpAddr, usize>::new();
+    for flow in list(&open()?)? {
+        *sources.entry(flow.ends.source).or_default() += 1;
+    }
+    sources.retain(|_, count| *count > most / 8);
+    Ok(sources)
 }
 
 /// Forgets every flow that `keep` refuses; how many.

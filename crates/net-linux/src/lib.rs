@@ -38,7 +38,7 @@ mod ways;
 
 pub use error::NetError;
 pub use network::{Config, Network, Repairs};
-pub use observe::{AddressWatch, DeniedFlow};
+pub use observe::{AddressWatch, Crowd, DeniedFlow};
 pub use obstacles::{Obstacle, egress_obstacles};
 pub use packet::{FlowKind, Origin, Outcome, Packet};
 pub use shortcut::{Counts, ShortcutError, check as check_shortcut};

@@ -77,7 +77,7 @@ pub(crate) struct Inner {
     bell: Bell,
     /// The same of the host.
     host_bell: Bell,
-    router_settings: Kept,
+    pub(crate) router_settings: Kept,
     host_settings: Kept,
     /// How often was looked for changes.
     looks: AtomicU32,
@@ -248,7 +248,7 @@ impl Inner {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn router(&self) -> Result<File, NetError> {
+    pub(crate) fn router(&self) -> Result<File, NetError> {
         let found = self.pin.open().map_err(NetError::io("open the router namespace"))?;
         found.ok_or_else(|| NetError::NoRouter { path: self.pin.file() })
     }
@@ -443,7 +443,7 @@ impl Inner {
         self.cut(router, |flow| flow_is_allowed(facts, &known, flow))
     }
 
-    fn cut(&self, router: &File, keep: impl Fn(&Ends) -> bool + Send + Sync) -> Result<(), NetError> {
+    pub(crate) fn cut(&self, router: &File, keep: impl Fn(&Ends) -> bool + Send + Sync) -> Result<(), NetError> {
         // The shortcut first: what it forgets meets the filter again.
         let work = || Ok(self.shortcut.cut(router, &keep)?.max(conntrack::cut(&keep)?));
         let count = within(router, work)?.map_err(NetError::io("cut flows that are forbidden now"))?;

@@ -1,10 +1,12 @@
 //! What the live network tells: denied flows, obstacles to egress, changes of the host's addresses.
 
-use crate::lower::{DENIED_SETS, TABLE};
+use crate::conntrack;
+use crate::lower::{CROWDED, DENIED_SETS, TABLE};
 use crate::nfnetlink::address;
 use crate::obstacles::{self, Obstacle};
 use crate::rules::{self, Learned};
 use crate::{NetError, Network, nft};
+use moat_model::net::{GATEWAY_V4, GATEWAY_V6};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use serde::Serialize;
@@ -26,6 +28,15 @@ pub struct DeniedFlow {
     pub packets: u64,
 }
 
+/// An instance that had too many flows open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crowd {
+    /// Its address.
+    pub source: IpAddr,
+    /// How many it had opened.
+    pub flows: usize,
+}
+
 impl Network {
     /// Flows that were denied in the last hour, most recent kinds first lost when there are more than 4096 per family.
     pub async fn denied(&self) -> Result<Vec<DeniedFlow>, NetError> {
@@ -35,6 +46,26 @@ impl Network {
             let mut found: Vec<_> = found.iter().flatten().filter_map(denied_flow).collect();
             found.sort();
             Ok(found)
+        })
+        .await
+    }
+
+    /// Ends the flows of instances that have so many open that others will find no room in the kernel's table, which all share, and has
+    /// those instances open none for a minute. To be called every second or so: it looks at a number where there is room.
+    pub async fn relieve(&self) -> Result<Vec<Crowd>, NetError> {
+        self.run(|inner| {
+            let mut found = inner.inside(|| conntrack::crowding(&inner.router_settings))?.map_err(NetError::io("count open flows"))?;
+            // What the ingress and the DNS server have open is theirs.
+            found.retain(|source, _| ![IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)].contains(source));
+            if found.is_empty() {
+                return Ok(Vec::new());
+            }
+            let elements =
+                found.keys().map(|source| format!("add element inet {TABLE} {} {{ {source} }}\n", CROWDED[usize::from(source.is_ipv6())]));
+            let text: String = elements.collect();
+            inner.inside(|| nft::apply(&text, "close a source that has too many flows"))??;
+            inner.cut(&inner.router()?, |flow| !found.contains_key(&flow.source))?;
+            Ok(found.into_iter().map(|(source, flows)| Crowd { source, flows }).collect())
         })
         .await
     }

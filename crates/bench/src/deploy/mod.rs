@@ -10,12 +10,13 @@ use crate::failure::{Doing, Outcome};
 use crate::figures::{Samples, Table, verdict};
 use crate::place::Folder;
 use crate::podman::{Podman, without_hybrid};
-use crate::process::{Moat, timed};
+use crate::process::{Moat, found, timed};
 use crate::start::peers::Groups;
 use peers::Peer;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 const SOURCE: &str = include_str!("serve.c");
 const GOAL_MS: f64 = 150.0;
@@ -54,14 +55,22 @@ fn deploys(moat: &Moat, rounds: usize) -> Outcome {
         Some(Err(error)) => skipped.push(format!("podman: {error}")),
         None => skipped.push(Podman::MISSING.to_owned()),
     }
-    match Docker::start(folder.path()).and_then(|docker| docker.map(|docker| Peer::docker(docker, folder.path(), &program)).transpose()) {
-        Ok(Some(peer)) => peers.push((peer, false)),
+    match Docker::start(folder.path()) {
+        Ok(Some(docker)) => {
+            let docker = Arc::new(docker);
+            match Peer::docker(Arc::clone(&docker), folder.path(), &program) {
+                Ok(peer) => peers.push((peer, false)),
+                Err(error) => skipped.push(format!("docker: {error}")),
+            }
+            if found("docker-compose") {
+                peers.push((Peer::compose(docker, folder.path())?, false));
+            } else {
+                skipped.push(Peer::NO_COMPOSE.to_owned());
+            }
+        }
         Ok(None) => skipped.push(Docker::MISSING.to_owned()),
         Err(error) => skipped.push(format!("docker: {error}")),
     }
-    skipped.push(
-        "`docker compose` (its plug-in is no package of Debian 12; what it does to a changed service is the row of docker)".to_owned(),
-    );
 
     let ours = ours::Ours::begin(moat, folder.path(), &source)?;
     // Once before it counts: the build, images and toolchains are there then.

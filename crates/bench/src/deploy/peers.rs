@@ -1,21 +1,24 @@
-//! The same by podman and docker: the old container is stopped, the new one is started. Both use the host's network, which spares them
-//! the time that theirs takes.
+//! The same by podman, docker and its compose: the old container is stopped, the new one is started. All use the host's network, which
+//! spares them the time that theirs takes.
 
 use super::traffic::{Took, until};
 use crate::docker::Docker;
-use crate::failure::Outcome;
+use crate::failure::{Doing as _, Outcome};
 use crate::podman::Podman;
 use crate::process::timed;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 const IMAGE: &str = "localhost/moat-bench-serve:1";
 const NAME: &str = "moat-bench-serve";
 
 enum Program {
     Podman(Podman),
-    Docker(Docker),
+    Docker(Arc<Docker>),
+    /// With its file.
+    Compose(Arc<Docker>, PathBuf),
 }
 
 /// One of them.
@@ -32,8 +35,22 @@ impl Peer {
         Self::with("`podman rm --force`, `podman run`", Program::Podman(podman), 10_001, folder, service)
     }
     /// With the measured service as its image.
-    pub fn docker(docker: Docker, folder: &Path, service: &Path) -> Outcome<Self> {
+    pub fn docker(docker: Arc<Docker>, folder: &Path, service: &Path) -> Outcome<Self> {
         Self::with("`docker rm --force`, `docker run`", Program::Docker(docker), 10_002, folder, service)
+    }
+
+    /// What to say where compose is not installed.
+    pub const NO_COMPOSE: &str = "`docker-compose` (apt-get install docker-compose)";
+
+    /// With the image that [`Self::docker`] made.
+    pub fn compose(docker: Arc<Docker>, folder: &Path) -> Outcome<Self> {
+        let port = 10_003;
+        let (at, file) = (SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port), folder.join("compose.yaml"));
+        let text = format!(
+            "version: '3'\nservices:\n  measured:\n    image: {IMAGE}\n    command: /serve\n    network_mode: host\n    environment: ['PORT={port}', 'RELEASE=${{RELEASE}}']\n"
+        );
+        std::fs::write(&file, text).doing("write a compose file")?;
+        Ok(Self { name: "`docker-compose up --detach`", program: Program::Compose(docker, file), at })
     }
 
     fn with(name: &'static str, program: Program, port: u16, folder: &Path, service: &Path) -> Outcome<Self> {
@@ -48,6 +65,11 @@ impl Peer {
         match &self.program {
             Program::Podman(podman) => podman.command(),
             Program::Docker(docker) => docker.command(),
+            Program::Compose(docker, file) => {
+                let mut command = Command::new("docker-compose");
+                command.env("DOCKER_HOST", docker.socket()).args(["--project-name", NAME, "--file"]).arg(file).stdin(Stdio::null());
+                command
+            }
         }
     }
 
@@ -60,6 +82,12 @@ impl Peer {
                 let mut run = docker.command();
                 run.args(["run", "--rm", "--network", "host"]);
                 run
+            }
+            Program::Compose(..) => {
+                // The measured service waits for nothing at its end, as those of the others.
+                let mut up = self.command();
+                up.args(["up", "--detach", "--timeout", "0"]).env("RELEASE", release.to_string());
+                return until(&mut up, self.at, "measured", release);
             }
         };
         run.args(["--detach", "--name", NAME, "--env", &port, "--env", &release_is, IMAGE, "/serve"]);
@@ -76,6 +104,11 @@ impl Peer {
 
     /// Stops what runs.
     pub fn end(&mut self) -> Outcome {
-        timed(self.command().args(["rm", "--force", NAME])).map(drop)
+        let mut end = self.command();
+        match &self.program {
+            Program::Podman(_) | Program::Docker(_) => end.args(["rm", "--force", NAME]),
+            Program::Compose(..) => end.args(["down", "--timeout", "0"]).env("RELEASE", ""),
+        };
+        timed(&mut end).map(drop)
     }
 }

@@ -13,7 +13,7 @@ pub async fn run(args: ExplainArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     let parse = |text: &str| {
         moat_planner::explain::parse_peer(text).map_err(|error| {
             CommandError::usage(error.to_string())
-                .hint("write `SERVICE`, `SERVICE:PORT`, `SERVICE:PORT/udp`, `internet`, `ingress` or `host`")
+                .hint("write `SERVICE`, `SERVICE:PORT`, `SERVICE:PORT/udp`, `internet`, `ingress`, `host` or `build:SERVICE`")
         })
     };
     let (from, _) = parse(&args.from)?;

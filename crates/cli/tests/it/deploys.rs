@@ -239,6 +239,13 @@ fn nobody_notices_deploys() {
     let mut redis_client = host.command("nsenter");
     redis_client.arg(format!("--net=/proc/{inside}/ns/net")).args(["bash", "-c", &redis]);
     let redis_client = redis_client.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // One of HTTP/2's: it says how many of its requests were answered, and how.
+    let http2 = format!(
+        "n=0; while [ ! -e {} ]; do said=$(h2load --connect-to=127.0.0.1:8080 -n 300 -c 2 -m 5 http://site.localhost:8080/); grep -q ' 300 succeeded, 0 failed, 0 errored, 0 timeout' <<<\"$said\" && grep -q ' 300 2xx' <<<\"$said\" || {{ echo \"$said\" >&2; exit 1; }}; n=$((n+300)); sleep 0.05; done; echo $n",
+        stop.display(),
+    );
+    let http2_client =
+        host.command("bash").args(["-c", &http2]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
 
     for n in 1..=count {
         release(&host, &format!("r{n}"), "    numInstances: 2\n");
@@ -260,6 +267,11 @@ fn nobody_notices_deploys() {
     let (code, told) = said(redis_client);
     assert_eq!(code, 0, "a client of Redis noticed: {told}");
     let mut requests: u64 = told.trim().parse().unwrap();
+    let (code, told) = said(http2_client);
+    assert_eq!(code, 0, "a client of HTTP/2 noticed: {told}");
+    let answered: u64 = told.trim().parse().unwrap();
+    assert!(answered > 300, "{answered} requests over HTTP/2");
+    requests += answered;
     for load in loads {
         let counted = load.end();
         println!("{count} deploys of each service: {counted:?}");

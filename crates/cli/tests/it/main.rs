@@ -16,6 +16,7 @@ mod images;
 mod languages;
 mod load;
 mod machine;
+mod neighbours;
 mod numbers;
 mod offline;
 mod order;

@@ -126,7 +126,9 @@ pub enum Msg {
         said: Vec<(EventKind, String)>,
         /// Denied flows, all that are remembered.
         denied: Vec<moat_net_linux::DeniedFlow>,
-        /// New ones of these are probes of our own.
+        /// Instances that had too many flows open.
+        crowds: Vec<moat_net_linux::Crowd>,
+        /// New ones of the denied flows are probes of our own.
         probes: bool,
     },
     /// Become another program, which lies at this path and is open here; who asked is told when that fails.
@@ -561,7 +563,7 @@ impl Core {
             Msg::Unhealthy(id, why) => self.unhealthy(&id, &why),
             Msg::Used(found) => self.used(&found),
             Msg::Wake => {}
-            Msg::Upkeep { said, denied, probes } => self.upkeep(said, &denied, probes),
+            Msg::Upkeep { said, denied, crowds, probes } => self.upkeep(said, &denied, &crowds, probes),
             Msg::Become(program, file, reply) => self.r#become(&program, &file, &reply),
             Msg::Leave => self.leaving = true,
             Msg::Acme(news) => self.acme_news(news),

@@ -42,6 +42,7 @@ impl Core {
             let mut probed = false;
             let mut looks = 0u32;
             let mut obstacles = Vec::new();
+            let mut crowds = Vec::new();
             let mut tick = tokio::time::interval(UPKEEP_EVERY);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
@@ -77,6 +78,10 @@ impl Core {
                         said.push((EventKind::Problem, format!("the host's addresses could not be read: {}", crate::chain(&error))));
                     }
                 }
+                match network.relieve().await {
+                    Ok(found) => crowds.extend(found),
+                    Err(error) => said.push((EventKind::Problem, format!("open flows could not be counted: {}", crate::chain(&error)))),
+                }
                 let looked = if mends {
                     match network.repair().await {
                         Ok(Repairs { done, lost }) => {
@@ -102,14 +107,29 @@ impl Core {
                     probed = true;
                     continue;
                 }
-                if tx.send(Msg::Upkeep { said, denied, probes: std::mem::take(&mut probed) }).is_err() {
+                if tx.send(Msg::Upkeep { said, denied, crowds: std::mem::take(&mut crowds), probes: std::mem::take(&mut probed) }).is_err()
+                {
                     return;
                 }
             }
         })
     }
 
-    pub(super) fn upkeep(&mut self, said: Vec<(EventKind, String)>, denied: &[moat_net_linux::DeniedFlow], probes: bool) {
+    pub(super) fn upkeep(
+        &mut self,
+        said: Vec<(EventKind, String)>,
+        denied: &[moat_net_linux::DeniedFlow],
+        crowds: &[moat_net_linux::Crowd],
+        probes: bool,
+    ) {
+        for crowd in crowds {
+            let service = self.slug_of(crowd.source);
+            let flows = crowd.flows;
+            let text = format!(
+                "it had {flows} flows open, which left little room for those of others in the kernel's table: they were ended, and it opens none for a minute"
+            );
+            self.tell(EventKind::Problem, service.as_ref(), text);
+        }
         for (kind, text) in said {
             if self.last_said.as_ref() != Some(&text) {
                 self.tell(kind, None, text.clone());
@@ -133,6 +153,8 @@ impl Core {
         };
         let (source, target) = (self.peer_of(from), self.peer_of(to));
         let because = match (&source, &target) {
+            // Others are told with their port.
+            (Some(_), _) if port == 0 && matches!(proto, 6 | 17 | 132) => "too-many-flows".to_owned(),
             (Some(a), Some(b)) => {
                 let endpoint = match proto {
                     6 => Some(Endpoint { proto: Proto::Tcp, port }),

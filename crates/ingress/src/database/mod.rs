@@ -266,6 +266,8 @@ async fn begin<D: Dial>(
         }
         return Ok(None);
     };
+    // Meanwhile it may have been closed to this client.
+    find(Some(&access)).ok_or_else(refused)?;
     if let Some(keyvalue::Passed { by_auth, first }) = passed {
         if by_auth {
             stream.write_all(b"+OK\r\n").await?;

@@ -1,5 +1,6 @@
 //! HTTP/2 from clients and to instances.
 
+use crate::frames::{DATA, END_STREAM, GET, HEADERS, RST_STREAM, Raw, get, request as raw_request};
 use crate::support::{Ingress, PATIENCE, certificate, echo, instance, live};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -354,4 +355,39 @@ async fn load_over_http2_by_another_implementation() {
     let said = Command::new("nghttp").args(["-nv", &format!("http://{plain}/")]).stdin(Stdio::null()).output().await.unwrap();
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     assert!(said.contains(":status: 200") && said.contains("ENABLE_CONNECT_PROTOCOL") || said.contains("UNKNOWN(0x08):1"), "{said}");
+}
+
+/// What an instance said before it broke off reaches the client, while another request of its connection waits.
+#[tokio::test]
+async fn what_came_before_a_break_is_sent() {
+    let (entered, mut waits) = tokio::sync::mpsc::channel(1);
+    let address = instance(move |_, mut connection| {
+        let entered = entered.clone();
+        async move {
+            if connection.head().await.text.starts_with("GET /waits ") {
+                entered.send(()).await.unwrap();
+                connection.rest().await;
+            } else {
+                connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabcd").await;
+            }
+        }
+    })
+    .await;
+    let ingress = Ingress::shop(&[address]).await;
+    let mut client = Raw::connect(ingress.address, &[]).await;
+    let mut head = GET;
+    head[3].1 = "/waits";
+    client.send(&raw_request(1, END_STREAM, &head, &[])).await;
+    waits.recv().await.unwrap();
+    client.send(&get(3)).await;
+    let mut kinds = Vec::new();
+    while let Some(frame) = client.next().await {
+        if frame.stream == 3 {
+            kinds.push(frame.kind);
+            if frame.kind == RST_STREAM {
+                break;
+            }
+        }
+    }
+    assert_eq!(kinds, [HEADERS, DATA, RST_STREAM]);
 }

@@ -21,6 +21,8 @@ mod hostile;
 #[cfg(test)]
 mod http2;
 #[cfg(test)]
+mod outside;
+#[cfg(test)]
 mod passing;
 #[cfg(test)]
 mod peers;

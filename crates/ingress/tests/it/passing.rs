@@ -46,6 +46,26 @@ async fn a_request_and_its_answer() {
 }
 
 #[tokio::test]
+async fn connections_are_kept_after_answers_of_unknown_length() {
+    for trailer in ["", "Trailer: x\r\n"] {
+        let end = if trailer.is_empty() { "0\r\n\r\n" } else { "0\r\nx: 1\r\n\r\n" };
+        let address = instance(move |_, mut connection| async move {
+            while connection.try_head().await.is_some() {
+                connection.send(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{trailer}\r\n2\r\nok\r\n{end}")).await;
+            }
+        })
+        .await;
+        let ingress = Ingress::shop(&[address]).await;
+        let mut client = ingress.client().await;
+        for _ in 0..10 {
+            client.send("GET / HTTP/1.1\r\nHost: shop.localhost\r\n\r\n").await;
+            assert_eq!(client.response().await.body, "ok");
+        }
+        assert!(ingress.dials() <= 2, "{}", ingress.dials());
+    }
+}
+
+#[tokio::test]
 async fn connections_are_kept_on_both_sides() {
     let ingress = Ingress::shop(&[echo("one").await]).await;
     let mut client = ingress.client().await;

@@ -5,7 +5,7 @@
 
 use super::ir::Atom;
 use super::ir::{Action, Chain, Constant, Field, FlowState, Hook, Key, Kind, Learned, Match, Rule, Ruleset, Set, Target, ValueKind};
-use super::{DENIED_SIZE, DENIED_TIMEOUT, Facts};
+use super::{CROWDED_TIMEOUT, DENIED_SIZE, DENIED_TIMEOUT, Facts};
 use ipnet::IpNet;
 use moat_model::Family;
 use moat_model::net::{GATEWAY_V4, GATEWAY_V6, RESERVED_PORTS};
@@ -73,6 +73,10 @@ const PRIVATE: [&str; 2] = ["private4", "private6"];
 const HOST: [&str; 2] = ["host4", "host6"];
 const DENIED: [&str; 2] = ["denied4", "denied6"];
 const DENIED_PROTO: [&str; 2] = ["denied_proto4", "denied_proto6"];
+/// Sources that had too many flows open, for a while.
+pub const CROWDED: [&str; 2] = ["crowded4", "crowded6"];
+/// More than there are at once.
+const CROWDED_SIZE: u32 = 4096;
 /// The sets of denied flows: with a port, then without, per family.
 pub const DENIED_SETS: [&str; 4] = [DENIED[0], DENIED[1], DENIED_PROTO[0], DENIED_PROTO[1]];
 
@@ -116,6 +120,8 @@ fn sets(facts: &Facts, out: &mut Ruleset) {
             .map(|host| (vec![Atom::address(*host)], None))
             .collect();
         add(HOST, Set { elements: host, ..set(vec![address]) });
+        let learned = Some(Learned { size: CROWDED_SIZE, timeout: CROWDED_TIMEOUT });
+        add(CROWDED, Set { learned, ..set(vec![address]) });
         let learned = Some(Learned { size: DENIED_SIZE, timeout: DENIED_TIMEOUT });
         add(DENIED, Set { learned, ..set(vec![address, address, Kind::Proto, Kind::Port]) });
         add(DENIED_PROTO, Set { learned, ..set(vec![address, address, Kind::Proto]) });
@@ -184,7 +190,26 @@ fn forward() -> Vec<Rule> {
 fn opens() -> Vec<Rule> {
     let mut chains = [TCP, UDP, SCTP].map(|proto| (proto, "ported")).to_vec();
     chains.extend([ICMP, ICMPV6].map(|proto| (proto, "echo")));
-    vec![rule(vec![], vec![Action::ByProto(chains)]), goto(vec![], "denied")]
+    let mut rules: Vec<Rule> = BOTH.map(is_crowded).into();
+    rules.extend([rule(vec![], vec![Action::ByProto(chains)]), goto(vec![], "denied")]);
+    rules
+}
+
+/// One source does not fill the table of flows, which all share.
+fn is_crowded(family: Family) -> Rule {
+    goto(vec![Match::In(vec![Field::Source(family)], of(family, CROWDED))], "crowded")
+}
+
+/// A source that had too many flows opens none.
+fn crowded() -> Vec<Rule> {
+    let mut rules: Vec<Rule> = BOTH
+        .map(|family| {
+            let ends = vec![Field::Source(family), Field::Destination(family), Field::Proto];
+            rule(vec![], vec![Action::Learn(ends, of(family, DENIED_PROTO)), Action::Drop])
+        })
+        .into();
+    rules.push(rule(vec![], vec![Action::Drop]));
+    rules
 }
 
 fn ported() -> Vec<Rule> {
@@ -277,6 +302,7 @@ fn input() -> Vec<Rule> {
     let dns = Match::Is(Field::Destination(Family::V4), vec![Constant::Address(GATEWAY_V4.into())]);
     let mut rules = vec![
         accept(vec![Match::Reply, Match::State(FlowState::Established)]),
+        is_crowded(Family::V4),
         accept(vec![
             Match::IsNot(Field::InLink, Constant::Link(UPLINK)),
             dns,
@@ -348,6 +374,7 @@ pub fn base(facts: &Facts) -> Ruleset {
         ("egress", None, egress()),
         ("errors", None, errors()),
         ("denied", None, denied()),
+        ("crowded", None, crowded()),
         ("input", Some(Hook::Input), input()),
         ("output", Some(Hook::Output), output()),
         ("leave", Some(Hook::TranslateOut), leave()),

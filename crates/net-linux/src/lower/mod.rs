@@ -9,7 +9,7 @@ pub mod ir;
 mod policy;
 mod text;
 
-pub use base::{DENIED_SETS, HTTP_DIAL, PRIVATE_V4, PRIVATE_V6, UPLINK, base};
+pub use base::{CROWDED, DENIED_SETS, HTTP_DIAL, PRIVATE_V4, PRIVATE_V6, UPLINK, base};
 pub use diff::{difference, transaction};
 pub use ir::Ruleset;
 pub use policy::{PolicyError, check, full};
@@ -24,6 +24,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub const TABLE: &str = "moat";
 /// How many denied flows are remembered per family.
 pub const DENIED_SIZE: u32 = 4096;
+/// Seconds for which a source that had too many flows opens none.
+pub const CROWDED_TIMEOUT: u32 = 60;
 /// Seconds a denied flow is remembered.
 pub const DENIED_TIMEOUT: u32 = 3600;
 

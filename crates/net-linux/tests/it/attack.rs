@@ -325,3 +325,42 @@ fn fragments_and_extension_headers_open_nothing() {
         }
     });
 }
+
+#[test]
+fn row_30_one_source_does_not_fill_the_table_of_flows() {
+    on_a_machine(async |world| {
+        world.network.ensure_router().await.unwrap();
+        let (a, b, c) = (world.open(1).await, world.open(2).await, world.open(3).await);
+        serve(&b, 80, "b");
+        let number = |name: &str| sh_in(&world.router(), &format!("cat /proc/sys/net/netfilter/{name}")).trim().parse::<usize>().unwrap();
+        let most = number("nf_conntrack_max");
+        for i in 0..2 {
+            let to = b.both()[i];
+            let mut other = ns::in_ns(&c, || std::net::TcpStream::connect((to, 80)).unwrap()).unwrap();
+            assert_eq!(world.network.relieve().await.unwrap(), [], "there is room");
+            let mut sent = 0;
+            while number("nf_conntrack_count") <= most / 2 {
+                let datagrams = ns::in_ns(&a, || UdpSocket::bind((a.both()[i], 0)).unwrap()).unwrap();
+                for port in 20_000..52_000 {
+                    datagrams.send_to(b"x", (to, port)).unwrap();
+                }
+                sent += 32_000;
+                assert!(sent < 2 * most, "{} of {sent}", number("nf_conntrack_count"));
+            }
+            let found = world.network.relieve().await.unwrap();
+            assert!(matches!(found[..], [crowd] if crowd.source == a.both()[i] && crowd.flows > most / 8), "{found:?}");
+            assert!(number("nf_conntrack_count") < 100, "{}", number("nf_conntrack_count"));
+            // No more for the one, for a while; the others go on, and so do their open flows.
+            assert_eq!(tcp_within(&a, to, 80, CLOSED), Attempt::Silence);
+            assert!(tcp_within(&c, to, 80, OPEN).is_open());
+            assert_eq!(tcp_within(&b, c.both()[i], 81, CLOSED), Attempt::Error(std::io::ErrorKind::ConnectionRefused), "b goes on");
+            assert!(talk(&mut other).unwrap().starts_with('b'));
+            let denied = world.network.denied().await.unwrap();
+            assert!(denied.iter().any(|flow| flow.from == a.both()[i] && flow.to == to && flow.proto == 6 && flow.port == 0), "{denied:?}");
+            assert_eq!(world.network.foreign_changes().await.unwrap(), [], "it is our own doing");
+            let set = ["crowded4", "crowded6"][i];
+            sh_in(&world.router(), &format!("nft flush set inet moat {set}"));
+            assert!(tcp_within(&a, to, 80, OPEN).is_open(), "later it is as it was");
+        }
+    });
+}

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// How long an attempt that must fail is given. Attempts that must succeed get longer.
 pub const CLOSED: Duration = Duration::from_millis(400);
-const OPEN: Duration = Duration::from_secs(5);
+pub const OPEN: Duration = Duration::from_secs(5);
 
 pub const ULA: Ula = Ula([0xfd12, 0x3456, 0x789a]);
 pub const ZONE: ZoneId = ZoneId(1);

@@ -25,6 +25,8 @@ use std::path::{Component, Path, PathBuf};
 
 /// The region of a service that names none.
 pub(crate) const DEFAULT_REGION: &str = "oregon";
+/// The limits where what is written gives none.
+const FALLBACK: Limits = Limits { memory_bytes: 512 << 20, cpu_millis: 500, pids: 512 };
 /// The most instances of one service.
 const MOST_INSTANCES: u32 = 100;
 const GIB: u64 = 1 << 30;
@@ -180,9 +182,10 @@ impl Assembly<'_, '_> {
         };
         let Location { region, network, environment, zone } = self.location(&member)?;
         let vip = self.service_address(&member, network)?;
-        // Reading takes no other words.
-        let plan = spec.plan.as_ref().map_or(plans::DEFAULT_POSTGRES_PLAN, |plan| plan.value.as_str());
-        let limits = plans::limits(plan, kind).or_else(|_| plans::limits(plans::DEFAULT_POSTGRES_PLAN, kind)).ok()?;
+        let limits = match &spec.plan {
+            Some(plan) => self.plan(member.input, plan, format!("{}/plan", spec.pointer), kind),
+            None => plans::limits(plans::DEFAULT_POSTGRES_PLAN, kind).unwrap_or(FALLBACK),
+        };
         let mut service = Service {
             id: database.id.clone(),
             name: spec.name.value.clone(),
@@ -283,13 +286,17 @@ impl Assembly<'_, '_> {
     }
 
     fn limits(&mut self, entry: &Entry<'_>, kind: ServiceKind) -> Limits {
-        let fallback = Limits { memory_bytes: 512 << 20, cpu_millis: 500, pids: 512 };
-        let Some(plan) = &entry.spec.plan else { return plans::limits(DEFAULT_PLAN, kind).unwrap_or(fallback) };
+        let Some(plan) = &entry.spec.plan else { return plans::limits(DEFAULT_PLAN, kind).unwrap_or(FALLBACK) };
         // Of a cron job, reading said so.
         if plan.value == plans::FREE && plans::has_no_free_plan(kind) && kind != ServiceKind::Cron {
             let message = format!("a {} has no plan `free`: it gets the limits of `{DEFAULT_PLAN}`", kind.phrase());
             self.report.say(entry.input, Code::N0308, plan.span, entry.pointer("plan"), message, format!("write `{DEFAULT_PLAN}`"));
         }
+        self.plan(entry.input, plan, entry.pointer("plan"), kind)
+    }
+
+    /// The limits of a plan that is written; a plan that gives none is said.
+    fn plan(&mut self, input: usize, plan: &Text, pointer: String, kind: ServiceKind) -> Limits {
         plans::limits(plan, kind).unwrap_or_else(|problem| {
             let message = match problem {
                 PlanProblem::Unknown => format!("there is no plan {}", quoted(plan)),
@@ -299,8 +306,8 @@ impl Assembly<'_, '_> {
                 Some(near) if problem == PlanProblem::Unknown => format!("did you mean `{near}`?"),
                 Some(_) | None => format!("write {}", one_of(plans::names(kind))),
             };
-            self.report.say(entry.input, Code::E0308, plan.span, entry.pointer("plan"), message, help);
-            fallback
+            self.report.say(input, Code::E0308, plan.span, pointer, message, help);
+            FALLBACK
         })
     }
 

@@ -82,10 +82,13 @@ fn pids(memory_bytes: u64) -> u32 {
     u32::try_from(memory_bytes / MIB).unwrap_or(u32::MAX).clamp(512, 8192)
 }
 
-/// A database's plan: by name, or by memory (`pro-8gb`, `accelerated-64gb`) with a CPU for each 4 GiB, or 8 GiB of the latter.
+/// A database's plan: by name, by what its id says (`0.5c-1g`), or by memory (`pro-8gb`, `accelerated-64gb`) with a CPU for each 4 GiB, or 8 GiB of the latter.
 fn postgres(plan: &str) -> Option<(u64, u32)> {
     if let Some((_, memory, cpu)) = POSTGRES_PLANS.iter().find(|(name, ..)| *name == plan) {
         return Some((memory * MIB, *cpu));
+    }
+    if let Some(sized) = sized(plan) {
+        return Some(sized);
     }
     let (memory, per_cpu) = plan.strip_prefix("pro-").map(|m| (m, 4)).or_else(|| Some((plan.strip_prefix("accelerated-")?, 8)))?;
     let gib: u32 = memory.strip_suffix("gb")?.parse().ok().filter(|gib| (1..=65_536).contains(gib))?;
@@ -95,7 +98,8 @@ fn postgres(plan: &str) -> Option<(u64, u32)> {
 /// The names of the plans that a kind can have.
 pub(crate) fn names(kind: ServiceKind) -> impl Iterator<Item = &'static str> {
     let offered = move |name: &&str| limits(name, kind).is_ok() && !(has_no_free_plan(kind) && *name == FREE);
-    PLANS.iter().map(|(name, ..)| *name).filter(offered)
+    let all = if kind == ServiceKind::Postgres { &POSTGRES_PLANS[..] } else { &PLANS[..] };
+    all.iter().map(|(name, ..)| *name).filter(offered)
 }
 
 /// `0.5c-1g`: half a CPU and one GiB.
@@ -170,12 +174,13 @@ mod tests {
             ("pro-4gb", 4096, 1000),
             ("pro-512gb", 524_288, 128_000),
             ("accelerated-16gb", 16_384, 2000),
+            ("0.5c-1g", 1024, 500),
             ("accelerated-1024gb", 1_048_576, 128_000),
         ] {
             let limits = limits(plan, ServiceKind::Postgres).unwrap();
             assert_eq!((limits.memory_bytes / MIB, limits.cpu_millis), (mib, millis), "{plan}");
         }
-        for plan in ["pro ultra", "pro-gb", "pro-0gb", "accelerated--1gb", "0.5c-1g", "basic-2gb", ""] {
+        for plan in ["pro ultra", "pro-gb", "pro-0gb", "accelerated--1gb", "0c-1g", "basic-2gb", ""] {
             assert_eq!(limits(plan, ServiceKind::Postgres), Err(PlanProblem::Unknown), "{plan}");
         }
     }

@@ -151,7 +151,7 @@ fn the_password_of_a_key_value_is_drawn_once() {
 }
 
 #[test]
-fn names_that_the_server_can_not_have_are_errors() {
+fn what_a_server_can_not_have_is_an_error() {
     for (database, expect) in [
         (
             "{name: orders, user: moat}",
@@ -164,6 +164,8 @@ fn names_that_the_server_can_not_have_are_errors() {
             ),
         ),
         ("{name: orders, databaseName: moat, user: shop}", None),
+        ("{name: orders, plan: 0c-1g}", Some("E0308 databases/0/plan: there is no plan `0c-1g`")),
+        ("{name: orders, plan: 0.5c-1g}", None),
     ] {
         let resolved = resolve_files(&[("/b/render.yaml", &with(database))], &Given::default(), &mut Memory::default());
         let said: Vec<String> = resolved.diagnostics.iter().map(|(_, d)| format!("{} {}: {}", d.code, d.pointer, d.message)).collect();
