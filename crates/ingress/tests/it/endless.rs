@@ -100,10 +100,10 @@ async fn a_silent_websocket_over_http2_goes_on() {
     assert_eq!(&read, b"ping");
 }
 
-/// A client with little room for what comes.
-async fn small(ingress: &Ingress, path: &str) -> Client {
+/// A client with so much room for what comes, bytes.
+async fn small(ingress: &Ingress, path: &str, room: u32) -> Client {
     let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(16 << 10).unwrap();
+    socket.set_recv_buffer_size(room).unwrap();
     let mut client = Client::new(socket.connect(ingress.address).await.unwrap());
     client.send(&format!("GET {path} HTTP/1.1\r\nHost: shop.localhost\r\n\r\n")).await;
     client
@@ -112,7 +112,7 @@ async fn small(ingress: &Ingress, path: &str) -> Client {
 #[tokio::test]
 async fn who_reads_slowly_gets_the_last_byte_too() {
     let (ingress, _) = ingress(Duration::from_millis(300), Some(Duration::from_secs(20))).await;
-    let mut client = small(&ingress, "/large").await;
+    let mut client = small(&ingress, "/large", 16 << 10).await;
     let head = client.head().await;
     assert_eq!(head.header("content-length"), Some(LARGE.to_string().as_str()));
     let mut left = LARGE;
@@ -126,15 +126,17 @@ async fn who_reads_slowly_gets_the_last_byte_too() {
 
 #[tokio::test]
 async fn an_answer_that_nobody_reads_ends() {
+    /// Several segments of this machine's own connections.
+    const ROOM: u32 = 256 << 10;
     let idle = Duration::from_secs(1);
     let (ingress, mut ended) = ingress(PATIENCE, Some(idle)).await;
-    let reads_nothing = small(&ingress, "/endless").await;
+    let reads_nothing = small(&ingress, "/endless", ROOM).await;
     timeout(PATIENCE, ended.recv()).await.unwrap().unwrap();
     drop(reads_nothing);
     // One that reads a little now and then goes on.
-    let mut client = small(&ingress, "/endless").await;
+    let mut client = small(&ingress, "/endless", ROOM).await;
     for _ in 0..40 {
-        client.bytes(8_000).await;
+        client.bytes(40_000).await;
         sleep(idle / 10).await;
     }
     assert!(ended.try_recv().is_err());
