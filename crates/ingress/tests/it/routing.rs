@@ -40,17 +40,19 @@ fn routes() -> impl Strategy<Value = Vec<(String, Route)>> {
     let allow = prop::option::of(prop::collection::vec(prop::sample::select(vec!["192.0.2.0/24", "2001:db8::/32"]), 0..3));
     let https = prop::option::of(prop::sample::select(vec![443, 8443]));
     let one = (name(), any::<bool>(), state(), any::<bool>(), allow, https);
-    prop::collection::vec(one, 0..12).prop_map(|all| {
-        let route =
-            |(n, (labels, wild, state, ready, allow, https)): (usize, (Vec<&str>, bool, RouteState, bool, Option<Vec<&str>>, _))| {
-                let name = if wild { format!("*.{}", labels.join(".")) } else { labels.join(".") };
-                let upstreams = if ready { vec!["10.64.0.2:10000".parse().unwrap()] } else { Vec::new() };
-                let mut route = Route::new(Slug::new(&format!("s{n}")).unwrap(), upstreams, state);
-                route.allow = allow.map(|nets| nets.into_iter().map(|net| net.parse().unwrap()).collect());
-                route.https = https;
-                (name, route)
-            };
-        all.into_iter().enumerate().map(route).collect()
+    let one = one.prop_map(|(labels, wild, state, ready, allow, https)| {
+        let name = if wild { format!("*.{}", labels.join(".")) } else { labels.join(".") };
+        let upstreams = if ready { vec!["10.64.0.2:10000".parse().unwrap()] } else { Vec::new() };
+        let mut route = Route::new(Slug::new("s").unwrap(), upstreams, state);
+        route.allow = allow.map(|nets| nets.into_iter().map(|net| net.parse().unwrap()).collect());
+        route.https = https;
+        (name, route)
+    });
+    prop::collection::vec(one, 0..12).prop_map(|mut all| {
+        for (n, (_, route)) in all.iter_mut().enumerate() {
+            route.service = Slug::new(format!("s{n}")).unwrap();
+        }
+        all
     })
 }
 
