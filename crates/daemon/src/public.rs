@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-/// Settings of the ingress (`moat ingress`). The default leaves everything off but compression.
+/// Settings of the ingress (`moat ingress`). The default leaves everything off but compression and the limits of clients.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PublicSettings {
@@ -38,6 +38,12 @@ pub struct PublicSettings {
     pub rate_limit: Option<Rate>,
     /// The same of services that have a limit of their own, or none.
     pub rate_limits: BTreeMap<Slug, Option<Rate>>,
+    /// The longest body of a request.
+    pub max_body: Limit,
+    /// Seconds for which a client may send nothing more of a body, and take nothing of its answer.
+    pub client_idle: Limit,
+    /// Connections of one client at once.
+    pub client_connections: Limit,
     /// After so many seconds without a request a web service with `plan: free` sleeps; none is never.
     pub free_plans_sleep: Option<u64>,
     /// Where clients from outside come to databases; none is nowhere.
@@ -52,6 +58,54 @@ pub struct PublicSettings {
 
 /// Let's Encrypt's directory.
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+/// What is allowed: as much as is usual here, at most so much, or anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    /// As much as is usual.
+    #[default]
+    Usual,
+    /// At most so much.
+    Most(u64),
+    /// Anything.
+    Off,
+}
+
+impl Limit {
+    /// At most so much; none is anything.
+    pub const fn most(self, usual: u64) -> Option<u64> {
+        match self {
+            Self::Usual => Some(usual),
+            Self::Most(most) => Some(most),
+            Self::Off => None,
+        }
+    }
+
+    /// Takes what people write. False for what is no limit, which changes nothing.
+    fn set(&mut self, text: &str, read: impl FnOnce(&str) -> Option<u64>) -> bool {
+        let limit = match text {
+            "off" => Some(Self::Off),
+            "default" => Some(Self::Usual),
+            _ => read(text).map(Self::Most),
+        };
+        *self = limit.unwrap_or(*self);
+        limit.is_some()
+    }
+
+    fn text(self, usual: u64, write: impl FnOnce(u64) -> String) -> String {
+        self.most(usual).map_or_else(|| "off".to_owned(), write)
+    }
+}
+
+/// The longest body of a request where nobody says another, bytes.
+const MAX_BODY: u64 = 10 << 30;
+
+/// How long a client may send and take nothing where nobody says another time, seconds.
+const CLIENT_IDLE: u64 = 5 * 60;
+
+/// Connections of one client where nobody says another number: a quarter of all that the ingress holds.
+const CLIENT_CONNECTIONS: u64 = 2048;
 
 /// Where collectors take OTLP over HTTP.
 const OTLP_PORT: u16 = 4318;
@@ -71,6 +125,9 @@ impl PublicSettings {
             ("access-log", self.access_log.map_or("off", log_word).to_owned()),
             ("compression", switch(!self.no_compression)),
             ("rate-limit", rate_text(self.rate_limit)),
+            ("max-body", self.max_body.text(MAX_BODY, size_text)),
+            ("client-idle", self.client_idle.text(CLIENT_IDLE, span_text)),
+            ("client-connections", self.client_connections.text(CLIENT_CONNECTIONS, |most| most.to_string())),
             ("free-plans-sleep", self.free_plans_sleep.map_or_else(|| "off".to_owned(), span_text)),
             ("postgres", door_text(self.postgres)),
             ("keyvalue", door_text(self.keyvalue)),
@@ -136,6 +193,16 @@ impl PublicSettings {
                 (_, Ok(rate)) => self.rate_limit = Some(rate),
                 (_, Err(_)) => return wrong("write how many requests each client may send, such as `100/s` or `600/m`, or `off`"),
             },
+            "max-body" if !self.max_body.set(value, size) => {
+                return wrong("write how many bytes the longest body of a request has, such as `500m` or `20g`, `off`, or `default` (10g)");
+            }
+            "client-idle" if !self.client_idle.set(value, span) => {
+                return wrong("write how long a client may send and take nothing, such as `90s` or `10m`, `off`, or `default` (5m)");
+            }
+            "client-connections" if !self.client_connections.set(value, count) => {
+                return wrong("write how many connections each client may have, such as `500`, `off`, or `default` (2048)");
+            }
+            "max-body" | "client-idle" | "client-connections" => {}
             "free-plans-sleep" => match (value, span(value)) {
                 ("off", _) => self.free_plans_sleep = None,
                 ("on", _) => self.free_plans_sleep = Some(SLEEP_AFTER),
@@ -216,6 +283,9 @@ impl PublicSettings {
             proxies: self.proxies.clone(),
             hsts: self.hsts,
             compress: !self.no_compression,
+            max_body: self.max_body.most(MAX_BODY),
+            client_idle: self.client_idle.most(CLIENT_IDLE),
+            client_connections: self.client_connections.most(CLIENT_CONNECTIONS).map(|most| u32::try_from(most).unwrap_or(u32::MAX)),
             limit: self.rate_limit,
             limits: self.rate_limits.clone(),
             traces: self.traces.clone().map(|url| TraceTarget { url, share: self.traces_share.unwrap_or(WHOLE) }),
@@ -270,6 +340,30 @@ fn set_door(door: &mut Option<SocketAddr>, text: &str) -> bool {
         *door = address;
     }
     is_good
+}
+
+/// As many bytes as a text such as `2000`, `64k`, `500m` or `20g` says, not none.
+fn size(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.char_indices().next_back()? {
+        (at, 'k') => (text.get(..at)?, 10),
+        (at, 'm') => (text.get(..at)?, 20),
+        (at, 'g') => (text.get(..at)?, 30),
+        _ => (text, 0),
+    };
+    count(digits)?.checked_mul(1 << unit)
+}
+
+/// Bytes as [`size`] reads them.
+fn size_text(bytes: u64) -> String {
+    let units = [(30, "g"), (20, "m"), (10, "k")];
+    let unit = units.into_iter().find(|(power, _)| bytes.is_multiple_of(1 << power));
+    unit.map_or_else(|| bytes.to_string(), |(power, unit)| format!("{}{unit}", bytes >> power))
+}
+
+/// A number above none, of digits alone.
+fn count(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten().filter(|count| *count > 0)
 }
 
 /// As many seconds as a text such as `90s`, `5m` or `2h` says, up to a day and not none.
@@ -353,6 +447,9 @@ mod tests {
             ("rate-limit", "600/m"),
             ("rate-limit.shop", "5/s"),
             ("rate-limit.desk", "off"),
+            ("max-body", "500m"),
+            ("client-idle", "off"),
+            ("client-connections", "50"),
             ("free-plans-sleep", "90s"),
             ("postgres", "[::]:5432"),
             ("traces", "http://[::1]:4318/v1/traces"),
@@ -380,6 +477,14 @@ mod tests {
             settings.set("traces", given).unwrap();
             assert!(settings.rows().contains(&("traces".to_owned(), shown.to_owned())), "{given}");
         }
+        assert_eq!(
+            (settings.public().max_body, settings.public().client_idle, settings.public().client_connections),
+            (Some(500 << 20), None, Some(50))
+        );
+        for (given, shown) in [("2048k", "2m"), ("1500", "1500"), ("default", "10g"), ("off", "off")] {
+            settings.set("max-body", given).unwrap();
+            assert!(settings.rows().contains(&("max-body".to_owned(), shown.to_owned())), "{given}");
+        }
         for (given, shown) in [("100%", "100%"), ("07.50%", "7.5%"), ("0.0001%", "0.0001%")] {
             settings.set("traces-share", given).unwrap();
             assert!(settings.rows().contains(&("traces-share".to_owned(), shown.to_owned())), "{given}");
@@ -395,6 +500,14 @@ mod tests {
             ("rate-limit", "0/s"),
             ("rate-limit.shop", "fast"),
             ("rate-limit.a shop", "5/s"),
+            ("max-body", "0"),
+            ("max-body", "5t"),
+            ("max-body", "-1"),
+            ("max-body", "99999999999g"),
+            ("client-idle", "0s"),
+            ("client-idle", "5"),
+            ("client-connections", "0"),
+            ("client-connections", "1k"),
             ("free-plans-sleep", "0s"),
             ("free-plans-sleep", "25h"),
             ("free-plans-sleep", "15"),
@@ -421,6 +534,7 @@ mod tests {
             let without = match key.as_str() {
                 "compression" => "on",
                 "traces-share" => "100%",
+                "max-body" | "client-idle" | "client-connections" => "default",
                 own if own.starts_with(OWN_LIMIT) => "default",
                 _ => "off",
             };

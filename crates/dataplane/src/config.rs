@@ -49,6 +49,12 @@ pub struct Public {
     pub hsts: Option<u64>,
     /// Answers are compressed where their service did not.
     pub compress: bool,
+    /// The longest body of a request, bytes; none is any length.
+    pub max_body: Option<u64>,
+    /// Seconds for which a client may send nothing more of a body, and take nothing of its answer; none is for ever.
+    pub client_idle: Option<u64>,
+    /// Connections of one client at once; none is any number.
+    pub client_connections: Option<u32>,
     /// How many requests each client may send to each service.
     pub limit: Option<Rate>,
     /// The same of services that have a limit of their own, or none.
@@ -228,6 +234,9 @@ mod tests {
                 proxies: vec!["192.0.2.1/32".parse().unwrap()],
                 hsts: Some(1),
                 compress: true,
+                max_body: Some(1 << 40),
+                client_idle: Some(60),
+                client_connections: Some(100),
                 limit: Some("9/m".parse().unwrap()),
                 limits: BTreeMap::from([(Slug::new("shop").unwrap(), Some("1/s".parse().unwrap())), (Slug::new("free").unwrap(), None)]),
                 traces: Some(TraceTarget { url: "http://127.0.0.1:4318/v1/traces".to_owned(), share: 1000 }),

@@ -3,17 +3,60 @@
 use crate::bell::Bell;
 use crate::heads;
 use crate::pool::{Flight, Sender};
-use crate::record::Received;
+use crate::received::{BodyError, Received, Upload};
 use crate::site::Content;
-use http_body_util::{Either, Empty, Full};
+use http_body_util::{Either, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-/// A request's body on its way to an instance; empty for a request that is sent again.
-pub(crate) type RequestBody = Either<Received<Incoming>, Empty<Bytes>>;
+/// A request's body on its way to an instance.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// A client's.
+    Client(Received<Incoming>),
+    /// None: of a request that is sent again, or of a WebSocket's opening.
+    Empty,
+}
+
+impl RequestBody {
+    /// How far it is; none of one that is empty.
+    pub fn upload(&self) -> Option<Arc<Upload>> {
+        match self {
+            Self::Client(body) => body.upload(),
+            Self::Empty => None,
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Client(body) => Pin::new(body).poll_frame(context),
+            Self::Empty => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Client(body) => body.is_end_stream(),
+            Self::Empty => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Client(body) => body.size_hint(),
+            Self::Empty => SizeHint::with_exact(0),
+        }
+    }
+}
+
 /// A response's body on its way to the client: an instance's, a file's, or a page.
 pub(crate) type ResponseBody = Either<Relay, Either<Content, Full<Bytes>>>;
 

@@ -24,10 +24,14 @@ impl Clock {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks whether a head is late, and says when to look again; every head may take `wait`. The connection is to be run after it.
-    pub fn look(&self, wait: Duration) -> tokio::time::Instant {
+    /// Looks whether a head is late, and says when to look again; every head may take `wait`, and no client is late that has not
+    /// taken the answer before yet. The connection is to be run after it.
+    pub fn look(&self, wait: Duration, answering: bool) -> tokio::time::Instant {
         let now = Instant::now();
         let mut waited = self.lock();
+        if answering && let Some(due) = &mut waited.due {
+            *due = now + wait;
+        }
         waited.late = waited.due.is_some_and(|due| due <= now);
         waited.due.filter(|due| *due > now).unwrap_or(now + wait).into()
     }

@@ -1,16 +1,19 @@
 //! One connection from a client: who it is from, TLS, and then HTTP/1.1 or HTTP/2 until it ends.
 
 use crate::arrival::Arrival;
+use crate::clients::Place;
 use crate::clock::Clock;
 use crate::cork::Cork;
 use crate::preface::{Proxied, Rewound, is_http2, proxied, read_until};
 use crate::proxy::Proxy;
+use crate::record::Recorded;
 use crate::serve::end;
+use crate::socket::{Paced, Sign};
 use crate::tls::{ACME_PROTOCOL, HTTP2, Tls};
-use crate::together::{Running, Together};
+use crate::together::{Running, Taken, Together};
 use crate::{Dial, Settings, heads, silence};
 use http::HeaderValue;
-use hyper::body::Incoming;
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,9 +21,10 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -31,6 +35,10 @@ use tokio::time::{sleep, timeout};
 const TAKEN_BACK: usize = 100;
 /// What one request of HTTP/2 holds of an answer that its client does not take. There may be `max_streams` on each connection.
 const UNSENT: usize = 64 * 1024;
+/// What one request of HTTP/2 may have sent of its body that its instance does not take.
+const UNTAKEN: u32 = 1 << 20;
+/// The same of all requests of a connection: several that are not taken don't hold up the others.
+const UNTAKEN_IN_ALL: u32 = 4 * UNTAKEN;
 
 /// Why a connection ended before its first request.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +49,14 @@ enum Unmet {
     Ended,
     #[error("it broke off")]
     Broken(#[source] io::Error),
+    #[error("its client has as many connections as it may have")]
+    Crowded,
     #[error(transparent)]
     NotProxied(#[from] crate::preface::NotProxied),
 }
+
+/// Who a connection is from, the address as instances read it, and the client's place.
+type Known = Arc<(Arrival, HeaderValue, Arc<Place>)>;
 
 /// Serves a connection until it ends.
 pub(crate) async fn converse<D: Dial>(proxy: Arc<Proxy<D>>, stream: TcpStream, from: SocketAddr, tls: Option<Arc<Tls>>) {
@@ -58,11 +71,11 @@ pub(crate) async fn converse<D: Dial>(proxy: Arc<Proxy<D>>, stream: TcpStream, f
         () = lingered(&mut stopping, &proxy.settings) => return,
     };
     match met {
-        Ok(Some(Met { io, arrival, http2 })) => match (io, http2) {
-            (Io::Plain(io), false) => one(proxy, io, arrival).await,
-            (Io::Plain(io), true) => two(proxy, io, arrival).await,
-            (Io::Tls(io), false) => one(proxy, io, arrival).await,
-            (Io::Tls(io), true) => two(proxy, io, arrival).await,
+        Ok(Some(Met { io, arrival, http2, waits, place })) => match (io, http2) {
+            (Io::Plain(io), false) => one(proxy, io, known(arrival, place), waits).await,
+            (Io::Plain(io), true) => two(proxy, io, known(arrival, place)).await,
+            (Io::Tls(io), false) => one(proxy, io, known(arrival, place), waits).await,
+            (Io::Tls(io), true) => two(proxy, io, known(arrival, place)).await,
         },
         // All that was wanted was the certificate.
         Ok(None) => {}
@@ -71,33 +84,53 @@ pub(crate) async fn converse<D: Dial>(proxy: Arc<Proxy<D>>, stream: TcpStream, f
 }
 
 enum Io {
-    Plain(Rewound<TcpStream>),
-    Tls(Box<tokio_rustls::server::TlsStream<Rewound<TcpStream>>>),
+    Plain(Rewound<Paced>),
+    Tls(Box<tokio_rustls::server::TlsStream<Rewound<Paced>>>),
 }
 
 struct Met {
     io: Io,
     arrival: Arrival,
     http2: bool,
+    /// Whether something waits for the client to take it.
+    waits: Sign,
+    /// One of those that the client may have.
+    place: Place,
 }
 
 /// Reads what comes before the first request. `None` for a connection that is over then.
 async fn meet<D: Dial>(proxy: &Proxy<D>, mut stream: TcpStream, from: SocketAddr, tls: Option<Arc<Tls>>) -> Result<Option<Met>, Unmet> {
     let mut ends = (canonical(from), canonical(stream.local_addr().map_err(Unmet::Broken)?));
     let mut read = Vec::new();
-    if proxy.routes.load().policy.proxies.iter().any(|net| net.contains(&ends.0.ip())) {
+    let (of_proxy, mut most, idle) = {
+        let policy = &proxy.routes.load().policy;
+        let of_proxy = policy.proxies.iter().any(|net| net.contains(&ends.0.ip()));
+        (of_proxy, policy.max_client_connections, policy.client_idle)
+    };
+    let enter = |client, most| proxy.clients.enter(client, most).ok_or(Unmet::Crowded);
+    // One too many ends before anything of it is read.
+    let early = if of_proxy { None } else { Some(enter(ends.0.ip(), most)?) };
+    if of_proxy {
         let (header, mut rest) =
             read_until(&mut stream, read, |bytes| proxied(bytes).transpose()).await.map_err(Unmet::Broken)?.ok_or(Unmet::Ended)?;
         let Proxied { length, client: said } = header?;
         rest.drain(..length);
         read = rest;
+        // What a proxy does for itself is not held against anybody.
+        most = most.filter(|_| said.is_some());
         ends = said.map_or(ends, |(from, to)| (canonical(from), canonical(to)));
     }
     let (client, to) = ends;
+    let place = match early {
+        Some(place) => place,
+        None => enter(client.ip(), most)?,
+    };
+    let mut stream = Paced::new(stream, idle);
+    let waits = stream.waits();
     let arrival = Arrival { port: client.port(), to, ..Arrival::plain(client.ip()) };
     let Some(tls) = tls else {
         let (http2, read) = read_until(&mut stream, read, is_http2).await.map_err(Unmet::Broken)?.ok_or(Unmet::Ended)?;
-        return Ok(Some(Met { io: Io::Plain(Rewound::new(read, stream)), arrival, http2 }));
+        return Ok(Some(Met { io: Io::Plain(Rewound::new(read, stream)), arrival, http2, waits, place }));
     };
     let stream = tls.acceptor().accept(Rewound::new(read, stream)).await.map_err(Unmet::Broken)?;
     let (_, session) = stream.get_ref();
@@ -107,7 +140,7 @@ async fn meet<D: Dial>(proxy: &Proxy<D>, mut stream: TcpStream, from: SocketAddr
     }
     let http2 = protocol == Some(HTTP2);
     let name = session.server_name().map(|name| name.to_ascii_lowercase().into());
-    Ok(Some(Met { io: Io::Tls(Box::new(stream)), arrival: Arrival { secure: true, name, ..arrival }, http2 }))
+    Ok(Some(Met { io: Io::Tls(Box::new(stream)), arrival: Arrival { secure: true, name, ..arrival }, http2, waits, place }))
 }
 
 /// An IPv4 address as one, however a socket for both families tells it.
@@ -122,20 +155,20 @@ async fn lingered(stopping: &mut watch::Receiver<bool>, settings: &Settings) {
 }
 
 /// What every request of a connection has in common.
-fn known(arrival: Arrival) -> (Arrival, HeaderValue) {
+fn known(arrival: Arrival, place: Place) -> Known {
     let address = heads::address_of(&arrival);
-    (arrival, address)
+    Arc::new((arrival, address, Arc::new(place)))
 }
 
 /// HTTP/1.1.
-async fn one<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, arrival: Arrival) {
+async fn one<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, known: Known, waits: Sign) {
     let mut stopping = proxy.stopping.clone();
-    let client = arrival.client;
+    let client = known.0.client;
     let service = {
-        let (proxy, arrival) = (Arc::clone(&proxy), Arc::new(known(arrival)));
+        let proxy = Arc::clone(&proxy);
         service_fn(move |request| {
-            let (proxy, arrival) = (Arc::clone(&proxy), Arc::clone(&arrival));
-            async move { Ok::<_, Infallible>(proxy.handle(request, &arrival).await) }
+            let (proxy, known) = (Arc::clone(&proxy), Arc::clone(&known));
+            async move { Ok::<_, Infallible>(proxy.handle(request, &known).await) }
         })
     };
     let wait = proxy.settings.header_wait;
@@ -158,7 +191,7 @@ async fn one<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
                 ending = true;
                 connection.as_mut().graceful_shutdown();
             }
-            () = alarm.as_mut() => alarm.as_mut().reset(clock.look(wait)),
+            () = alarm.as_mut() => alarm.as_mut().reset(clock.look(wait, waits.is_so())),
         }
     };
     if let Err(error) = result {
@@ -167,38 +200,47 @@ async fn one<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
 }
 
 /// HTTP/2.
-async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, arrival: Arrival) {
+async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, known: Known) {
     let mut stopping = proxy.stopping.clone();
-    let client = arrival.client;
+    let client = known.0.client;
     let settings = &proxy.settings;
     let streams = Arc::new(Streams::default());
+    let idle_limit = proxy.routes.load().policy.client_idle;
+    let (io, requests) = (Cork::new(io), Together::default());
     let service = {
-        let (proxy, arrival, streams) = (Arc::clone(&proxy), Arc::new(known(arrival)), Arc::clone(&streams));
+        let (proxy, streams, requests) = (Arc::clone(&proxy), Arc::clone(&streams), requests.clone());
         service_fn(move |request: hyper::Request<Incoming>| {
-            let (proxy, arrival, stream) = (Arc::clone(&proxy), Arc::clone(&arrival), Streams::begin(&streams));
+            let (proxy, known, stream) = (Arc::clone(&proxy), Arc::clone(&known), Streams::begin(&streams));
+            let taken = Arc::new(Taken::default());
+            // What this function gives is begun before the next request comes.
+            if let Some(limit) = idle_limit {
+                requests.limit_next(Arc::clone(&taken), limit);
+            }
             async move {
-                let response = proxy.handle(request, &arrival).await;
+                let response = proxy.handle(request, &known).await;
                 stream.answered();
-                Ok::<_, Infallible>(response)
+                Ok::<_, Infallible>(response.map(|body| Given { body, taken }))
             }
         })
     };
-    let (io, requests) = (Cork::new(io), Together::default());
     let connection = http2::Builder::new(requests.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.max_streams)
         .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
         .max_send_buf_size(UNSENT)
+        .initial_stream_window_size(UNTAKEN)
+        .initial_connection_window_size(UNTAKEN_IN_ALL)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(io.clone()), service);
     let mut connection = pin!(connection);
-    let mut running = Running::new(requests, io);
+    let mut running = Running::new(requests.clone(), io.clone());
     let mut ends = pin!(async {
         tokio::select! {
             () = lingered(&mut stopping, settings) => {}
-            () = streams.idle(settings.header_wait) => {}
+            () = idle(&requests, settings.header_wait) => {}
         }
     });
+    let mut left = pin!(left(&requests, &io, settings.header_wait));
     let mut ending = false;
     let result = loop {
         tokio::select! {
@@ -213,6 +255,8 @@ async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
                 connection.as_mut().graceful_shutdown();
                 running.again();
             }
+            // One that does not answer would be waited for for ever.
+            () = &mut left, if ending => return,
             () = streams.abused.notified() => {
                 tracing::info!(%client, "a client takes most of its requests back: its connection is closed");
                 return;
@@ -224,17 +268,73 @@ async fn two<D: Dial>(proxy: Arc<Proxy<D>>, io: impl AsyncRead + AsyncWrite + Un
     }
 }
 
+/// Resolves when no request ran, began or ended for so long, the bodies of answers too.
+async fn idle(requests: &Together, wait: Duration) {
+    let mut seen = requests.counts();
+    loop {
+        sleep(wait).await;
+        let (begun, ended) = requests.counts();
+        if begun == ended && seen == (begun, ended) {
+            return;
+        }
+        seen = (begun, ended);
+    }
+}
+
+/// Resolves when nothing runs for a client that was told goodbye, and it has taken nothing more for so long.
+async fn left<I: AsyncWrite + Unpin>(requests: &Together, io: &Cork<I>, wait: Duration) {
+    let mut seen = None;
+    loop {
+        let (begun, ended) = requests.counts();
+        let now = (begun, io.sent());
+        if begun == ended && seen == Some(now) {
+            return;
+        }
+        seen = Some(now);
+        sleep(wait).await;
+    }
+}
+
+/// An answer's body, which says when a part of it waits for its client.
+struct Given {
+    body: Recorded,
+    taken: Arc<Taken>,
+}
+
+impl Body for Given {
+    type Data = Bytes;
+    type Error = <Recorded as Body>::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.taken.asked();
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && frame.is_data()
+        {
+            self.taken.gave();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// What the requests of one HTTP/2 connection do.
 #[derive(Debug, Default)]
 struct Streams {
     begun: AtomicUsize,
-    running: AtomicUsize,
     /// Reset by the client before there was an answer (CVE-2023-44487).
     taken_back: AtomicUsize,
     abused: Notify,
 }
 
-/// A request that runs until this is dropped.
+/// A request until its answer begins.
 struct Stream {
     streams: Arc<Streams>,
     answered: bool,
@@ -243,19 +343,7 @@ struct Stream {
 impl Streams {
     fn begin(streams: &Arc<Self>) -> Stream {
         streams.begun.fetch_add(1, Ordering::Relaxed);
-        streams.running.fetch_add(1, Ordering::Relaxed);
         Stream { streams: Arc::clone(streams), answered: false }
-    }
-
-    /// Resolves when no request began for so long, and none waits for its answer.
-    async fn idle(&self, wait: Duration) {
-        loop {
-            let seen = self.begun.load(Ordering::Relaxed);
-            sleep(wait).await;
-            if self.running.load(Ordering::Relaxed) == 0 && self.begun.load(Ordering::Relaxed) == seen {
-                return;
-            }
-        }
     }
 }
 
@@ -267,7 +355,6 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.streams.running.fetch_sub(1, Ordering::Relaxed);
         if !self.answered {
             let taken_back = self.streams.taken_back.fetch_add(1, Ordering::Relaxed) + 1;
             if taken_back > TAKEN_BACK && taken_back * 2 > self.streams.begun.load(Ordering::Relaxed) {

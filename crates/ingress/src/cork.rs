@@ -15,6 +15,8 @@ const MOST: usize = 16 << 10;
 struct Gathered<I> {
     io: I,
     unsent: Vec<u8>,
+    /// How many bytes have left.
+    sent: u64,
     /// Why nothing can be sent any more.
     broken: Option<io::ErrorKind>,
 }
@@ -30,7 +32,12 @@ impl<I> Clone for Cork<I> {
 
 impl<I> Cork<I> {
     pub fn new(io: I) -> Self {
-        Self(Arc::new(Mutex::new(Gathered { io, unsent: Vec::new(), broken: None })))
+        Self(Arc::new(Mutex::new(Gathered { io, unsent: Vec::new(), sent: 0, broken: None })))
+    }
+
+    /// How many bytes have left.
+    pub fn sent(&self) -> u64 {
+        self.lock().sent
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathered<I>> {
@@ -62,6 +69,7 @@ impl<I: AsyncWrite + Unpin> Gathered<I> {
                 Poll::Pending => break Poll::Pending,
             }
         };
+        self.sent += u64::try_from(sent).unwrap_or_default();
         if let Poll::Ready(Err(error)) = &polled {
             self.broken = Some(error.kind());
         }
@@ -96,7 +104,11 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Cork<I> {
         if gathered.unsent.len() + more > MOST {
             ready!(gathered.poll_send(context))?;
             if more > MOST {
-                return Pin::new(&mut gathered.io).poll_write_vectored(context, from);
+                let polled = Pin::new(&mut gathered.io).poll_write_vectored(context, from);
+                if let Poll::Ready(Ok(some)) = &polled {
+                    gathered.sent += u64::try_from(*some).unwrap_or_default();
+                }
+                return polled;
             }
         }
         for slice in from {

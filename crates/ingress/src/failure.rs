@@ -1,7 +1,10 @@
 //! Why an instance gave no answer, in words for the 502 page.
 
+use crate::received::BodyError;
 use http::StatusCode;
+use std::error::Error as _;
 use std::io;
+use std::time::Duration;
 
 /// What went wrong between here and an instance.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,12 @@ pub(crate) enum Failure {
     /// The client's request ended early: 400.
     #[error("the request's body ended early")]
     ClientBody(#[source] hyper::Error),
+    /// The client's request is longer than it may be: 413.
+    #[error("the request's body is longer than the {0} bytes that are taken here")]
+    ClientLong(u64),
+    /// The client sent nothing more of its request: 408.
+    #[error("nothing more of the request's body came for {} s", .0.as_secs())]
+    ClientPaused(Duration),
     /// Everything else that a connection can suffer.
     #[error("the connection to its instance broke")]
     Broken(#[source] hyper::Error),
@@ -63,7 +72,11 @@ impl Failure {
 
     pub fn of_exchange(error: hyper::Error) -> Self {
         if error.is_user() {
-            Self::ClientBody(error)
+            match error.source().and_then(|cause| cause.downcast_ref()) {
+                Some(BodyError::Long(most)) => Self::ClientLong(*most),
+                Some(BodyError::Paused(pause)) => Self::ClientPaused(*pause),
+                Some(BodyError::Broken(_)) | None => Self::ClientBody(error),
+            }
         } else if error.is_parse() {
             Self::Malformed(error)
         } else if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
@@ -77,6 +90,8 @@ impl Failure {
         match self {
             Self::ResponseLate => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientBody(_) => StatusCode::BAD_REQUEST,
+            Self::ClientLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ClientPaused(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Refused { .. }
             | Self::Unreachable { .. }
             | Self::ConnectLate { .. }
@@ -85,6 +100,22 @@ impl Failure {
             | Self::Switched
             | Self::NotSwitched(_)
             | Self::Broken(_) => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// Whether it is the client's doing.
+    pub fn is_clients(&self) -> bool {
+        matches!(self, Self::ClientBody(_) | Self::ClientLong(_) | Self::ClientPaused(_))
+    }
+
+    /// The same in a word.
+    pub fn reason(&self) -> &'static str {
+        if matches!(self, Self::ClientLong(_)) {
+            "body-too-long"
+        } else if matches!(self, Self::ClientPaused(_)) {
+            "body-paused"
+        } else {
+            "bad-gateway"
         }
     }
 
@@ -100,7 +131,8 @@ impl Failure {
                 "The port in PORT must speak plain HTTP/1.1 (for gRPC plain HTTP/2), not TLS or another protocol."
             }
             Self::NotSwitched(_) => "The program does not serve WebSockets at this path.",
-            Self::ClientBody(_) => "Send the request again.",
+            Self::ClientBody(_) | Self::ClientPaused(_) => "Send the request again.",
+            Self::ClientLong(_) => "Whoever runs this machine says how long it may be: moat ingress max-body=20g.",
         }
     }
 }

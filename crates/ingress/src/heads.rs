@@ -27,8 +27,30 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 ];
 
 /// Names by which programs learn who the client is; only what is written here may say that.
-const CLIENT_CLAIMS: [&str; 8] =
-    ["forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "x-cluster-client-ip", "cf-connecting-ip", "rndr-id", "x-request-id"];
+const CLIENT_CLAIMS: [&str; 19] = [
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-pseudo-ipv4",
+    "client-ip",
+    "fastly-client-ip",
+    "fly-client-ip",
+    "forwarded",
+    // What CGI makes `HTTP_PROXY` of, which many HTTP clients take for their own proxy (CVE-2016-5385).
+    "proxy",
+    "rndr-id",
+    "true-client-ip",
+    "x-azure-clientip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "x-originating-ip",
+    "x-real-ip",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-request-id",
+];
+/// What such names begin with.
+const CLAIMS_BEGIN: [&str; 2] = ["x-forwarded-", "x-envoy-"];
 
 /// A fresh request id: 64 random bits, `xxxxxxxx-xxxx-xxxx`.
 pub(crate) fn request_id(random: u64) -> HeaderValue {
@@ -99,7 +121,12 @@ pub(crate) fn to_instance<B>(request: &mut Request<B>, caller: &Caller<'_>, upgr
     *request.version_mut() = Version::HTTP_11;
     let host = request.headers().get(header::HOST).cloned();
     let headers = request.headers_mut();
+    let trailers = upgrade.is_none() && takes_trailers(headers);
     strip(headers);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
     // The body is asked for here (100-continue), so the instance must not wait for that too.
     headers.remove(header::EXPECT);
     let claims: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
@@ -115,6 +142,12 @@ pub(crate) fn to_instance<B>(request: &mut Request<B>, caller: &Caller<'_>, upgr
     }
     switch(headers, upgrade);
     identify(headers, caller.id);
+}
+
+/// Whether a client takes trailers (RFC 9110 §10.1.4), which are passed on to it.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let said = headers.get_all(header::TE).iter().filter_map(|value| value.to_str().ok());
+    said.flat_map(|value| value.split(',')).any(|word| word.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// HTTP/2 clients may send one field for each cookie; HTTP/1.1 knows one for all (RFC 9113 §8.2.3).
@@ -138,6 +171,7 @@ pub(crate) fn to_http2<B>(request: &mut Request<B>) {
         *request.uri_mut() = uri;
     }
     *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().remove(header::CONNECTION);
     request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
 }
 
@@ -201,7 +235,7 @@ fn switch(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
     }
 }
 
-/// Whether a header claims who the client is. CGI-like servers read `_` as `-`, so both spellings count.
+/// Whether a header claims who the client is, or what only a proxy in front may say. CGI-like servers read `_` as `-`, so both spellings count.
 fn is_claim(name: &HeaderName) -> bool {
     let name = name.as_str();
     let folded;
@@ -211,7 +245,7 @@ fn is_claim(name: &HeaderName) -> bool {
     } else {
         name
     };
-    name.starts_with("x-forwarded-") || CLIENT_CLAIMS.contains(&name)
+    CLAIMS_BEGIN.iter().any(|begin| name.starts_with(begin)) || CLIENT_CLAIMS.contains(&name)
 }
 
 /// Removes hop-by-hop headers and those that `Connection` names.
@@ -256,7 +290,7 @@ mod tests {
         let mut request = request.body(Empty::new()).unwrap();
         let arrival = Arrival::plain("::ffff:192.0.2.7".parse().unwrap());
         let (id, address) = (HeaderValue::from_static("id-1"), address_of(&arrival));
-        to_instance(&mut request, &Caller { arrival: &arrival, address: &address, id: &id, bridged: false }, None);
+        to_instance(&mut request, &Caller { arrival: &arrival, address: &address, id: &id, bridged: false, place: None }, None);
         request
     }
 
@@ -296,6 +330,14 @@ mod tests {
             ("X_Real_Ip", "127.0.0.1"),
             ("True-Client-IP", "127.0.0.1"),
             ("CF-Connecting-IP", "127.0.0.1"),
+            ("Client-IP", "127.0.0.1"),
+            ("Client_IP", "127.0.0.1"),
+            ("Fastly-Client-IP", "127.0.0.1"),
+            ("X-Original-Forwarded-For", "127.0.0.1"),
+            ("X-Envoy-External-Address", "127.0.0.1"),
+            ("X-Envoy-Original-Path", "/admin"),
+            ("X_Envoy_Internal", "true"),
+            ("Proxy", "http://evil"),
             ("Rndr-Id", "mine"),
             ("X-Request-Id", "mine"),
             ("Connection", "close"),
@@ -303,11 +345,16 @@ mod tests {
             ("Keep-Alive", "timeout=5"),
             ("Proxy-Connection", "keep-alive"),
             ("Proxy-Authorization", "Basic x"),
-            ("TE", "trailers"),
+            ("TE", "gzip;q=0.5"),
             ("Upgrade", "websocket"),
             ("Expect", "100-continue"),
         ] {
             assert_eq!(rewritten(&[(name, value)]).headers(), plain.headers(), "{name}: {value}");
+        }
+        for said in ["trailers", "Trailers", "gzip, trailers"] {
+            let passed = rewritten(&[("TE", said), ("Connection", "TE, keep-alive")]);
+            let of = |name| passed.headers().get(name).unwrap().to_str().unwrap();
+            assert_eq!((of("te"), of("connection"), passed.headers().len()), ("trailers", "te", plain.headers().len() + 2), "{said}");
         }
         assert_eq!(rewritten(&[("Connection", "X-Mine"), ("X-Mine", "1")]).headers(), plain.headers());
         assert_eq!(rewritten(&[("X-Mine", "1")]).headers().len(), plain.headers().len() + 1);

@@ -100,7 +100,7 @@ impl PartialEq for Limiter {
 impl Eq for Limiter {}
 
 /// Whoever has an address of IPv6 mostly has its /64.
-fn whole(client: IpAddr) -> IpAddr {
+pub(crate) fn whole(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         address @ IpAddr::V4(_) => address,

@@ -6,6 +6,8 @@
 
 use crate::bell::Bell;
 use crate::body::RequestBody;
+use crate::received::Upload;
+use crate::socket::Sign;
 use http::Request;
 use hyper::Response;
 use hyper::body::Incoming;
@@ -39,6 +41,8 @@ pub(crate) struct Link {
     waker: Waker,
     /// Rings a while after the last answer was waited for, or later.
     late: Pin<Box<Sleep>>,
+    /// Whether the instance said anything since the last request.
+    heard: Sign,
 }
 
 impl fmt::Debug for Link {
@@ -47,16 +51,31 @@ impl fmt::Debug for Link {
     }
 }
 
+/// When the last of a request was sent that began then.
+pub(crate) fn moved(upload: Option<&Upload>, began: Instant) -> Instant {
+    upload.map_or(began, |upload| upload.moved().max(began))
+}
+
 /// An answer was not there in time.
 #[derive(Debug)]
 pub(crate) struct Late;
 
 impl Link {
-    /// A connection whose answers may take so long.
-    pub fn new(sender: http1::SendRequest<RequestBody>, run: impl Future<Output = ()> + Send + 'static, wait: Duration) -> Self {
+    /// A connection whose answers may take so long; `heard` is set by its socket.
+    pub fn new(
+        sender: http1::SendRequest<RequestBody>,
+        run: impl Future<Output = ()> + Send + 'static,
+        wait: Duration,
+        heard: Sign,
+    ) -> Self {
         let bell = Arc::new(Bell::new());
         let waker = Arc::clone(&bell).into();
-        Self { sender, run: Some(Box::pin(run)), bell, waker, late: Box::pin(sleep(wait)) }
+        Self { sender, run: Some(Box::pin(run)), bell, waker, late: Box::pin(sleep(wait)), heard }
+    }
+
+    /// Whether the instance said anything since the last request was sent.
+    pub fn has_heard(&self) -> bool {
+        self.heard.is_so()
     }
 
     /// Whether it is open and carries nothing.
@@ -128,7 +147,7 @@ impl Link {
         Poll::Pending
     }
 
-    /// Sends a request whose answer may take so long.
+    /// Sends a request whose answer may take so long once the request was sent.
     ///
     /// # Errors
     /// As that of `try_send_request` of hyper; or it is late.
@@ -137,14 +156,16 @@ impl Link {
         request: Request<RequestBody>,
         wait: Duration,
     ) -> Result<Result<Response<Incoming>, TrySendError<Request<RequestBody>>>, Late> {
+        let (upload, began) = (request.body().upload(), Instant::now());
+        self.heard.set(false);
         let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
-        let due = Instant::now() + wait;
         poll_fn(|context| {
             if let Poll::Ready(answer) = self.poll(context, |context| answer.as_mut().poll(context)) {
                 return Poll::Ready(Ok(answer));
             }
             // Set anew only when it rings: it was set for an earlier request, which was answered.
             while self.late.as_mut().poll(context).is_ready() {
+                let due = moved(upload.as_deref(), began) + wait;
                 if Instant::now() >= due {
                     return Poll::Ready(Err(Late));
                 }

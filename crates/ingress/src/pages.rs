@@ -181,12 +181,12 @@ pub(crate) fn lack(service: &Slug, lack: Lack, asked: &HeaderMap, id: &str) -> R
 pub(crate) fn failure(service: &Slug, failure: &Failure, asked: &HeaderMap, id: &str) -> Response<Full<Bytes>> {
     let page = Page {
         status: failure.status(),
-        reason: "bad-gateway",
-        title: format!("{service} did not answer"),
+        reason: failure.reason(),
+        title: if failure.is_clients() { "This request can't be served".to_owned() } else { format!("{service} did not answer") },
         message: sentence(&failure.to_string()),
         hint: failure.hint(),
         service: Some(service),
-        close: matches!(failure, Failure::ClientBody(_)),
+        close: failure.is_clients(),
     };
     page.respond(asked, id)
 }

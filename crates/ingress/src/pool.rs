@@ -3,12 +3,14 @@
 use crate::body::RequestBody;
 use crate::failure::Failure;
 use crate::link::{Late, Link};
+use crate::shared::{Call, Shared};
+use crate::socket::{Heard, Sign};
 use crate::{Dial, Settings, silence};
 use http::Request;
 use hyper::Response;
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +25,7 @@ use tokio::time::timeout;
 pub(crate) enum Speak {
     /// HTTP/1.1: one request at a time.
     One,
-    /// HTTP/2 by prior knowledge (RFC 9113 §3.3): all requests at once.
+    /// HTTP/2 by prior knowledge (RFC 9113 §3.3): many requests at once.
     Two,
 }
 
@@ -33,11 +35,11 @@ pub(crate) enum Sender {
     /// Of HTTP/1.1: this request's alone.
     One(Box<Link>),
     /// Of HTTP/2: shared.
-    Two(http2::SendRequest<RequestBody>),
+    Two(Call),
 }
 
 impl Sender {
-    /// Sends a request whose answer may take so long; one of which nothing left comes back with the error.
+    /// Sends a request whose answer may take so long once the request was sent; one of which nothing left comes back with the error.
     pub async fn send(
         &mut self,
         request: Request<RequestBody>,
@@ -45,7 +47,22 @@ impl Sender {
     ) -> Result<Result<Response<Incoming>, TrySendError<Request<RequestBody>>>, Late> {
         match self {
             Self::One(link) => link.send(request, wait).await,
-            Self::Two(sender) => timeout(wait, sender.try_send_request(request)).await.map_err(|_| Late),
+            Self::Two(call) => call.send(request, wait).await,
+        }
+    }
+
+    /// Whether anything came from the instance since the last request was sent. Of a shared connection nobody knows for whom.
+    pub fn has_heard(&self) -> bool {
+        match self {
+            Self::One(link) => link.has_heard(),
+            Self::Two(_) => true,
+        }
+    }
+
+    /// Has a shared connection get no more requests: those that run on it go on.
+    pub fn give_up(&self) {
+        if let Self::Two(call) = self {
+            call.give_up();
         }
     }
 
@@ -86,8 +103,8 @@ pub(crate) struct Pool {
 struct Instance {
     in_flight: AtomicUsize,
     idle: Mutex<Vec<Idle>>,
-    /// The connection of HTTP/2.
-    shared: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    /// Connections of HTTP/2, and when each was seen in use last.
+    shared: Mutex<Vec<(Arc<Shared>, Instant)>>,
 }
 
 #[derive(Debug)]
@@ -131,12 +148,23 @@ impl Pool {
         lock(&self.instances).retain(|_, instance| {
             let mut idle = lock(&instance.idle);
             closed.extend(idle.extract_if(.., |entry| now.saturating_duration_since(entry.since) > KEEP || entry.link.is_closed()));
-            lock(&instance.shared).take_if(|shared| shared.is_closed());
-            // A shared connection is kept as long as its instance has requests, and a sweep longer. Requests are counted under
-            // the lock of all instances: none begins here meanwhile.
-            Arc::strong_count(instance) > 1 || !idle.is_empty()
+            let mut shared = lock(&instance.shared);
+            shared.retain_mut(|(shared, since)| {
+                if calls(shared) > 0 {
+                    *since = now;
+                }
+                !shared.is_spent() && now.saturating_duration_since(*since) <= KEEP
+            });
+            // Requests are counted under the lock of all instances: none begins here meanwhile.
+            Arc::strong_count(instance) > 1 || !idle.is_empty() || !shared.is_empty()
         });
     }
+}
+
+/// How many calls run on a connection.
+fn calls(shared: &Arc<Shared>) -> usize {
+    // One is the pool's own.
+    Arc::strong_count(shared) - 1
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -163,9 +191,10 @@ impl Flight {
     /// closes the connection at this very moment.
     pub fn take(&self, speak: Speak, replayable: bool) -> Option<Sender> {
         if speak == Speak::Two {
-            let mut shared = lock(&self.instance.shared);
-            shared.take_if(|shared| shared.is_closed());
-            return shared.clone().map(Sender::Two);
+            // Calls begin under this lock, so that no connection gets more than it has room for.
+            let mut all = lock(&self.instance.shared);
+            all.retain(|(shared, _)| !shared.is_spent());
+            return all.iter().find(|(shared, _)| shared.has_room(calls(shared))).map(|(shared, _)| Sender::Two(Call::new(shared)));
         }
         let most = if replayable { KEEP } else { FRESH };
         let now = Instant::now();
@@ -177,11 +206,6 @@ impl Flight {
             }
         }
         None
-    }
-
-    /// Gives the connection of HTTP/2 up: requests that run on it go on.
-    pub fn give_up(&self) {
-        *lock(&self.instance.shared) = None;
     }
 
     /// Keeps the connection for the next request, once its response and its request have ended.
@@ -230,32 +254,23 @@ pub(crate) async fn connect(
     }
     match speak {
         Speak::One => {
-            let (sender, connection) =
-                http1::Builder::new().max_buf_size(AHEAD).handshake(TokioIo::new(stream)).await.map_err(Failure::of_exchange)?;
+            let heard = Sign::default();
+            let io = TokioIo::new(Heard::new(stream, heard.clone()));
+            let (sender, connection) = http1::Builder::new().max_buf_size(AHEAD).handshake(io).await.map_err(Failure::of_exchange)?;
             let run = async move {
                 if let Err(error) = connection.with_upgrades().await {
                     tracing::debug!(%address, %error, "a connection to an instance ended");
                 }
             };
-            Ok(Sender::One(Box::new(Link::new(sender, run, settings.response_wait))))
+            Ok(Sender::One(Box::new(Link::new(sender, run, settings.response_wait, heard))))
         }
         Speak::Two => {
-            let handshake = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
-                .handshake(TokioIo::new(stream))
-                .await;
-            let (sender, connection) = handshake.map_err(Failure::of_exchange)?;
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%address, %error, "a connection to an instance ended");
-                }
-            });
+            let shared = Shared::open(stream, address, settings).await?;
+            let call = Call::new(&shared);
             if announce.is_none() {
-                // Of several that are made at once the last is shared; the others end with their requests.
-                *lock(&flight.instance.shared) = Some(sender.clone());
+                lock(&flight.instance.shared).push((shared, Instant::now()));
             }
-            Ok(Sender::Two(sender))
+            Ok(Sender::Two(call))
         }
     }
 }

@@ -1,20 +1,22 @@
 //! One request: decide, pass on, answer, note.
 
 use crate::body::{Relay, RequestBody, ResponseBody};
+use crate::clients::{Clients, Place};
 use crate::compress::{self, Outgoing};
 use crate::decide::{Decision, Refusal, decide};
 use crate::failure::Failure;
 use crate::link::Late;
 use crate::pool::{Flight, Pool, Sender, Speak, connect};
-use crate::record::{Exchange, Open, Received, Recorded};
+use crate::received::{Limits, Received};
+use crate::record::{Exchange, Open, Recorded};
 use crate::site::{Answer, Lack, Site};
-use crate::tunnel::{OpenTunnel, tunnel};
-use crate::{Arrival, Dial, Records, Route, RouteTable, Routes, Settings, Tls, announce, heads, pages, sleep};
+use crate::tunnel::{Counted, OpenTunnel, tunnel};
+use crate::{Arrival, Dial, Policy, Records, Route, RouteTable, Routes, Settings, Tls, announce, heads, pages, sleep};
 use base64::Engine as _;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
-use http_body_util::{Either, Empty, Full};
+use http_body_util::{Either, Full};
 use hyper::body::{Body, Incoming};
 use std::borrow::Cow;
 use std::io;
@@ -36,6 +38,8 @@ pub(crate) struct Proxy<D> {
     pub cutting: watch::Receiver<bool>,
     /// How many tunnels are open.
     pub tunnels: watch::Sender<usize>,
+    /// Who is connected.
+    pub clients: Arc<Clients>,
     /// Places for requests that are held.
     pub held: Semaphore,
     /// Places for answers that are compressed.
@@ -52,6 +56,8 @@ pub(crate) struct Caller<'a> {
     pub id: &'a HeaderValue,
     /// A WebSocket over HTTP/2, which is an upgrade from here on.
     pub bridged: bool,
+    /// What its connection is counted by.
+    pub place: Option<&'a Arc<Place>>,
 }
 
 impl<'a> Caller<'a> {
@@ -75,17 +81,23 @@ struct Answered {
 enum Unsent {
     /// Nothing left this machine; the request is whole.
     Nothing(Box<Request<RequestBody>>, Failure),
+    /// It may have arrived; its connection ended without one byte of an answer.
+    Unanswered(Failure),
     /// Some of it may have arrived.
     Some(Failure),
 }
 
 impl<D: Dial> Proxy<D> {
     /// Answers one request; every failure becomes a page.
-    pub async fn handle(&self, request: Request<Incoming>, (arrival, address): &(Arrival, HeaderValue)) -> Response<Recorded> {
+    pub async fn handle(
+        &self,
+        request: Request<Incoming>,
+        (arrival, address, place): &(Arrival, HeaderValue, Arc<Place>),
+    ) -> Response<Recorded> {
         let id = heads::request_id(fastrand::u64(..));
         let (mut head, body) = request.into_parts();
         let bridged = heads::take_http2(&mut head, websocket_key);
-        let caller = Caller { arrival, address, id: &id, bridged };
+        let caller = Caller { arrival, address, id: &id, bridged, place: Some(place) };
         let mut exchange = Exchange::new(&self.records, &mut head, arrival, caller.text());
         // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
         let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
@@ -190,7 +202,7 @@ impl<D: Dial> Proxy<D> {
         };
         exchange.service(&route.service, route.meter.own());
         let asked = pages::wishes(&head.headers);
-        match self.pass(route, Request::from_parts(head, body), caller, exchange).await {
+        match self.pass(route, Request::from_parts(head, body), caller, &routes.policy, exchange).await {
             Ok(response) => response,
             Err(failure) => {
                 exchange.failed(&failure);
@@ -225,19 +237,25 @@ impl<D: Dial> Proxy<D> {
         route: &Route,
         mut request: Request<Incoming>,
         caller: &Caller<'_>,
+        policy: &Policy,
         exchange: &mut Exchange,
     ) -> Result<Response<ResponseBody>, Failure> {
         let upgrade = if caller.bridged { Some(HeaderValue::from_static("websocket")) } else { heads::wanted_upgrade(&request) };
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let grpc = upgrade.is_none() && heads::is_grpc(request.headers());
+        let limits = if grpc { Limits::default() } else { limits(policy, request.version()) };
+        if let Some(most) = limits.most.filter(|most| request.body().size_hint().lower() > *most) {
+            return Err(Failure::ClientLong(most));
+        }
         heads::to_instance(&mut request, caller, upgrade.as_ref());
         if grpc {
             heads::to_http2(&mut request);
         }
         let speak = if grpc { Speak::Two } else { Speak::One };
         // The body of a WebSocket's opening over HTTP/2 is the WebSocket itself.
-        let request = request
-            .map(|body| if caller.bridged { Either::Right(Empty::new()) } else { Either::Left(Received::new(body, route.meter.own())) });
+        let own = route.meter.own();
+        let request =
+            request.map(|body| if caller.bridged { RequestBody::Empty } else { RequestBody::Client(Received::new(body, own, limits)) });
         let sent = self.send(route, request, (speak, upgrade.is_some()), caller.arrival, exchange).await?;
         let Answered { mut response, flight, sender } = sent;
         let status = response.status();
@@ -258,12 +276,17 @@ impl<D: Dial> Proxy<D> {
         } else {
             heads::to_client(&mut response, caller.id, agreed.as_ref());
         }
-        let counted = (flight, OpenTunnel::new(&self.tunnels), Open::new(Arc::clone(exchange.counters())));
+        let open = Open::new(Arc::clone(exchange.counters()));
+        let counted = Counted { flight, tunnel: OpenTunnel::new(&self.tunnels), open, place: caller.place.cloned() };
         tokio::spawn(tunnel(client_side, instance_side, counted, self.cutting.clone()));
         Ok(response.map(|_| Either::Right(Either::Right(Full::default()))))
     }
 
     /// Sends to one instance after the other while nothing has been sent.
+    ///
+    /// A kept connection may be closed by its instance at the moment of sending. What has no body and changes nothing is then sent
+    /// once more, to the same instance, over a new connection; whatever becomes of that is the answer. Who can end a program by a
+    /// request must not end more than that program by it.
     async fn send(
         &self,
         route: &Route,
@@ -272,8 +295,8 @@ impl<D: Dial> Proxy<D> {
         arrival: &Arrival,
         exchange: &mut Exchange,
     ) -> Result<Answered, Failure> {
-        let idempotent = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
-        let replayable = idempotent && request.body().is_end_stream();
+        let safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+        let replayable = safe && request.body().is_end_stream();
         let mut left = Cow::from(&route.upstreams);
         let mut failed = None;
         while let Some(address) = self.pool.choose(&left, || fastrand::u64(..)) {
@@ -284,23 +307,21 @@ impl<D: Dial> Proxy<D> {
             }
             if let Some(known) = route.meter.instance(address) {
                 exchange.instance(known);
-                if let Either::Left(body) = request.body_mut() {
+                if let RequestBody::Client(body) = request.body_mut() {
                     body.count_by(&known.counters);
                 }
             }
-            // A kept connection may be closed by its instance at this moment; then the next one is tried, and at last
-            // a new one.
+            let mut again = false;
             while let Some(sender) = flight.take(speak, replayable).filter(|_| !upgrade && announce.is_none()) {
                 let copy = replayable.then(|| copy_of(&request));
-                let sent = self.send_over(sender, request).await;
-                if sent.is_err() {
-                    flight.give_up();
-                }
-                match (sent, copy) {
+                match (self.send_over(sender, request).await, copy) {
                     (Ok((response, sender)), _) => return Ok(Answered { response, flight, sender }),
                     (Err(Unsent::Nothing(whole, _)), _) => request = *whole,
-                    (Err(Unsent::Some(Failure::Closed(_) | Failure::Broken(_))), Some(copy)) => request = copy,
-                    (Err(Unsent::Some(failure)), _) => return Err(failure),
+                    (Err(Unsent::Unanswered(_)), Some(copy)) => {
+                        (request, again) = (copy, true);
+                        break;
+                    }
+                    (Err(Unsent::Unanswered(failure) | Unsent::Some(failure)), _) => return Err(failure),
                 }
             }
             let connected = Box::pin(connect(&*self.dial, &flight, address, speak, announce.as_deref(), &self.settings)).await;
@@ -308,7 +329,7 @@ impl<D: Dial> Proxy<D> {
                 Err(failure) => failure,
                 Ok(sender) => match self.send_over(sender, request).await {
                     Ok((response, sender)) => return Ok(Answered { response, flight, sender }),
-                    Err(Unsent::Some(failure)) => return Err(failure),
+                    Err(Unsent::Unanswered(failure) | Unsent::Some(failure)) => return Err(failure),
                     Err(Unsent::Nothing(whole, failure)) => {
                         request = *whole;
                         failure
@@ -316,6 +337,9 @@ impl<D: Dial> Proxy<D> {
                 },
             };
             tracing::debug!(service = %route.service, %address, %failure, "an instance can't be reached");
+            if again {
+                return Err(failure);
+            }
             failed = Some(failure);
             left.to_mut().retain(|candidate| *candidate != address);
         }
@@ -324,14 +348,11 @@ impl<D: Dial> Proxy<D> {
     }
 
     async fn send_over(&self, mut sender: Sender, request: Request<RequestBody>) -> Result<(Response<Incoming>, Sender), Unsent> {
-        let uploads = match request.body() {
-            Either::Left(body) => Some(body.lasts()),
-            Either::Right(_) => None,
-        };
+        let upload = request.body().upload();
         match sender.send(request, self.settings.response_wait).await {
             Ok(Ok(response)) => {
                 // From here on the task may wait for a client that takes nothing, while it sends.
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS || uploads.is_some_and(|body| body.strong_count() > 0) {
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS || upload.is_some_and(|body| !body.is_over()) {
                     sender.detach();
                 }
                 Ok((response, sender))
@@ -339,14 +360,27 @@ impl<D: Dial> Proxy<D> {
             Ok(Err(mut error)) => {
                 let whole = error.take_message();
                 let failure = Failure::of_exchange(error.into_error());
+                if !failure.is_clients() {
+                    sender.give_up();
+                }
+                let ended = matches!(failure, Failure::Closed(_) | Failure::Broken(_));
                 Err(match whole {
                     Some(request) => Unsent::Nothing(Box::new(request), failure),
+                    None if ended && !sender.has_heard() => Unsent::Unanswered(failure),
                     None => Unsent::Some(failure),
                 })
             }
-            Err(Late) => Err(Unsent::Some(Failure::ResponseLate)),
+            Err(Late) => {
+                sender.give_up();
+                Err(Unsent::Some(Failure::ResponseLate))
+            }
         }
     }
+}
+
+/// What a request's body is held to. Over HTTP/2 it may be silent for as long as it likes: it is half of a conversation there.
+fn limits(policy: &Policy, version: Version) -> Limits {
+    Limits { most: policy.max_body, pause: policy.client_idle.filter(|_| version != Version::HTTP_2) }
 }
 
 /// Why a client's request is one too many, where it is.
@@ -373,7 +407,7 @@ fn websocket_key() -> Option<HeaderValue> {
 
 /// A request without body, once more.
 fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(Either::Right(Empty::new()));
+    let mut copy = Request::new(RequestBody::Empty);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();

@@ -4,7 +4,6 @@ use crate::arrival::Arrival;
 use crate::compress::Outgoing;
 use crate::counters::Counters;
 use crate::database::AllVisits;
-use crate::heads;
 use crate::log::{Line, Log};
 use crate::meters::{Known, Meters};
 use crate::traces::{RequestSpan, Traces};
@@ -15,7 +14,7 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 use jiff::Timestamp;
 use moat_model::Slug;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -201,57 +200,6 @@ impl Body for Recorded {
             && let Some(data) = frame.data_ref()
         {
             self.exchange.sent(data.len());
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A request's body, whose bytes are counted.
-#[derive(Debug)]
-pub(crate) struct Received<B> {
-    body: B,
-    counters: Arc<Counters>,
-    /// None of a body that is empty.
-    lasts: Option<Arc<()>>,
-}
-
-impl<B: Body> Received<B> {
-    pub fn new(body: B, counters: &Arc<Counters>) -> Self {
-        let lasts = (!body.is_end_stream()).then(Arc::default);
-        Self { body, counters: Arc::clone(counters), lasts }
-    }
-
-    /// Points to something as long as more of it may come.
-    pub fn lasts(&self) -> Weak<()> {
-        self.lasts.as_ref().map(Arc::downgrade).unwrap_or_default()
-    }
-
-    /// Counts by others from now on.
-    pub fn count_by(&mut self, counters: &Arc<Counters>) {
-        self.counters = Arc::clone(counters);
-    }
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for Received<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let mut polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &mut polled {
-            if let Some(data) = frame.data_ref() {
-                self.counters.received(u64::try_from(data.len()).unwrap_or_default());
-            } else if let Some(trailers) = frame.trailers_mut() {
-                heads::trailers(trailers);
-            }
         }
         polled
     }

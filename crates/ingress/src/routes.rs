@@ -8,6 +8,7 @@ use moat_model::{ProxyHeader, Slug};
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Every public host name. A look-up costs the same for ten and for ten thousand.
@@ -31,6 +32,12 @@ pub struct Policy {
     pub hsts: Option<HeaderValue>,
     /// Answers are compressed for clients that like it, where their service did not.
     pub compress: bool,
+    /// The longest body of a request, bytes: 413 above it; none is any length. A gRPC call is a stream of messages, not such a body.
+    pub max_body: Option<u64>,
+    /// How long a client may send nothing more of a body over HTTP/1.1, and take nothing of what waits for it; none is for ever.
+    pub client_idle: Option<Duration>,
+    /// Connections of one client at once, an IPv4 address or the /64 of an IPv6 address; none is any number.
+    pub max_client_connections: Option<usize>,
 }
 
 impl From<HashMap<String, Route>> for Routes {

@@ -127,8 +127,20 @@ pub async fn serve_with<D: Dial>(
     let held = Semaphore::new(settings.max_held);
     let compressing = Arc::new(Semaphore::new(settings.max_compressed));
     let tls = listeners.https.as_ref().map(|(_, tls)| Arc::clone(tls));
-    let proxy =
-        Arc::new(Proxy { routes, dial, pool: Arc::clone(&pool), settings, tls, stopping, cutting, tunnels, held, compressing, records });
+    let proxy = Arc::new(Proxy {
+        routes,
+        dial,
+        pool: Arc::clone(&pool),
+        settings,
+        tls,
+        stopping,
+        cutting,
+        tunnels,
+        clients: Arc::default(),
+        held,
+        compressing,
+        records,
+    });
     let mut connections = JoinSet::new();
     let mut sweep = interval(Duration::from_secs(1));
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -8,30 +8,136 @@ use hyper::rt::Executor;
 use std::future::{Future, poll_fn};
 use std::mem;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWrite;
 use tokio::task::unconstrained;
+use tokio::time::{Sleep, sleep};
 
 type Request = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// So often everything is run at once; other connections wait for the thread.
 const TURNS: usize = 8;
 
-/// Takes the requests that hyper begins.
+/// Takes the requests that hyper begins. Clones are the same.
 #[derive(Clone, Default)]
-pub(crate) struct Together(Arc<Mutex<Vec<Request>>>);
+pub(crate) struct Together(Arc<All>);
+
+#[derive(Default)]
+struct All {
+    new: Mutex<New>,
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+#[derive(Default)]
+struct New {
+    requests: Vec<Request>,
+    /// What is known of the one that is begun next.
+    next: Option<(Arc<Taken>, Duration)>,
+}
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Together {
     fn execute(&self, request: F) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(request));
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
+        let mut new = self.lock();
+        let request: Request = match new.next.take() {
+            Some((taken, limit)) => Box::pin(while_taken(request, taken, limit)),
+            None => Box::pin(request),
+        };
+        new.requests.push(request);
     }
 }
 
 impl Together {
-    fn take(&self) -> Vec<Request> {
-        mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn lock(&self) -> MutexGuard<'_, New> {
+        self.0.new.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The request that is begun next ends when its client takes nothing of its answer for so long.
+    pub fn limit_next(&self, taken: Arc<Taken>, limit: Duration) {
+        self.lock().next = Some((taken, limit));
+    }
+
+    /// Those that were begun since this was asked last; of each that ends [`Self::ended`] is to be told.
+    pub fn take(&self) -> Vec<Request> {
+        mem::take(&mut self.lock().requests)
+    }
+
+    /// Whether none was begun since they were taken.
+    pub fn is_empty(&self) -> bool {
+        self.lock().requests.is_empty()
+    }
+
+    /// One has ended.
+    pub fn ended(&self) {
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were begun, and how many of them have ended, their answers' bodies too.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.0.begun.load(Ordering::Relaxed), self.0.ended.load(Ordering::Relaxed))
+    }
+}
+
+/// Whether a part of an answer waits for its client to take it.
+#[derive(Debug, Default)]
+pub(crate) struct Taken(AtomicUsize);
+
+impl Taken {
+    /// A part was given.
+    pub fn gave(&self) {
+        self.step(1);
+    }
+
+    /// The next one is asked for.
+    pub fn asked(&self) {
+        self.step(0);
+    }
+
+    /// Odd while one waits.
+    fn step(&self, parity: usize) {
+        let now = self.0.load(Ordering::Relaxed);
+        if now % 2 != parity {
+            self.0.store(now.wrapping_add(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Which part waits.
+    fn waiting(&self) -> Option<usize> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|part| part % 2 == 1)
+    }
+}
+
+/// Runs a request until it ends, or until a part of its answer has waited for so long. What is dropped then resets its stream.
+async fn while_taken(request: impl Future<Output = ()>, taken: Arc<Taken>, limit: Duration) {
+    let mut request = pin!(request);
+    let mut wait: Option<(usize, Instant)> = None;
+    let mut late: Option<Pin<Box<Sleep>>> = None;
+    poll_fn(|context| {
+        if request.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let Some(part) = taken.waiting() else { return Poll::Pending };
+        let (_, since) = match wait {
+            Some(wait) if wait.0 == part => wait,
+            _ => *wait.insert((part, Instant::now())),
+        };
+        // Set anew only when it rings: it was set for an earlier part, which was taken.
+        let late = late.get_or_insert_with(|| Box::pin(sleep(limit)));
+        while late.as_mut().poll(context).is_ready() {
+            let due = since + limit;
+            if Instant::now() >= due {
+                tracing::debug!("a client takes nothing of an answer: it ends");
+                return Poll::Ready(());
+            }
+            late.as_mut().reset(due.into());
+        }
+        Poll::Pending
+    })
+    .await;
 }
 
 /// A part of the task.
@@ -84,7 +190,9 @@ impl<I: AsyncWrite + Unpin> Running<I> {
             if self.all.bell.enter() || !new.is_empty() {
                 self.requests.extend(new);
                 let mut context = Context::from_waker(&self.all.waker);
-                while let Poll::Ready(Some(())) = self.requests.poll_next_unpin(&mut context) {}
+                while let Poll::Ready(Some(())) = self.requests.poll_next_unpin(&mut context) {
+                    self.new.ended();
+                }
             }
             quiet = self.connection.bell.leave() & self.all.bell.leave();
             if quiet {

@@ -1,5 +1,6 @@
 //! Connections that switched protocols: bytes both ways until both sides have ended.
 
+use crate::clients::Place;
 use crate::counters::Counters;
 use crate::pool::Flight;
 use crate::record::Open;
@@ -14,16 +15,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
 /// Copies bytes both ways until both sides have ended, or tunnels are cut.
-pub(crate) async fn tunnel(
-    client_side: OnUpgrade,
-    instance_side: OnUpgrade,
-    counted: (Flight, OpenTunnel, Open),
-    mut cutting: watch::Receiver<bool>,
-) {
+pub(crate) async fn tunnel(client_side: OnUpgrade, instance_side: OnUpgrade, counted: Counted, mut cutting: watch::Receiver<bool>) {
     let copied = async {
         let (client, instance) =
             tokio::try_join!(client_side, instance_side).map_err(|error| tracing::debug!(%error, "an upgrade failed")).ok()?;
-        let mut client = Counting::new(TokioIo::new(client), Arc::clone(counted.2.counters()));
+        let mut client = Counting::new(TokioIo::new(client), Arc::clone(counted.open.counters()));
         let mut instance = TokioIo::new(instance);
         tokio::io::copy_bidirectional(&mut client, &mut instance).await.map_err(|error| tracing::debug!(%error, "a tunnel broke")).ok()
     };
@@ -32,6 +28,19 @@ pub(crate) async fn tunnel(
         () = end(&mut cutting) => {}
     }
     drop(counted);
+}
+
+/// What a tunnel is counted by while it is open.
+#[expect(dead_code, reason = "they count until they are dropped")]
+pub(crate) struct Counted {
+    /// Of its instance.
+    pub flight: Flight,
+    /// Of all tunnels.
+    pub tunnel: OpenTunnel,
+    /// Of its service.
+    pub open: Open,
+    /// Of its client.
+    pub place: Option<Arc<Place>>,
 }
 
 /// Counts bytes.

@@ -229,7 +229,14 @@ impl Plane {
         self.zones.store(Arc::new(config.zones));
         self.resolvers.store(Arc::new(config.resolvers));
         let promise = config.public.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
-        let policy = Policy { proxies: config.public.proxies, hsts: promise, compress: config.public.compress };
+        let policy = Policy {
+            proxies: config.public.proxies,
+            hsts: promise,
+            compress: config.public.compress,
+            max_body: config.public.max_body,
+            client_idle: config.public.client_idle.map(Duration::from_secs),
+            max_client_connections: config.public.client_connections.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
+        };
         self.routes.set(Routes { hosts, proofs: config.proofs.into_iter().collect(), policy });
         state.limits = limits;
         let before = std::mem::replace(&mut state.sites, sites);

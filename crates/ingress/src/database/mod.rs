@@ -18,6 +18,7 @@ pub(crate) use postgres::PROTOCOL;
 pub use visits::{AllVisits, Visited, Visitors};
 
 use crate::serve::end;
+use crate::silence;
 use crate::tunnel::Counting;
 use crate::{Dial, Tls};
 use ipnet::IpNet;
@@ -183,7 +184,7 @@ async fn converse<D: Dial>(
     tls: Arc<Tls>,
     dial: Arc<D>,
 ) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+    silence::prepare(&stream)?;
     let begun = timeout(BEGINS_WITHIN, begin(stream, client, kind, &databases, &tls, &*dial)).await;
     let Some(begun) = begun.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else { return Ok(()) };
     let Begun { name, access, visitors, stream, mut instance } = begun;
@@ -256,7 +257,7 @@ async fn begin<D: Dial>(
         Some(upstream) => timeout(CONNECTED_WITHIN, dial.dial(upstream)).await.ok().and_then(Result::ok),
         None => None,
     };
-    let Some(mut instance) = connected else {
+    let Some(mut instance) = connected.filter(|instance| silence::prepare(instance).is_ok()) else {
         match access {
             Access::Postgres => postgres::say(&mut stream, "57P03", "the database is not ready").await?,
             Access::KeyValue(_) => {
@@ -334,6 +335,46 @@ mod tests {
         stopped.send_replace(true);
         server.await.unwrap().unwrap();
         heard
+    }
+
+    /// A connection's end here, as the system shows it: with the timer that runs for it.
+    fn timer(here: SocketAddr, there: SocketAddr) -> Option<String> {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let ports = |row: &&str| {
+            let port = |at: usize| u16::from_str_radix(row.split_whitespace().nth(at)?.split_once(':')?.1, 16).ok();
+            port(1) == Some(here.port()) && port(2) == Some(there.port())
+        };
+        Some(table.lines().find(ports)?.split_whitespace().nth(5)?[..2].to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_asked_whether_it_is_there() {
+        let database = Database {
+            service: Slug::new("db").unwrap(),
+            access: Access::Postgres,
+            upstreams: Vec::new(),
+            allow: vec!["127.0.0.0/8".parse().unwrap()],
+            visitors: Visitors::default(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (_table, databases) = watch::channel(Arc::new(Databases(HashMap::from([("db.localhost".to_owned(), database)]))));
+        let tls = Arc::new(Tls::new().unwrap());
+        let dialled = Arc::new(Nobody::default());
+        let stop = std::future::pending();
+        let server = tokio::spawn(serve_databases(listener, DatabaseKind::Postgres, databases, tls, dialled, stop, Duration::ZERO));
+        let mut client = TcpStream::connect(at).await.unwrap();
+        client.write_all(&ASKS_TLS).await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'S');
+        let there = client.local_addr().unwrap();
+        // 02 is keep-alive's (proc_net_tcp of the kernel's documentation); that of what was just sent may run before.
+        let asked = async {
+            while timer(at, there).as_deref() != Some("02") {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), asked).await.unwrap_or_else(|_| panic!("timer {:?}", timer(at, there)));
+        server.abort();
     }
 
     #[tokio::test]

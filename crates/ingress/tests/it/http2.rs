@@ -22,21 +22,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-type Body = http_body_util::combinators::BoxBody<Bytes, Infallible>;
+pub type Body = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
-fn full(text: impl Into<Bytes>) -> Body {
+pub fn full(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).boxed()
 }
 
 /// A connection with prior knowledge.
-async fn connect(ingress: &Ingress) -> SendRequest<Body> {
+pub async fn connect(ingress: &Ingress) -> SendRequest<Body> {
     let stream = TcpStream::connect(ingress.address).await.unwrap();
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender
 }
 
-fn request(method: Method, path: &str) -> http::request::Builder {
+pub fn request(method: Method, path: &str) -> http::request::Builder {
     Request::builder().method(method).version(Version::HTTP_2).uri(format!("http://shop.localhost:8080{path}"))
 }
 
@@ -75,7 +75,7 @@ async fn grpc_instance(connections: Arc<AtomicUsize>) -> SocketAddr {
     address
 }
 
-type Next = Result<Frame<Bytes>, Infallible>;
+pub type Next = Result<Frame<Bytes>, Infallible>;
 
 /// Frames one after the other.
 struct Frames(Box<dyn FnMut() -> Option<Next> + Send + Sync>);
@@ -244,7 +244,8 @@ async fn streams_are_not_held_back() {
     assert!(timeout(PATIENCE, body.collect()).await.unwrap().unwrap().to_bytes().is_empty());
 }
 
-struct Parts(tokio::sync::mpsc::UnboundedReceiver<Bytes>);
+/// A body of what is sent here.
+pub struct Parts(pub tokio::sync::mpsc::UnboundedReceiver<Bytes>);
 
 impl futures_core::Stream for Parts {
     type Item = Next;

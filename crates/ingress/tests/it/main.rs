@@ -1,9 +1,13 @@
 //! Tests of moat-ingress: real connections on loopback, raw clients and instances of our own.
 
 #[cfg(test)]
+mod calls;
+#[cfg(test)]
 mod coding;
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod endless;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
@@ -21,11 +25,17 @@ mod hostile;
 #[cfg(test)]
 mod http2;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod outside;
 #[cfg(test)]
 mod passing;
 #[cfg(test)]
 mod peers;
+#[cfg(test)]
+mod repeats;
+#[cfg(test)]
+mod routing;
 #[cfg(test)]
 mod secure;
 #[cfg(test)]

@@ -329,3 +329,30 @@ async fn stopping_lets_requests_end() {
     let again = tokio::net::TcpListener::bind(ingress.address).await;
     assert!(again.is_ok(), "the port is free again");
 }
+
+#[tokio::test]
+async fn trailers_pass_both_ways() {
+    let address = instance(|_, mut connection| async move {
+        while let Some(head) = connection.try_head().await {
+            assert_eq!(connection.chunk().await, b"abc");
+            let end = b"0\r\nx-sum: 7\r\n\r\n";
+            assert_eq!(connection.bytes(end.len()).await, end);
+            let te = head.header("te").unwrap_or("none");
+            let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-done, x-real-ip\r\n";
+            connection.send(&format!("{answer}X-Te: {te}\r\n\r\n2\r\nok\r\n0\r\nx-done: 1\r\nx-real-ip: 1\r\n\r\n")).await;
+        }
+    })
+    .await;
+    let ingress = Ingress::shop(&[address]).await;
+    for (said, te, end) in [("TE: trailers\r\n", "trailers", "0\r\nx-done: 1\r\n\r\n"), ("", "none", "0\r\n\r\n")] {
+        let mut client = ingress.client().await;
+        let head = format!("POST / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close\r\n{said}Transfer-Encoding: chunked\r\n");
+        client
+            .send(&format!("{head}Trailer: x-sum, x-forwarded-for\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 7\r\nx-forwarded-for: ::1\r\n\r\n"))
+            .await;
+        let head = client.head().await;
+        assert_eq!(head.header("x-te"), Some(te));
+        let rest = client.rest().await;
+        assert_eq!(rest, format!("2\r\nok\r\n{end}"));
+    }
+}
