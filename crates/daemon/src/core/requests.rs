@@ -466,6 +466,8 @@ impl Core {
                 next_run: self.cron_next.get(slug).map(ToString::to_string),
                 commit: self.deployed(slug).and_then(|deployed| deployed.commit.clone()),
                 disk: self.disks.get(slug).copied(),
+                warning: self.port_given_wrong(service),
+                open_ports: self.open_ports(service),
                 wanted: self.wanted(slug),
                 maintenance: self.maintenance(service).is_some(),
                 instances,
