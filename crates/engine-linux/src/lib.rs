@@ -18,6 +18,7 @@ pub mod datastore;
 mod dockerfile;
 pub mod doctor;
 mod engine;
+mod floors;
 pub mod heap;
 mod images;
 mod lock;

@@ -59,9 +59,9 @@ impl LinuxEngine {
             None => toolchain::program("crun")
                 .ok_or_else(|| EngineError::new("find the OCI runtime", "`crun` is not installed").hint("apt-get install crun"))?,
         };
-        crate::doctor::runtime_is_new_enough(&runtime).map_err(|why| {
+        crate::floors::runtime(&runtime).map_err(|why| {
             EngineError::new("use the OCI runtime", format!("`{}`: {why}", runtime.display()))
-                .hint("apt-get install crun, of a newer release")
+                .hint("apt-get install crun, of a newer release (or unset MOAT_OCI_RUNTIME)")
         })?;
         let shortcut = config.shortcut;
         let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned(), shortcut })
