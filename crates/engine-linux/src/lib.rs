@@ -44,7 +44,7 @@ pub use cgroup::{Controllers, Usage};
 pub use datastore::{DatastoreRequest, Origin, Provided, ServerImages};
 pub use engine::LinuxEngine;
 pub use engine::leftovers::Leftovers;
-pub use images::PullRequest;
+pub use images::{Prune, PullRequest};
 pub use moat_image::{Listed as ListedImage, Mirror};
 pub use ranges::outward;
 pub use recipe::ImageBuildRequest;
