@@ -65,6 +65,8 @@ pub const TO_TEST: &[Need] = &[
     Need { what: "a way out for pretended machines", present: Present::Program(&["slirp4netns"]), packages: &["slirp4netns"] },
     Need { what: "ids for users who are not root", present: Present::Program(&["newuidmap"]), packages: &["uidmap"] },
     Need { what: "`skopeo`", present: Present::Program(&["skopeo"]), packages: &["skopeo"] },
+    Need { what: "`umoci`", present: Present::Program(&["umoci"]), packages: &["umoci"] },
+    Need { what: "`getfattr`", present: Present::Program(&["getfattr"]), packages: &["attr"] },
     Need { what: "`curl`", present: Present::Program(&["curl"]), packages: &["curl"] },
     Need { what: "`openssl`", present: Present::Program(&["openssl"]), packages: &["openssl"] },
     Need { what: "clients of HTTP/2", present: Present::Program(&["h2load"]), packages: &["nghttp2-client"] },

@@ -5,6 +5,7 @@ use moat_engine_linux::MissingTool;
 use moat_model::{InstanceId, Service};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 /// What a service runs: its definition and the release of its source.
@@ -109,6 +110,25 @@ pub struct Deploy {
     pub changes: bool,
     /// A program of it ended before it was ready; what becomes of it depends on others.
     pub early: Option<EarlyEnd>,
+    /// What prepares or seals its release now. It ends with the deploy: a pull that nobody wants any more is not gone on with.
+    pub work: Option<Work>,
+}
+
+/// A task that is ended when this is dropped.
+#[derive(Debug)]
+pub struct Work(AbortHandle);
+
+impl Work {
+    /// Of a task.
+    pub fn of(task: &JoinHandle<()>) -> Self {
+        Self(task.abort_handle())
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// How the start of a program ended that was not ready.
@@ -165,5 +185,21 @@ impl Deploy {
             | DeployPhase::Built
             | DeployPhase::Starting => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_prepares_a_release_ends_with_its_deploy() {
+        let (held, ended) = tokio::sync::oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        });
+        drop(Work::of(&task));
+        assert!(ended.await.is_err(), "it goes on");
     }
 }

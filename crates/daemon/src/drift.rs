@@ -36,7 +36,8 @@ pub enum DriftKind {
 }
 
 /// Fields that Moat allots, or that follow from others.
-const DERIVED: [&str; 9] = ["id", "slug", "vip", "network", "zone", "written_keys", "fingerprint", "build_fingerprint", "blueprint"];
+const DERIVED: [&str; 10] =
+    ["id", "slug", "vip", "network", "zone", "written_keys", "port_given_to", "fingerprint", "build_fingerprint", "blueprint"];
 
 /// What differs between what runs of a service and what it should be; values that are secret are not in the words.
 pub fn changes(runs: &Service, wanted: &Service) -> Vec<String> {

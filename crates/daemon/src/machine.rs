@@ -15,7 +15,8 @@ use moat_dataplane::message::Measures;
 use moat_dataplane::{CertificateSet, Config, Doors};
 use moat_engine::{EngineError, StepOutcome};
 use moat_engine_linux::{
-    BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Prepared, Provided, Published, PullRequest, Release, SiteRequest, Usage,
+    BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Prepared, Provided, Prune, Published, PullRequest, Release,
+    SiteRequest, Usage,
 };
 use moat_ingress::LogFormat;
 use moat_model::policy::NetPolicy;
@@ -104,8 +105,10 @@ pub trait Machine: Send + Sync {
     ) -> Doing<'_, Result<BTreeMap<String, Vec<String>>, EngineError>>;
     /// Removes releases but these.
     fn collect_garbage<'a>(&'a self, keep: &'a BTreeSet<String>) -> Doing<'a, Result<(), EngineError>>;
-    /// Removes images but these.
-    fn prune_images<'a>(&'a self, keep: &'a BTreeSet<String>, named_too: bool) -> Doing<'a, Result<(usize, u64), EngineError>>;
+    /// Removes images but these and those that are left to stay.
+    fn prune_images<'a>(&'a self, keep: &'a BTreeSet<String>, prune: Prune) -> Doing<'a, Result<(usize, u64), EngineError>>;
+    /// What people should know of an image that a service with a disk there is about to run.
+    fn image_notices<'a>(&'a self, id: &'a str, disk: Option<PathBuf>) -> Doing<'a, Vec<String>>;
     /// Removes fetched sources but these.
     fn collect_fetched(&self, sources: Vec<Source>, services: BTreeSet<ServiceId>) -> Doing<'_, Result<(), EngineError>>;
 

@@ -20,7 +20,7 @@ pub use copies::{SnapshotKind, SnapshotRow};
 pub use load::{InstanceLoad, Load, ServiceLoad};
 pub use moat_ingress::{Counted, Counters};
 pub use public::{CertificateRow, CertificateVerb, DomainRow};
-pub use service::{DeployRow, ServiceVerb, Variable};
+pub use service::{DeployRow, DiskUse, OpenPort, OpenProtocol, ServiceVerb, Variable};
 
 /// What a daemon says first. The kernel takes connections for a socket whose process is just being killed: only who is greeted
 /// has found a daemon.
@@ -587,6 +587,12 @@ pub struct ServiceStatus {
     /// Its disk, once it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskUse>,
+    /// What is wrong with it although it runs, and what to do, in words: a port that was given out and is not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+    /// The ports at which its instances that take traffic can be reached on the private network.
+    #[serde(default, rename = "openPorts")]
+    pub open_ports: Vec<OpenPort>,
     /// How many instances it should have.
     #[serde(default)]
     pub wanted: u32,
@@ -595,22 +601,6 @@ pub struct ServiceStatus {
     pub maintenance: bool,
     /// Instances.
     pub instances: Vec<InstanceStatus>,
-}
-
-/// How full a disk is, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskUse {
-    /// Taken.
-    pub used: u64,
-    /// What the blueprint gives it.
-    pub size: u64,
-}
-
-impl std::fmt::Display for DiskUse {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let tenths = self.used.saturating_mul(10) >> 30;
-        write!(f, "{}.{} of {} GB", tenths / 10, tenths % 10, self.size >> 30)
-    }
 }
 
 /// One instance of [`ServiceStatus`].

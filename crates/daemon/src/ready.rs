@@ -9,7 +9,7 @@ use crate::machine::{HealthCheck, Machine};
 use moat_model::net::{MAX_OPEN_PORTS, RESERVED_PORTS};
 use moat_model::state::{Listener, Workload};
 use moat_model::{AddressPair, InstanceId, Proto, Service, ServiceKind};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,8 @@ const UP_AFTER: Duration = Duration::from_millis(1500);
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
 /// The same of a private service whose blueprint says its `PORT`: large servers open smaller ports of theirs long before it.
 const WRITTEN_PORT_PATIENCE: Duration = Duration::from_mins(2);
+/// A UDP socket that stays so long where no TCP port is open is a server's: one that a client sends from looks the same.
+const UDP_PATIENCE: Duration = Duration::from_secs(3);
 /// Listening on nothing is no surprise before.
 const STARTING: Duration = Duration::from_secs(8);
 /// Between two looks at an instance that does not take traffic yet: the least, which grows by half each time, and the most.
@@ -66,12 +68,12 @@ pub async fn watch(
 ) {
     let began = Instant::now();
     let mut health = Health { was_healthy: before.is_some(), failing_since: None };
-    // It had its time to bind its port.
-    let mut other_port_since = before.as_ref().and_then(|_| began.checked_sub(WRITTEN_PORT_PATIENCE));
+    // One that takes traffic had its time to bind its port.
+    let mut patience = Patience { is_over: before.is_some(), ..Patience::default() };
     let mut last = before;
     let mut soon = SOON;
     loop {
-        let mut now = look(&*engine, &id, &service, began, &mut other_port_since).await;
+        let mut now = look(&*engine, &id, &service, began, &mut patience).await;
         if let Some(path) = &service.health_check_path {
             let answer = match now.http_port.filter(|_| now.ready) {
                 Some(port) => engine
@@ -182,22 +184,40 @@ impl Health {
     }
 }
 
-async fn look(
-    engine: &dyn Machine,
-    id: &InstanceId,
-    service: &Service,
-    began: Instant,
-    other_port_since: &mut Option<Instant>,
-) -> Readiness {
+async fn look(engine: &dyn Machine, id: &InstanceId, service: &Service, began: Instant, patience: &mut Patience) -> Readiness {
     let listeners = match engine.listeners(id).await {
         Ok(listeners) => listeners,
         Err(error) => return Readiness { seen: Some(error.to_string()), ..Readiness::default() },
     };
-    judge(service, listeners, began.elapsed(), other_port_since)
+    judge(service, listeners, began.elapsed(), patience)
+}
+
+/// What was seen and is not believed at once; times are counted from the first look.
+#[derive(Debug, Default)]
+struct Patience {
+    /// An earlier daemon had it.
+    is_over: bool,
+    /// Since when it listens elsewhere than on `PORT`.
+    elsewhere: Option<Duration>,
+    /// Since when UDP ports are open.
+    udp: BTreeMap<u16, Duration>,
+}
+
+impl Patience {
+    /// Whether it listens elsewhere than on `PORT` for so long.
+    fn elsewhere(&mut self, up: Duration, patience: Duration) -> bool {
+        self.is_over || up.saturating_sub(*self.elsewhere.get_or_insert(up)) >= patience
+    }
+
+    /// Whether one of the UDP ports that are open now is a server's.
+    fn udp(&mut self, open: &[u16], up: Duration) -> bool {
+        self.udp.retain(|port, _| open.contains(port));
+        open.iter().any(|port| up.saturating_sub(*self.udp.entry(*port).or_insert(up)) >= UDP_PATIENCE) || self.is_over && !open.is_empty()
+    }
 }
 
 /// What a set of sockets means for a service that runs for `up` already.
-fn judge(service: &Service, listeners: Vec<Listener>, up: Duration, other_port_since: &mut Option<Instant>) -> Readiness {
+fn judge(service: &Service, listeners: Vec<Listener>, up: Duration, patience: &mut Patience) -> Readiness {
     let open: BTreeSet<(Proto, u16)> = listeners.iter().filter(|l| !l.loopback_only).map(|l| (l.endpoint.proto, l.endpoint.port)).collect();
     if !service.kind.receives() {
         let notice = open.iter().next().map(|(proto, port)| {
@@ -222,24 +242,38 @@ fn judge(service: &Service, listeners: Vec<Listener>, up: Duration, other_port_s
         notice = Some(format!("it listens on {port}, a reserved port: nobody can reach it there"));
     }
     let usable: Vec<u16> = tcp.iter().copied().filter(|port| !RESERVED_PORTS.contains(port)).collect();
+    let udp: Vec<u16> =
+        open.iter().filter(|(proto, port)| *proto == Proto::Udp && !RESERVED_PORTS.contains(port)).map(|(_, p)| *p).collect();
+    let is_private = service.kind == ServiceKind::Pserv;
+    let written = service.written_keys.contains("PORT");
+    let list = || open.iter().map(|(proto, port)| format!("{port}/{proto}")).collect::<Vec<_>>().join(", ");
     let (ready, http_port, seen) = match expected {
         Some(port) if usable.contains(&port) => (true, Some(port), None),
-        Some(port) if service.kind == ServiceKind::Pserv && !open.is_empty() && service.written_keys.contains("PORT") => {
-            let since = *other_port_since.get_or_insert_with(Instant::now);
-            let list: Vec<String> = open.iter().map(|(proto, port)| format!("{port}/{proto}")).collect();
-            let words = format!("listens on {}, not on PORT {port}", list.join(", "));
-            let over = since.elapsed() >= WRITTEN_PORT_PATIENCE;
+        Some(port) if is_private && (if written { udp.contains(&port) } else { usable.is_empty() && !udp.is_empty() }) => {
+            let is_server = patience.udp(if written { std::slice::from_ref(&port) } else { &udp }, up);
+            (is_server, None, (!is_server).then(|| format!("listens on {} so far", list())))
+        }
+        Some(port) if is_private && written && !open.is_empty() => {
+            let words = format!("listens on {}, not on PORT {port}", list());
+            let over = patience.elsewhere(up, WRITTEN_PORT_PATIENCE);
             if over {
                 notice = Some(words.clone());
             }
             (over, usable.first().copied().filter(|_| over), Some(words))
         }
-        _ if service.kind == ServiceKind::Pserv && !open.is_empty() => (true, usable.first().copied(), None),
+        Some(port) if is_private && !usable.is_empty() => {
+            let other = usable.first().copied();
+            // Whoever was given the other port is told with it, by the loop, which knows them.
+            notice = other
+                .filter(|_| service.port_given_to.is_empty())
+                .map(|other| format!("listens on {}, not on PORT {port}: {other} is taken as its port", list()))
+                .or(notice);
+            (true, other, notice.clone())
+        }
         Some(port) if !usable.is_empty() => {
-            let since = *other_port_since.get_or_insert_with(Instant::now);
             let other = usable.first().copied();
             let words = other.map(|other| format!("listens on {other}, not on PORT {port}"));
-            if since.elapsed() >= PORT_PATIENCE {
+            if patience.elsewhere(up, PORT_PATIENCE) {
                 notice = words.as_ref().zip(other).map(|(words, other)| format!("{words}: {other} is taken as its HTTP port"));
                 (true, other, notice.clone())
             } else {
@@ -288,5 +322,97 @@ mod tests {
         ] {
             assert_eq!(health.take(healthy, start + Duration::from_secs(second)), expect, "at {second} s");
         }
+    }
+
+    /// A private service as a blueprint says it.
+    fn pserv(more: &str) -> Service {
+        let text = format!("services:\n  - {{type: pserv, name: a, runtime: image, image: {{url: a}}{more}}}\n");
+        let read = moat_blueprint::read(&text);
+        let input = moat_planner::resolve::Input {
+            path: std::path::Path::new("/a/render.yaml"),
+            source: std::path::Path::new("/a"),
+            blueprint: &read.blueprint,
+            given: &BTreeMap::new(),
+            files: &BTreeMap::new(),
+            git: moat_planner::resolve::GitFacts::default(),
+        };
+        let mut memory = moat_planner::memory::Memory::default();
+        let resolved = moat_planner::resolve::resolve(&[input], &mut memory, &mut || [7; 32], &moat_planner::resolve::Settings::default());
+        resolved.state.services.into_values().next().unwrap()
+    }
+
+    fn open(list: &str) -> Vec<Listener> {
+        let one = |word: &str| {
+            let (port, proto) = word.trim_end_matches('!').split_once('/').unwrap();
+            let proto = if proto == "udp" { Proto::Udp } else { Proto::Tcp };
+            Listener { endpoint: moat_model::Endpoint { proto, port: port.parse().unwrap() }, loopback_only: word.ends_with('!') }
+        };
+        list.split_whitespace().map(one).collect()
+    }
+
+    /// Seconds, what is open, whether it takes traffic, by which port, and what is said.
+    type Row = (u64, &'static str, bool, Option<u16>, Option<&'static str>);
+
+    #[test]
+    fn a_private_service_is_ready_by_its_tcp_port_and_by_a_udp_port_that_stays() {
+        let (bare, written) = (pserv(""), pserv(", envVars: [{key: PORT, value: 53}]"));
+        let rows: [(&Service, &[Row]); 6] = [
+            (&bare, &[(0, "", false, None, Some("waits for port 10000")), (1, "10000/tcp", true, Some(10000), None)]),
+            (
+                &bare,
+                &[(
+                    0,
+                    "8000/tcp 514/udp",
+                    true,
+                    Some(8000),
+                    Some("listens on 8000/tcp, 514/udp, not on PORT 10000: 8000 is taken as its port"),
+                )],
+            ),
+            // A socket that it asks a name server by is gone again, or another, before it listens.
+            (
+                &bare,
+                &[
+                    (0, "40000/udp", false, None, Some("so far")),
+                    (2, "41000/udp", false, None, Some("so far")),
+                    (4, "42000/udp 127/tcp!", false, None, Some("so far")),
+                    (5, "5000/udp 10000/tcp", true, Some(10000), None),
+                ],
+            ),
+            (
+                &bare,
+                &[
+                    (0, "514/udp", false, None, Some("so far")),
+                    (2, "514/udp", false, None, Some("so far")),
+                    (3, "514/udp", true, None, None),
+                ],
+            ),
+            (
+                &bare,
+                &[(0, "8000/tcp!", false, None, Some("127.0.0.1:8000 only")), (9, "514/udp!", false, None, Some("127.0.0.1:514 only"))],
+            ),
+            (
+                &written,
+                &[
+                    (0, "53/udp", false, None, Some("so far")),
+                    (3, "53/udp", true, None, None),
+                    (4, "53/udp 53/tcp", true, Some(53), None),
+                    (5, "54/tcp", false, None, Some("not on PORT 53")),
+                    (200, "54/tcp", true, Some(54), Some("not on PORT 53")),
+                ],
+            ),
+        ];
+        for (service, looks) in rows {
+            let mut patience = Patience::default();
+            for (second, listeners, ready, port, says) in looks {
+                let found = judge(service, open(listeners), Duration::from_secs(*second), &mut patience);
+                assert_eq!((found.ready, found.http_port), (*ready, *port), "{listeners} at {second} s: {found:?}");
+                let said = found.seen.clone().unwrap_or_default();
+                assert!(says.map_or(said.is_empty(), |says| said.contains(says)), "{listeners} at {second} s: {found:?}");
+            }
+        }
+        // What an earlier daemon sent traffic to goes on.
+        let mut known = Patience { is_over: true, ..Patience::default() };
+        assert!(judge(&bare, open("514/udp"), Duration::ZERO, &mut known).ready);
+        assert!(judge(&written, open("54/tcp"), Duration::ZERO, &mut known).ready);
     }
 }

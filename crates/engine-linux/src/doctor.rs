@@ -1,11 +1,11 @@
 //! What this machine has of what Moat needs. Everything that can be tried is tried, in namespaces that nobody else sees.
 //!
-//! Main type: [`Finding`]. Invariant: nothing is changed.
+//! Main type: [`Finding`]. Invariant: nothing is changed; what is written to try the disk is removed.
 
 use crate::cgroup::{self, Layout};
-use crate::datastore;
-use crate::rootless;
+use crate::monitor::layers;
 use crate::toolchain::{self, version};
+use crate::{datastore, floors, rootless};
 use moat_model::NativeRuntime;
 use moat_net_linux::outside::Outside;
 use moat_net_linux::{link, ns};
@@ -18,8 +18,6 @@ use std::process::{Command, Stdio};
 
 /// The oldest kernel whose calls are all there: mount_setattr(2) came with 5.12.
 const KERNEL: &str = "5.12";
-/// The oldest `crun` that is known to work here.
-const CRUN: &str = "1.8";
 /// The oldest `nft` that is known to work here.
 const NFT: &str = "1.0.6";
 
@@ -47,12 +45,24 @@ fn finding(name: &str, required: bool, found: Result<String, String>, hint: &str
     Finding { name: name.to_owned(), ok, required, found: found.unwrap_or_else(|why| why), hint }
 }
 
-/// Looks at everything: the kernel, the tools, the toolchains, the host's firewall as it is to the Moat of a runtime folder. Takes some
-/// tenths of a second.
-pub fn facts(run: &Path) -> Vec<Finding> {
+/// Whose machine is looked at: one Moat's.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Its runtime folder.
+    pub run: &'a Path,
+    /// Its state folder, which need not be there yet.
+    pub state: &'a Path,
+    /// The OCI runtime that it is told to use; `crun` of `PATH` when none is.
+    pub oci_runtime: Option<&'a Path>,
+}
+
+/// Looks at everything: the kernel, the tools, the toolchains, the host's firewall as it is to this Moat. Takes some tenths of a
+/// second.
+pub fn facts(place: Place<'_>) -> Vec<Finding> {
+    let Place { run, state, oci_runtime } = place;
     let mut out = vec![
         finding("root", true, root(), "run moat as root (sudo)"),
-        finding("kernel", true, kernel(), "install a newer kernel (Debian 12 and Ubuntu 22.04 have one)"),
+        finding("kernel", true, kernel(), "install a newer kernel (Debian 12 and Ubuntu 24.04 have one)"),
         finding("namespaces", true, namespaces(), "sysctl -w user.max_user_namespaces=15000 user.max_net_namespaces=15000"),
         finding("seccomp", true, seccomp(), "use a kernel built with CONFIG_SECCOMP_FILTER"),
         finding("veth", true, veth(), "modprobe veth"),
@@ -67,7 +77,8 @@ pub fn facts(run: &Path) -> Vec<Finding> {
         egress(run),
         finding("overlayfs", false, overlay(), "modprobe overlay (sources are copied for each instance without it)"),
         cgroups(run),
-        tool("crun", true, &["--version"], Some(CRUN), "apt-get install crun"),
+        images(state),
+        runtime(oci_runtime),
         tool("nft", true, &["--version"], Some(NFT), "apt-get install nftables"),
         tool("bash", false, &["--version"], None, "apt-get install bash (commands run in sh without it)"),
         tool("git", false, &["--version"], None, "apt-get install git (without it, what .gitignore names is copied too)"),
@@ -98,13 +109,9 @@ fn root() -> Result<String, String> {
     if user.is_root() { Ok("yes".to_owned()) } else { Err(format!("user {user}")) }
 }
 
-fn at_least(found: &str, floor: &str) -> Result<String, String> {
-    if version::key(found) >= version::key(floor) { Ok(found.to_owned()) } else { Err(format!("{found}, older than {floor}")) }
-}
-
 fn kernel() -> Result<String, String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").map_err(|error| error.to_string())?;
-    at_least(release.trim(), KERNEL)
+    floors::at_least(release.trim(), KERNEL)
 }
 
 fn exists(path: &str, yes: &str, no: &str) -> Result<String, String> {
@@ -264,36 +271,53 @@ fn cgroups(run: &Path) -> Finding {
     finding("cgroups", true, found, "mount -t cgroup2 none /sys/fs/cgroup, with the controllers enabled on the kernel's command line")
 }
 
-/// The first thing in a program's answer that reads as a version.
-fn version_in(text: &str) -> Option<&str> {
-    let words = text.split(|c: char| c.is_whitespace() || matches!(c, '(' | ',' | '='));
-    let bare = words.map(|word| word.strip_prefix("iproute2-").unwrap_or(word).trim_start_matches('v'));
-    bare.into_iter().find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
-}
-
-/// What a program says of itself.
-fn first_line(program: &Path, args: &[&str]) -> Result<String, String> {
-    // Without root, a runtime makes a folder of its own there whatever it is asked.
-    let output =
-        Command::new(program).args(args).env_remove("XDG_RUNTIME_DIR").stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    Ok(text.lines().next().unwrap_or_default().to_owned())
-}
-
-/// Whether an OCI runtime is new enough; one that is no `crun` is taken as it is. What is wrong, else.
-pub fn runtime_is_new_enough(program: &Path) -> Result<(), String> {
-    let line = first_line(program, &["--version"])?;
-    match version_in(&line).filter(|_| line.starts_with("crun")) {
-        Some(found) => at_least(found, CRUN).map(drop),
-        None => Ok(()),
+/// Layers of images: shown with a service's own ids below an overlay, on the file system of the state folder.
+fn images(state: &Path) -> Finding {
+    let hint = "images, Dockerfiles and languages from images need Linux 5.19 (Debian 12 and Ubuntu 24.04 have a newer one) and a state folder on ext4, xfs or btrfs (MOAT_STATE_DIR moves it)";
+    if rootless::inside() {
+        return finding("images", false, Ok("layers are unpacked for your own ids".to_owned()), "");
     }
+    if !nix::unistd::geteuid().is_root() {
+        return finding("images", false, Err("not tried without root".to_owned()), "run moat as root (sudo)");
+    }
+    // The folder, or where it will be made.
+    let Some(folder) = state.ancestors().find(|folder| folder.is_dir()) else {
+        return finding("images", false, Err(format!("there is no `{}`", state.display())), hint);
+    };
+    let place = folder.join(format!(".moat-doctor-{}", std::process::id()));
+    let attempt = || -> std::io::Result<Result<(), String>> {
+        fs::create_dir(&place)?;
+        // Its mounts end with its thread.
+        let tried = aside(|| layers::trial(&place)).and_then(|tried| tried.map_err(|error| error.to_string()));
+        fs::remove_dir_all(&place)?;
+        Ok(tried)
+    };
+    let tried = attempt().map_err(|error| format!("`{}`: {error}", place.display())).and_then(|tried| tried);
+    let shown = format!("layers can be shown with other ids below `{}`", folder.display());
+    finding("images", false, tried.map(|()| shown), hint)
+}
+
+/// The OCI runtime that starts services: the one told, else `crun`.
+fn runtime(told: Option<&Path>) -> Finding {
+    let name = told.and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or("crun");
+    let found = match told {
+        Some(path) if path.is_file() => floors::runtime(path),
+        Some(path) => Err(format!("`{}`, which MOAT_OCI_RUNTIME names, is not a file", path.display())),
+        None => toolchain::program("crun").ok_or_else(|| "not installed".to_owned()).and_then(|path| floors::runtime(&path)),
+    };
+    let hint = match told {
+        Some(_) => format!("install a newer `{name}`, or unset MOAT_OCI_RUNTIME and apt-get install crun"),
+        None => "apt-get install crun".to_owned(),
+    };
+    finding(name, true, found, &hint)
 }
 
 fn tool(name: &str, required: bool, args: &[&str], floor: Option<&str>, hint: &str) -> Finding {
     let ask = || -> Result<String, String> {
         let path = toolchain::program(name).ok_or("not installed")?;
-        let found = version_in(&first_line(&path, args)?).unwrap_or("installed").to_owned();
-        floor.map_or(Ok(found.clone()), |floor| at_least(&found, floor))
+        let said = floors::said(&path, args)?;
+        let found = floors::version_in(said.lines().next().unwrap_or_default()).unwrap_or("installed").to_owned();
+        floor.map_or(Ok(found.clone()), |floor| floors::at_least(&found, floor))
     };
     finding(name, required, ask(), hint)
 }
@@ -310,39 +334,4 @@ fn postgres() -> Finding {
     let [instead, _] = datastore::instead();
     let found = if versions.is_empty() { Err(instead) } else { Ok(versions.join(", ")) };
     finding("postgresql server", false, found, "apt-get install postgresql to need no image (its own server need not run)")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_old_runtime_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        for (says, fine) in
-            [("crun version 1.8.1", true), ("crun version 1.7.2", false), ("crun version 0.17", false), ("runc version 1.1.5", true)]
-        {
-            let program = folder.path().join("runtime");
-            fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
-            fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-            assert_eq!(runtime_is_new_enough(&program).is_ok(), fine, "{says}");
-        }
-        assert!(runtime_is_new_enough(Path::new("/nowhere")).is_err());
-    }
-
-    #[test]
-    fn versions_are_found_in_what_tools_print() {
-        for (text, version) in [
-            ("crun version 1.8.1", Some("1.8.1")),
-            ("nftables v1.0.6 (Lester Gooch #5)", Some("1.0.6")),
-            ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64", Some("7.0.15")),
-            ("GNU bash, version 5.2.15(1)-release (x86_64-pc-linux-gnu)", Some("5.2.15")),
-            ("ip utility, iproute2-6.1.0, libbpf 1.1.0", Some("6.1.0")),
-            ("no version", None),
-        ] {
-            assert_eq!(version_in(text), version, "{text}");
-        }
-        assert!(at_least("1.8.1", "1.8").is_ok() && at_least("1.10", "1.8").is_ok() && at_least("1.7.2", "1.8").is_err());
-        assert!(at_least("6.18.44-fc-v445", KERNEL).is_ok());
-    }
 }

@@ -4,6 +4,7 @@
 
 use crate::engine::Inner;
 use crate::monitor::files;
+use crate::toolchain::{Toolchain, version};
 use moat_engine::EngineError;
 use moat_image::ImageId;
 use moat_model::NativeRuntime;
@@ -23,6 +24,9 @@ pub struct Lock {
     pub runtime: Option<NativeRuntime>,
     /// The version of the machine's toolchain that was asked for.
     pub version: Option<String>,
+    /// The version of the machine's toolchain that it was made with; none of what was made before this was written down.
+    #[serde(default)]
+    pub exact: Option<String>,
     /// The image that holds the toolchain instead.
     pub image: Option<Language>,
     /// Releases of the tools that it is shown.
@@ -53,6 +57,28 @@ impl Lock {
         files::read_json(&path)
             .map_err(|error| EngineError::new("read what a release is over", format!("`{}`: {error}", path.display())).caused_by(error))
     }
+}
+
+/// The machine's toolchain for what is made: the one asked for, and of the line that the release was made with.
+///
+/// What a build has installed is for one line of a language (Python's `lib/python3.11`, Node's compiled modules). After an upgrade of
+/// the machine that line may be gone; the program would then fail in ways that say nothing about why.
+pub fn toolchain(inner: &Inner, runtime: NativeRuntime, asked: Option<&str>, lock: Option<&Lock>) -> Result<Toolchain, EngineError> {
+    let asked = lock.map_or(asked, |lock| lock.version.as_deref());
+    let found = inner.toolchain(runtime, asked)?;
+    let Some(exact) = lock.and_then(|lock| lock.exact.as_deref()) else { return Ok(found) };
+    let Some(line) = version::line(runtime, exact) else { return Ok(found) };
+    if version::matches(&line, &found.version) != Some(false) {
+        return Ok(found);
+    }
+    // One that is not the preferred one any more may be here still.
+    inner.toolchain(runtime, Some(&line)).map_err(|_| {
+        let (word, now) = (runtime.word(), &found.version);
+        let why = format!(
+            "its release was built with {word} {exact}, and this machine has {word} {now} now, which does not fit what was installed"
+        );
+        EngineError::new("use a release", why).hint(format!("`moat up` builds it anew, with {now}; or install {word} {line} again"))
+    })
 }
 
 /// The locks of these releases. One that can't be read keeps nothing.

@@ -13,7 +13,7 @@ use crate::monitor::files;
 use crate::release::{self, Release, SEALED};
 use crate::{sys, toolchain, tree};
 use moat_engine::EngineError;
-use moat_image::{ImageId, LayoutImage, LoadOptions, PullOptions, Reference, Store};
+use moat_image::{Cancel, ImageId, LayoutImage, LoadOptions, PullOptions, Reference, Store};
 use moat_model::state::{Dockerfile, Workload};
 use moat_model::{Secret, Service, ServiceId, Slug};
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,17 +66,17 @@ impl LinuxEngine {
     /// then that image's id is the release, and `cached`. Otherwise run an instance with `Purpose::Build` and this release, and
     /// call [`LinuxEngine::seal_image`] once that has exited with 0. Says meanwhile how far it is, in words.
     pub async fn prepare_image(&self, request: ImageBuildRequest, tell: impl Fn(String) + Send + 'static) -> Result<Release, EngineError> {
-        self.blocking(move |inner| prepare(inner, &request, tell)).await
+        self.bringing(move |inner, cancel| prepare(inner, &request, cancel, tell)).await
     }
 
     /// Takes the image that a build has left into the store: its id, which instances name as their release.
     pub async fn seal_image(&self, name: &str) -> Result<String, EngineError> {
         let name = name.to_owned();
-        self.blocking(move |inner| seal(inner, &name)).await
+        self.bringing(move |inner, cancel| seal(inner, &name, cancel)).await
     }
 }
 
-fn prepare(inner: &Inner, request: &ImageBuildRequest, tell: impl Fn(String)) -> Result<Release, EngineError> {
+fn prepare(inner: &Inner, request: &ImageBuildRequest, cancel: &Cancel, tell: impl Fn(String)) -> Result<Release, EngineError> {
     let doing = format!("prepare `{}`", request.slug);
     let dockerfile = &request.dockerfile;
     if toolchain::program("buildah").is_none() {
@@ -96,7 +96,7 @@ fn prepare(inner: &Inner, request: &ImageBuildRequest, tell: impl Fn(String)) ->
         }
         // Its image was removed since.
         tree::remove(&folder).map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;
-        return prepare(inner, request, tell);
+        return prepare(inner, request, cancel, tell);
     }
     let source = folder.join("project/src");
     let (file, text) = found_file(&source, dockerfile).map_err(|why| {
@@ -105,7 +105,7 @@ fn prepare(inner: &Inner, request: &ImageBuildRequest, tell: impl Fn(String)) ->
     let context = found_folder(&source, dockerfile)
         .map_err(|why| EngineError::new(&doing, why).hint("write `dockerContext: …`, relative to `rootDir`"))?;
     let scan = dockerfile::scan(&text, &request.env, std::env::consts::ARCH);
-    let bases = pull_bases(inner, request, &scan, tell)?;
+    let bases = pull_bases(inner, request, &scan, cancel, tell)?;
     let recipe = Recipe { file, context, args: scan.args, complete: scan.complete && bases.len() == scan.images.len(), bases };
     files::write_json(&folder.join(RECIPE), &recipe).map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;
     Ok(release)
@@ -189,6 +189,7 @@ fn pull_bases(
     inner: &Inner,
     request: &ImageBuildRequest,
     scan: &Scan,
+    cancel: &Cancel,
     tell: impl Fn(String),
 ) -> Result<Vec<(String, String)>, EngineError> {
     let doing = format!("pull what `{}` is built on", request.slug);
@@ -199,7 +200,8 @@ fn pull_bases(
     for (index, reference) in references.iter().enumerate() {
         let credential = request.credential.as_ref().filter(|_| owner.as_deref() == Some(reference.registry()));
         let credentials = credential.map(images::credentials).transpose().map_err(|why| EngineError::new(&doing, why))?;
-        let options = PullOptions { credentials, mirrors: inner.config.mirrors.clone(), ..PullOptions::default() };
+        let (mirrors, cancel) = (inner.config.mirrors.clone(), cancel.clone());
+        let options = PullOptions { credentials, mirrors, cancel, ..PullOptions::default() };
         let name = format!("base{index}");
         bases.push((name.clone(), reference.to_string()));
         wanted.push(LayoutImage { name, reference: reference.clone(), options });
@@ -224,7 +226,7 @@ fn credential_registry(references: &[Reference]) -> Option<String> {
     }
 }
 
-fn seal(inner: &Inner, name: &str) -> Result<String, EngineError> {
+fn seal(inner: &Inner, name: &str, cancel: &Cancel) -> Result<String, EngineError> {
     let folder = release::checked(inner, name)?;
     let doing = format!("take the image of `{name}`");
     let fail = |error: io::Error| EngineError::new(&doing, error.to_string()).caused_by(error);
@@ -234,7 +236,9 @@ fn seal(inner: &Inner, name: &str) -> Result<String, EngineError> {
         return Err(EngineError::new(doing, "the build has left no image"));
     }
     let store: Store = images::store(inner).map_err(|error| images::image_error(&doing, error))?;
-    let loaded = store.load(&left, &LoadOptions::default(), &mut |_| {}).map_err(|error| images::image_error(&doing, error))?;
+    let loaded = store
+        .load(&left, &LoadOptions { cancel: cancel.clone(), ..LoadOptions::default() }, &mut |_| {})
+        .map_err(|error| images::image_error(&doing, error))?;
     let [(_, id)] = loaded.as_slice() else { return Err(EngineError::new(doing, "the build has left more than one image")) };
     files::replace(&folder.join(SEALED), id.to_string().as_bytes()).map_err(fail)?;
     // All that is needed of it is in the store.

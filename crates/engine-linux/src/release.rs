@@ -122,7 +122,7 @@ impl LinuxEngine {
     /// that is. Fails when there is neither, when the source or `root_dir` is missing, and, to be tried again, while a build
     /// of the same release runs.
     pub async fn prepare_release(&self, request: BuildRequest, tell: impl Fn(String) + Send + 'static) -> Result<Prepared, EngineError> {
-        self.blocking(move |inner| prepare(inner, &request, tell)).await
+        self.bringing(move |inner, cancel| prepare(inner, &request, cancel, tell)).await
     }
 
     /// Whether a release is finished.

@@ -83,7 +83,7 @@ impl LinuxEngine {
     /// Copies a site's source, unless a finished release of the very same exists; as
     /// [`prepare_release`](Self::prepare_release) does, over the language that its commands speak of.
     pub async fn prepare_site(&self, request: SiteRequest, tell: impl Fn(String) + Send + 'static) -> Result<Prepared, EngineError> {
-        self.blocking(move |inner| {
+        self.bringing(move |inner, cancel| {
             let SiteRequest { service, slug, source, root_dir, build_fingerprint, versions, commands, env } = request;
             if commands.is_empty() {
                 return release::prepare_copy(inner, &service, &slug, &source, &root_dir, &[&build_fingerprint, SITE], UID)
@@ -94,6 +94,7 @@ impl LinuxEngine {
             release::prepare(
                 inner,
                 &BuildRequest { service, slug, source, root_dir, build_fingerprint, runtime, version, commands, env },
+                cancel,
                 tell,
             )
         })

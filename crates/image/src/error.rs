@@ -99,6 +99,23 @@ pub enum ImageError {
         /// With its unit.
         limit: String,
     },
+    /// The disk has no room for it.
+    #[error(
+        "there is no room for {what}: it needs at least {}, and of {} free on the disk of `{}` {} have to stay free",
+        megabytes(*needs), format!("{} MB", free / 1_000_000), path.display(), megabytes(*left)
+    )]
+    NoRoom {
+        /// Which image.
+        what: String,
+        /// Bytes that it takes, as far as its layers say.
+        needs: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes of these that are kept free.
+        left: u64,
+        /// A folder of the disk.
+        path: PathBuf,
+    },
     /// The archive or layout that was to be loaded is damaged or of another kind.
     #[error("`{}` can't be loaded: {reason}", path.display())]
     Archive {
@@ -153,6 +170,9 @@ impl ImageError {
             Self::Registry { .. } => {
                 Some("check the registry's host name, the network and the proxy settings; what was downloaded is kept and continued".into())
             }
+            Self::NoRoom { .. } => {
+                Some("make room on the disk of the state folder: `moat image prune` removes images and downloads that nothing uses".into())
+            }
             Self::Limit { .. } => Some("an image that is really that large needs a higher limit in the settings".into()),
             Self::Reference(_)
             | Self::Digest(_)
@@ -165,6 +185,10 @@ impl ImageError {
             | Self::Io { .. } => None,
         }
     }
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{} MB", bytes.div_ceil(1_000_000))
 }
 
 fn offered_text(offered: &[Platform]) -> String {

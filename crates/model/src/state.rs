@@ -58,6 +58,9 @@ pub struct Service {
     pub vip: Option<AddressPair>,
     /// The expected main port: `PORT` or 10000 for web and private services, 6379 for a Key Value, 5432 for a database.
     pub port: Option<u16>,
+    /// Services that have `port` in a variable of theirs (`fromService` with `port`, `hostport`, or `PORT` as `envVarKey`).
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub port_given_to: BTreeSet<Slug>,
     /// `x-moat.allowFrom`: slugs that may reach it; `None` is the open default.
     pub allow_from: Option<BTreeSet<Slug>>,
     /// `x-moat.egress`.

@@ -3,10 +3,14 @@
 use moat_daemon::{Mode, Paths};
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// How long what blocks may go on after the daemon has ended: well within what systemd gives it.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Makes stderr the log of this process.
 pub fn log_to_stderr() {
@@ -34,7 +38,10 @@ pub fn main(mode: Mode) -> ExitCode {
             return ExitCode::from(3);
         }
     };
-    match runtime.block_on(moat_daemon::run(Paths::from_env(), exe, mode)) {
+    let ended = runtime.block_on(moat_daemon::run(Paths::from_env(), exe, mode));
+    // Pulls end soon after nobody waits for them; one that waits for a silent registry is not waited for.
+    runtime.shutdown_timeout(ENDS_WITHIN);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let text = match &error {

@@ -3,13 +3,16 @@
 use super::rootless;
 use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Shows what this machine can do; fails when something required is missing.
 pub fn run(ui: &Ui) -> Result<ExitCode, CommandError> {
     let paths = moat_daemon::Paths::from_env();
     let without_root = if nix::unistd::geteuid().is_root() { None } else { Some(rootless::enter_scratch(&paths)) };
-    let mut findings = moat_engine_linux::doctor::facts(&paths.run);
+    let oci_runtime = std::env::var_os("MOAT_OCI_RUNTIME").map(PathBuf::from);
+    let place = moat_engine_linux::doctor::Place { run: &paths.run, state: &paths.state, oci_runtime: oci_runtime.as_deref() };
+    let mut findings = moat_engine_linux::doctor::facts(place);
     match without_root {
         None => {}
         // It would not have come back otherwise.

@@ -7,9 +7,14 @@ use crate::command_error::CommandError;
 use crate::ui::{Tone, Ui, cell};
 use moat_daemon::protocol::{Event, Request};
 use moat_daemon::{Paths, client};
+use moat_engine_linux::Prune;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Between two lines of how far a load is.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// Shows, loads or removes images.
 pub async fn run(verb: ImageVerb, ui: &Ui) -> Result<ExitCode, CommandError> {
@@ -57,7 +62,21 @@ async fn list(ui: &Ui) -> Result<(), CommandError> {
 
 async fn load(path: &Path, ui: &Ui) -> Result<(), CommandError> {
     let path = std::fs::canonicalize(path).map_err(|error| CommandError::unreadable(path, &error))?;
-    let loaded = open_engine()?.load_images(path).await.map_err(engine_error)?;
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let engine = open_engine()?;
+    // Nobody listens any more only when the load is over.
+    let loading = engine.load_images(path, move |text| drop(tell.send(text)));
+    let telling = async {
+        let mut last = None;
+        while let Some(text) = told.recv().await {
+            if last.is_none_or(|last: Instant| last.elapsed() >= TELL_EVERY) {
+                last = Some(Instant::now());
+                ui.say(&text);
+            }
+        }
+    };
+    let (loaded, ()) = tokio::join!(loading, telling);
+    let loaded = loaded.map_err(engine_error)?;
     if ui.json() {
         let list: Vec<_> = loaded.iter().map(|(name, id)| serde_json::json!({ "name": name, "id": id })).collect();
         return ui.print_json(&list);
@@ -79,7 +98,7 @@ async fn prune(ui: &Ui) -> Result<(), CommandError> {
         })
         .await?
     } else {
-        open_engine()?.prune_images(&BTreeSet::new(), true).await.map_err(engine_error)?
+        open_engine()?.prune_images(&BTreeSet::new(), Prune::All { under_way: false }).await.map_err(engine_error)?
     };
     if ui.json() {
         return ui.print_json(&serde_json::json!({ "images": images, "bytes": bytes }));

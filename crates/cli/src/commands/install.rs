@@ -14,8 +14,8 @@ use std::process::{Command, ExitCode};
 const UNIT: &str = "/etc/systemd/system/moat.service";
 /// There where systemd runs (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
-/// Settings that are handed on to the service as they are now.
-const HANDED_ON: [&str; 8] = [
+/// Variables that are handed on to the service as they are now: what `sudo moat up` goes by, the service goes by.
+const HANDED_ON: [&str; 23] = [
     "MOAT_STATE_DIR",
     "MOAT_RUN_DIR",
     "MOAT_OCI_RUNTIME",
@@ -24,12 +24,33 @@ const HANDED_ON: [&str; 8] = [
     "MOAT_KEYVALUE_IMAGE",
     "MOAT_SHORTCUT",
     "MOAT_REPAIR",
+    // Log-ins of registries and of git, and toolchains of version managers.
+    "HOME",
+    "SUDO_USER",
+    "DOCKER_CONFIG",
+    "REGISTRY_AUTH_FILE",
+    "PATH",
+    // The way to registries.
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
 ];
 
 /// Writes the unit, the group and the state folder, and starts the service.
 pub fn install(args: &InstallArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
-    let handed_on: Vec<(&str, String)> =
-        HANDED_ON.iter().filter_map(|name| Some((*name, std::env::var(name).ok().filter(|value| !value.is_empty())?))).collect();
+    let (handed_on, secret) = handed_on(|name| std::env::var(name).ok());
+    for name in secret {
+        ui.say(&format!(
+            "{name} holds a password, and everybody can read a unit: it is left out (`systemctl edit moat` and `EnvironmentFile=` of a file of root's give it to the service)"
+        ));
+    }
     let unit = unit(&own_exe()?, &handed_on)?;
     if args.dry_run {
         ui.line(unit.trim_end());
@@ -93,6 +114,30 @@ fn run(program: &str, args: &[&str]) -> Result<(), CommandError> {
     }
 }
 
+/// What of an environment the service gets, and the names of what has a secret in it.
+fn handed_on(value: impl Fn(&str) -> Option<String>) -> (Vec<(&'static str, String)>, Vec<&'static str>) {
+    let (mut plain, mut secret) = (Vec::new(), Vec::new());
+    for name in HANDED_ON {
+        let Some(value) = value(name).filter(|value| !value.is_empty()) else { continue };
+        let value = match name {
+            // Another folder each time, where it is not absolute.
+            "PATH" => value.split(':').filter(|folder| folder.starts_with('/')).collect::<Vec<_>>().join(":"),
+            _ => value,
+        };
+        // `scheme://user:password@host`
+        if value.contains("://") && value.contains('@') {
+            secret.push(name);
+        } else if !value.is_empty() {
+            plain.push((name, value));
+        }
+    }
+    // A unit of the system has none, unless it says so (systemd.exec(5)).
+    if !plain.iter().any(|(name, _)| *name == "HOME") {
+        plain.push(("HOME", "/root".to_owned()));
+    }
+    (plain, secret)
+}
+
 /// The unit (systemd.service(5), systemd.kill(5), systemd.resource-control(5)).
 fn unit(exe: &Path, handed_on: &[(&str, String)]) -> Result<String, CommandError> {
     let exe = quoted(&exe.display().to_string())?;
@@ -147,5 +192,39 @@ mod tests {
         assert!(unit.contains("ExecStart=\"/opt/my moat/100%%\" serve\n"), "{unit}");
         assert!(unit.contains("Environment=\"MOAT_STATE_DIR=/a\\\"b\\\\c\"\n"), "{unit}");
         assert!(quoted("a\nExecStartPre=b").is_err());
+    }
+
+    #[test]
+    fn the_service_has_the_log_ins_proxies_and_paths_of_who_installs_it_and_no_password() {
+        let of = |variables: &[(&str, &str)]| {
+            let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+            let (plain, secret) = handed_on(find);
+            (unit(Path::new("/usr/bin/moat"), &plain).unwrap(), secret)
+        };
+        let (unit, secret) = of(&[
+            ("HOME", "/root"),
+            ("DOCKER_CONFIG", "/etc/moat docker"),
+            ("REGISTRY_AUTH_FILE", "/root/auth.json"),
+            ("PATH", "/opt/node/bin:bin:/usr/bin:"),
+            ("HTTPS_PROXY", "http://proxy.example.com:3128"),
+            ("NO_PROXY", "localhost,10.0.0.0/8"),
+            ("HTTP_PROXY", "http://me:s3cret@proxy.example.com:3128"),
+            ("MOAT_REPAIR", ""),
+            ("LD_PRELOAD", "/tmp/x.so"),
+        ]);
+        for line in [
+            "Environment=\"HOME=/root\"\n",
+            "Environment=\"DOCKER_CONFIG=/etc/moat docker\"\n",
+            "Environment=\"REGISTRY_AUTH_FILE=/root/auth.json\"\n",
+            "Environment=\"PATH=/opt/node/bin:/usr/bin\"\n",
+            "Environment=\"HTTPS_PROXY=http://proxy.example.com:3128\"\n",
+            "Environment=\"NO_PROXY=localhost,10.0.0.0/8\"\n",
+        ] {
+            assert!(unit.contains(line), "{line} is not in {unit}");
+        }
+        assert_eq!(secret, ["HTTP_PROXY"]);
+        assert!(!unit.contains("s3cret") && !unit.contains("LD_PRELOAD") && !unit.contains("MOAT_REPAIR"), "{unit}");
+        // systemd gives a service of the system no home.
+        assert!(of(&[]).0.contains("Environment=\"HOME=/root\"\n"));
     }
 }

@@ -59,13 +59,17 @@ fn service_row(service: &ServiceStatus) -> Vec<Cell> {
     let more = if service.wanted > 1 { format!("{ready} of {} ready, {more}", service.wanted) } else { more };
     let more = if service.maintenance { format!("in maintenance, {more}") } else { more };
     let more = more.trim_end_matches(", ").to_owned();
+    let (tone, more) = match &service.warning {
+        Some(warning) => (Tone::Warn, if more.is_empty() { warning.clone() } else { format!("{more}, {warning}") }),
+        None => (Tone::Dim, more),
+    };
     vec![
         cell(Tone::Strong, service.state.service.as_str()),
         cell(Tone::Plain, service.state.kind.phrase()),
         cell(phase_tone(service.state.phase), service.state.phase.word()),
         cell(Tone::Plain, service.internal.clone().unwrap_or_else(|| "–".to_owned())),
         cell(Tone::Plain, service.address.map(|a| a.v4.to_string()).unwrap_or_default()),
-        cell(Tone::Dim, more),
+        cell(tone, more),
     ]
 }
 

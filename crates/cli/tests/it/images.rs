@@ -233,6 +233,59 @@ fn images_from_an_archive_run_and_what_can_t_be_pulled_says_why() {
 }
 
 #[test]
+fn a_port_that_was_given_out_and_is_not_open_is_told_with_what_to_write() {
+    let Some(host) = host() else { return };
+    let with = |port: &str| {
+        let text = format!(
+            "services:\n  - type: pserv\n    name: stock\n    runtime: python\n    buildCommand: 'true'\n    startCommand: python3 -m http.server 8123 --bind 0.0.0.0\n{port}  - type: worker\n    name: asker\n    runtime: python\n    buildCommand: 'true'\n    startCommand: sleep 100000\n    envVars: [{{key: STOCK, fromService: {{type: pserv, name: stock, property: hostport}}}}]\n"
+        );
+        host.write("a/render.yaml", &text).to_str().unwrap().to_owned()
+    };
+    let words = "it listens on 8123/tcp, but `asker` was given `stock:10000`, where nobody answers: write `PORT: 8123`";
+    let up = host.moat(&["up", "-d", &with("")]).ok();
+    assert!(up.err.contains(words) || up.out.contains(words), "{}\n{}", up.out, up.err);
+    let stock = service(&host.ps(), "stock").clone();
+    assert!(stock["warning"].as_str().unwrap().contains(words), "{stock}");
+    assert_eq!(stock["openPorts"], serde_json::json!([{"port": 8123, "protocol": "TCP"}]));
+    assert!(host.moat(&["ps"]).ok().out.contains(words));
+    assert!(host.moat(&["events", "--service", "stock"]).ok().out.contains(words));
+
+    let up = host.moat(&["up", "-d", &with("    envVars: [{key: PORT, value: '8123'}]\n")]).ok();
+    assert!(!format!("{}{}", up.out, up.err).contains("nobody answers"), "{}\n{}", up.out, up.err);
+    assert!(service(&host.ps(), "stock").get("warning").is_none());
+    host.moat(&["down"]).ok();
+}
+
+#[test]
+fn the_signal_that_an_image_names_ends_it_and_what_it_keeps_without_a_disk_is_told() {
+    let Some(host) = host() else { return };
+    let recipe = Recipe {
+        name: "stops",
+        stop_signal: "SIGUSR1",
+        volumes: &["/kept"],
+        cmd: &[
+            "/bin/sh",
+            "-c",
+            "trap 'echo by USR1; exit 0' USR1; trap 'echo by TERM; exit 0' TERM; echo begun; while :; do sleep 0.1; done",
+        ],
+        ..Recipe::BARE
+    };
+    let archive = host.path("stops.tar");
+    docker_archive(&layout(&recipe).unwrap(), "ours/stops:1", &archive).unwrap();
+    host.moat(&["image", "load", archive.to_str().unwrap()]).ok();
+    let text = "services:\n  - {type: worker, name: w, runtime: image, image: {url: 'ours/stops:1'}, maxShutdownDelaySeconds: 20}\n";
+    let up = host.moat(&["up", "-d", host.write("a/render.yaml", text).to_str().unwrap()]).ok();
+    let said = format!("{}{}", up.out, up.err);
+    assert!(said.contains("keeps data in `/kept`, and it has no disk") && said.contains("mountPath: /kept"), "{said}");
+    wait_for("it to begin", || host.moat(&["logs", "w"]).ok().out.contains("begun"));
+    // The first instance is stopped, the next one runs.
+    host.moat(&["restart", "w"]).ok();
+    wait_for("its last word", || host.moat(&["logs", "w"]).ok().out.contains("by USR1"));
+    assert!(!host.moat(&["logs", "w"]).ok().out.contains("by TERM"));
+    host.moat(&["down"]).ok();
+}
+
+#[test]
 fn links_of_an_image_lead_nowhere_outside() {
     let Some(host) = host() else { return };
     // Where the machine writes files of its own for the instance, the image has links: to the machine's root, up and out, to nothing.

@@ -203,9 +203,17 @@ fn the_systems_serve_their_clients_survive_and_are_closed_to_others() {
         });
     }
     // All listening ports are found, more than one of a service too.
-    let ps = host.ps().to_string();
-    for port in ["5672", "15672", "8123", "9000", "4222", "8222", "9200"] {
-        assert!(ps.contains(port), "{port}: {ps}");
+    let ps = host.ps();
+    let ports: [(&str, &[u16]); 4] = [("queue", &[5672, 15672]), ("columns", &[8123, 9000]), ("bus", &[4222, 8222]), ("search", &[9200])];
+    for (name, wanted) in ports {
+        let open: Vec<u16> = service(&ps, name)["openPorts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|port| port["protocol"] == "TCP")
+            .filter_map(|port| u16::try_from(port["port"].as_u64()?).ok())
+            .collect();
+        assert!(wanted.iter().all(|port| open.contains(port)), "{name}: {open:?}");
     }
 
     // Only their own network reaches them, and only by what the matrix says.

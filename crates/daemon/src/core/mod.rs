@@ -16,6 +16,7 @@
 //! * [`record`] – what is written down.
 //! * [`load`] – what services do and use.
 //! * [`drift`] – where a blueprint and what runs differ.
+//! * [`ports`] – ports that were given out and that nobody listens on.
 //! * [`sleep`] – free web services that nobody asks for.
 //! * [`sites`] – the releases of static sites that are served.
 //!
@@ -32,6 +33,7 @@ mod hooks;
 mod instances;
 mod load;
 mod maintenance;
+mod ports;
 mod public;
 mod pushes;
 mod reconcile;

@@ -5,6 +5,7 @@ use super::{Core, Until, Waiting};
 use crate::access_log;
 use crate::blueprints::{self, Doors, Outcome};
 use crate::dataplane::DEFAULT_LISTEN;
+use crate::deploy::DeployPhase;
 use crate::history::DeployCause;
 use crate::logs::Wanted;
 use crate::masked;
@@ -13,6 +14,7 @@ use crate::protocol::{
     UpRequest,
 };
 use crate::state::Durable;
+use moat_engine_linux::Prune;
 use moat_model::state::InstancePhase;
 use moat_model::{DesiredState, Purpose, Slug};
 use moat_planner::Step;
@@ -466,6 +468,8 @@ impl Core {
                 next_run: self.cron_next.get(slug).map(ToString::to_string),
                 commit: self.deployed(slug).and_then(|deployed| deployed.commit.clone()),
                 disk: self.disks.get(slug).copied(),
+                warning: self.port_given_wrong(service),
+                open_ports: self.open_ports(service),
                 wanted: self.wanted(slug),
                 maintenance: self.maintenance(service).is_some(),
                 instances,
@@ -531,7 +535,9 @@ impl Core {
     /// Removes the images that nothing runs, goes back to or is about to run.
     async fn prune_images(&mut self, reply: &Reply) {
         let kept = self.releases_kept();
-        match self.engine.prune_images(&kept, true).await {
+        // What one of these has brought is not known before it reports.
+        let under_way = self.deploys.values().any(|deploy| matches!(deploy.phase, DeployPhase::Preparing | DeployPhase::Sealing));
+        match self.engine.prune_images(&kept, Prune::All { under_way }).await {
             Ok((images, bytes)) => {
                 let _ = reply.send(Event::Pruned { images, bytes });
                 end(reply, None);

@@ -8,7 +8,8 @@ use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use moat_engine::{EngineError, StepOutcome};
 use moat_engine_linux::{
-    BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Prepared, Provided, Published, PullRequest, Release, SiteRequest, Usage,
+    BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Prepared, Provided, Prune, Published, PullRequest, Release,
+    SiteRequest, Usage,
 };
 use moat_model::policy::NetPolicy;
 use moat_model::state::{InstancePhase, Listener, ObservedState, PostgresWorkload, Source, StaticWorkload};
@@ -109,8 +110,11 @@ impl Machine for LinuxEngine {
     fn collect_garbage<'a>(&'a self, keep: &'a BTreeSet<String>) -> Doing<'a, Result<(), EngineError>> {
         Box::pin(self.collect_garbage(keep))
     }
-    fn prune_images<'a>(&'a self, keep: &'a BTreeSet<String>, named_too: bool) -> Doing<'a, Result<(usize, u64), EngineError>> {
-        Box::pin(self.prune_images(keep, named_too))
+    fn prune_images<'a>(&'a self, keep: &'a BTreeSet<String>, prune: Prune) -> Doing<'a, Result<(usize, u64), EngineError>> {
+        Box::pin(self.prune_images(keep, prune))
+    }
+    fn image_notices<'a>(&'a self, id: &'a str, disk: Option<PathBuf>) -> Doing<'a, Vec<String>> {
+        Box::pin(self.image_notices(id, disk))
     }
     fn collect_fetched(&self, sources: Vec<Source>, services: BTreeSet<ServiceId>) -> Doing<'_, Result<(), EngineError>> {
         Box::pin(self.collect_fetched(sources, services))

@@ -97,3 +97,38 @@ pub struct Variable {
     /// Nobody gave it: it is one that every service has.
     pub default: bool,
 }
+
+/// A port of a service, in the form of the platform's API: `{"port": 5672, "protocol": "TCP"}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct OpenPort {
+    /// 1 to 65535.
+    pub port: u16,
+    /// Over what.
+    pub protocol: OpenProtocol,
+}
+
+/// The protocols of [`OpenPort`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum OpenProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// How full a disk is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// Taken.
+    pub used: u64,
+    /// What the blueprint gives it.
+    pub size: u64,
+}
+
+impl std::fmt::Display for DiskUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tenths = self.used.saturating_mul(10) >> 30;
+        write!(f, "{}.{} of {} GB", tenths / 10, tenths % 10, self.size >> 30)
+    }
+}

@@ -19,7 +19,7 @@ use crate::lower::image::Facts;
 use crate::toolchain::{Toolchain, keyvalue, postgres};
 use choose::Provider;
 use moat_engine::EngineError;
-use moat_image::{Image, ImageId};
+use moat_image::{Cancel, Image, ImageId};
 use moat_model::state::{Persistence, Workload};
 use moat_model::{Service, ServiceId, Slug};
 use moat_planner::plan::InstanceSpec;
@@ -88,7 +88,7 @@ impl LinuxEngine {
         request: DatastoreRequest,
         tell: impl Fn(String) + Send + 'static,
     ) -> Result<Provided, EngineError> {
-        self.blocking(move |inner| provide(inner, &request, tell)).await
+        self.bringing(move |inner, cancel| provide(inner, &request, cancel, tell)).await
     }
 }
 
@@ -163,7 +163,7 @@ fn provider(images: &ServerImages, workload: &Workload, data: &Path) -> Result<P
     Servers::default().provider(images, workload, data)
 }
 
-fn provide(inner: &Inner, request: &DatastoreRequest, tell: impl Fn(String)) -> Result<Provided, EngineError> {
+fn provide(inner: &Inner, request: &DatastoreRequest, cancel: &Cancel, tell: impl Fn(String)) -> Result<Provided, EngineError> {
     let data = inner.paths.data(&request.service);
     if let Some(origin) = kept(inner, request, &data)? {
         return Ok(Provided { origin, said: Vec::new() });
@@ -174,7 +174,7 @@ fn provide(inner: &Inner, request: &DatastoreRequest, tell: impl Fn(String)) -> 
     };
     let mut said = vec![format!("{}: the image `{}` is used", wanted.because, wanted.image)];
     tell(format!("pulling `{}`", wanted.image));
-    let (id, instead_of) = images::pull(inner, &wanted.image, None, tell).map_err(|error| {
+    let (id, instead_of) = images::pull(inner, &wanted.image, None, cancel, tell).map_err(|error| {
         error.hint(format!(
             "{}: {}, name a copy of the registry in MOAT_REGISTRY_MIRRORS, or bring the image here with `moat image load`",
             wanted.because, wanted.hint

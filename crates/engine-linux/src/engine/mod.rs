@@ -16,6 +16,7 @@ use crate::toolchain::{self, Toolchain};
 use crate::{Config, cgroup, rootless};
 use folder::Look;
 use moat_engine::{Capabilities, Engine, EngineError, StepOutcome};
+use moat_image::Cancel;
 use moat_model::state::{InstancePhase, Listener, ObservedState};
 use moat_model::{InstanceId, NativeRuntime, Secret, ServiceId};
 use moat_net_linux::Network;
@@ -24,6 +25,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,7 +47,7 @@ pub(crate) struct Inner {
     pub starting: Mutex<BTreeSet<InstanceId>>,
     /// Held for reading while a control group may be made, for writing while the parent group is removed.
     pub groups: tokio::sync::RwLock<()>,
-    toolchains: Mutex<HashMap<(NativeRuntime, Option<String>), Toolchain>>,
+    toolchains: Mutex<Toolchains>,
 }
 
 impl LinuxEngine {
@@ -59,9 +61,9 @@ impl LinuxEngine {
             None => toolchain::program("crun")
                 .ok_or_else(|| EngineError::new("find the OCI runtime", "`crun` is not installed").hint("apt-get install crun"))?,
         };
-        crate::doctor::runtime_is_new_enough(&runtime).map_err(|why| {
+        crate::floors::runtime(&runtime).map_err(|why| {
             EngineError::new("use the OCI runtime", format!("`{}`: {why}", runtime.display()))
-                .hint("apt-get install crun, of a newer release")
+                .hint("apt-get install crun, of a newer release (or unset MOAT_OCI_RUNTIME)")
         })?;
         let shortcut = config.shortcut;
         let network = Network::open(moat_net_linux::Config { run_dir: paths.run().to_owned(), shortcut })
@@ -120,6 +122,16 @@ impl LinuxEngine {
         tokio::task::spawn_blocking(move || work(&inner)).await.map_err(|error| EngineError::new("run a task", error.to_string()))?
     }
 
+    /// The same for what pulls or loads images: that ends soon after nobody waits for it any more.
+    pub(crate) async fn bringing<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner, &Cancel) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let cancel = Cancel::default();
+        let _waits = Waits(cancel.clone());
+        self.blocking(move |inner| work(inner, &cancel)).await
+    }
+
     /// Waits until a monitor has ended.
     pub(crate) async fn monitor_ends(&self, look: &Look) -> Result<(), EngineError> {
         let fail = |error: std::io::Error| EngineError::new("wait for a monitor", error.to_string()).caused_by(error);
@@ -136,17 +148,39 @@ impl LinuxEngine {
     }
 }
 
+/// Ends what it was made for when it is dropped: with the future that waits for that.
+struct Waits(Cancel);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.set();
+    }
+}
+
+/// What tells a program's file from one that took its place: device, inode, bytes, when it was written.
+type Stamp = (u64, u64, u64, i64, i64);
+
+/// By language and the version asked for.
+type Toolchains = HashMap<(NativeRuntime, Option<String>), (Toolchain, Stamp)>;
+
+fn stamp(program: &Path) -> Option<Stamp> {
+    let about = fs::metadata(program).ok()?;
+    Some((about.dev(), about.ino(), about.len(), about.mtime(), about.mtime_nsec()))
+}
+
 impl Inner {
-    /// The toolchain of a language, found once.
+    /// The toolchain of a language, found once, and again when its program is another.
     pub fn toolchain(&self, runtime: NativeRuntime, wanted: Option<&str>) -> Result<Toolchain, EngineError> {
         let key = (runtime, wanted.map(str::to_owned));
-        if let Some(known) = self.toolchains.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
-            && known.program.exists()
+        if let Some((known, was)) = self.toolchains.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
+            && stamp(&known.program).is_some_and(|is| is == *was)
         {
             return Ok(known.clone());
         }
         let found = toolchain::resolve(runtime, wanted)?;
-        self.toolchains.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
+        if let Some(is) = stamp(&found.program) {
+            self.toolchains.lock().unwrap_or_else(PoisonError::into_inner).insert(key, (found.clone(), is));
+        }
         Ok(found)
     }
 }

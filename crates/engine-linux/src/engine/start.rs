@@ -7,7 +7,7 @@ use super::{Inner, LinuxEngine, network_error};
 use crate::certificate;
 use crate::datastore;
 use crate::images;
-use crate::lock::Lock;
+use crate::lock::{self, Lock};
 use crate::lower::sandbox::{self, IDS, Input, Places, UID};
 use crate::monitor::files::{self, Job};
 use crate::monitor::{GO, READY, RUNNING, VERB};
@@ -126,10 +126,7 @@ fn write_folder(inner: &Inner, spec: &InstanceSpec) -> Result<(), EngineError> {
     let (mut toolchain, image) = match (&spec.workload, &language) {
         (Workload::Native(_), Some(language)) => (language.toolchain.clone(), None),
         // `RUSTUP_TOOLCHAIN=stable` and the like name what rustup has; every other version is checked.
-        (Workload::Native(native), None) => {
-            let version = lock.as_ref().map_or(native.version.as_deref(), |lock| lock.version.as_deref());
-            (inner.toolchain(native.runtime, version)?, None)
-        }
+        (Workload::Native(native), None) => (lock::toolchain(inner, native.runtime, native.version.as_deref(), lock.as_ref())?, None),
         (Workload::Image(_), _) if spec.purpose == Purpose::Build => (Toolchain::default(), None),
         (Workload::Image(_), _) => (Toolchain::default(), Some(images::facts(inner, spec)?)),
         (Workload::KeyValue(_) | Workload::Postgres(_) | Workload::Static(_), _) => datastore::server_of(inner, spec)?,

@@ -17,8 +17,9 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 const NONE: Option<&str> = None;
 
@@ -26,6 +27,11 @@ const NONE: Option<&str> = None;
 /// the one range of services already.
 pub fn mount_root(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Path, rootless: bool) -> io::Result<()> {
     let users = if rootless { None } else { Some(users(first_id)?) };
+    mount_over(layers, scratch, first_id, target, users.as_ref())
+}
+
+/// The same with a user namespace of these ids; none: without root.
+fn mount_over(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Path, users: Option<&File>) -> io::Result<()> {
     let [upper, work, shown] = ["upper", "work", "layers"].map(|name| scratch.join(name));
     for folder in [&upper, &work, &shown] {
         fs::create_dir_all(folder)?;
@@ -38,7 +44,7 @@ pub fn mount_root(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Pa
     for (index, layer) in layers.iter().enumerate() {
         let point = shown.join(index.to_string());
         fs::create_dir(&point)?;
-        let Some(users) = &users else {
+        let Some(users) = users else {
             mount(Some(layer), &point, NONE, MsFlags::MS_BIND, NONE)?;
             lower.push(index.to_string());
             continue;
@@ -59,7 +65,7 @@ pub fn mount_root(layers: &[PathBuf], scratch: &Path, first_id: u32, target: &Pa
     }
     let before = std::env::current_dir()?;
     std::env::set_current_dir(&shown)?;
-    let done = overlay(&lower.join(":"), &upper, &work, target, rootless);
+    let done = overlay(&lower.join(":"), &upper, &work, target, users.is_none());
     std::env::set_current_dir(before)?;
     done?;
     // The overlay holds what it needs of them.
@@ -115,17 +121,57 @@ fn users(first_id: u32) -> io::Result<File> {
                 if word != *b"y" {
                     return Err(io::Error::other("a user namespace can't be made"));
                 }
-                let folder = PathBuf::from(format!("/proc/{child}"));
-                for file in ["uid_map", "gid_map"] {
-                    fs::write(folder.join(file), format!("0 {first_id} {IDS}\n"))?;
-                }
-                File::open(folder.join("ns/user"))
+                ids_of(&PathBuf::from(format!("/proc/{child}")), first_id)
             })();
             let _ = kill(child, Signal::SIGKILL);
             let _ = waitpid(child, None);
             made
         }
     }
+}
+
+/// Tries to show a folder as the layer of an image, and to write over it, in `place`, which the caller makes and removes. For a thread
+/// of its own, which ends with the mount namespace that it makes.
+pub fn trial(place: &Path) -> io::Result<()> {
+    const FIRST: u32 = 1_000_000;
+    let [layer, scratch, target] = ["layer", "scratch", "target"].map(|name| place.join(name));
+    for folder in [&layer, &scratch, &target] {
+        fs::create_dir(folder)?;
+    }
+    fs::write(layer.join("file"), b"content")?;
+    let users = users_by_command(FIRST)?;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(NONE, "/", NONE, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NONE)?;
+    mount_over(&[layer], &scratch, FIRST, &target, Some(&users))?;
+    let shown = fs::metadata(target.join("file"))?.uid();
+    if shown != FIRST {
+        return Err(io::Error::other(format!("a file of id 0 is shown with id {shown}")));
+    }
+    fs::write(target.join("file"), b"other content")
+}
+
+/// What [`users`] gives, for whoever has threads and so can't fork.
+fn users_by_command(first_id: u32) -> io::Result<File> {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "sh", "-c", "echo; read word"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut holder = command.spawn().map_err(|error| io::Error::other(format!("`unshare` can't be run: {error}")))?;
+    let mut word = [0];
+    let held = holder.stdout.take().map_or(Ok(()), |mut out| out.read_exact(&mut word));
+    let users = held
+        .map_err(|_| io::Error::other("a user namespace can't be made"))
+        .and_then(|()| ids_of(&PathBuf::from(format!("/proc/{}", holder.id())), first_id));
+    // Its input ends, and so does it.
+    drop(holder.stdin.take());
+    let _ = holder.wait();
+    users
+}
+
+/// Gives a user namespace, whose process this folder of `/proc` is of, the ids from `first_id` on, and opens it.
+fn ids_of(process: &Path, first_id: u32) -> io::Result<File> {
+    for file in ["uid_map", "gid_map"] {
+        fs::write(process.join(file), format!("0 {first_id} {IDS}\n"))?;
+    }
+    File::open(process.join("ns/user"))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@
 mod assemble;
 pub mod files;
 mod init;
-mod layers;
+pub(crate) mod layers;
 mod life;
 mod pump;
 

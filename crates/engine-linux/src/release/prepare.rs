@@ -11,30 +11,33 @@ use crate::toolchain::{Toolchain, official};
 use crate::tools::{self, Asked};
 use crate::tree;
 use moat_engine::EngineError;
+use moat_image::Cancel;
 use std::fs;
 
 /// A toolchain, as far as a release's name depends on it.
 struct Base {
     /// What tells it from others.
     identity: [String; 2],
-    /// The version asked for of the machine's own.
+    /// The version asked for of the machine's own, and the one that it is.
     version: Option<String>,
+    exact: Option<String>,
     image: Option<Language>,
 }
 
 impl Base {
     fn host(toolchain: &Toolchain, version: Option<String>) -> Self {
-        Self { identity: [toolchain.version.clone(), toolchain.program.to_string_lossy().into_owned()], version, image: None }
+        let exact = Some(toolchain.version.clone());
+        Self { identity: [toolchain.version.clone(), toolchain.program.to_string_lossy().into_owned()], version, exact, image: None }
     }
 
     fn image(reference: &str, id: &str) -> Self {
         let image = Some(Language { reference: reference.to_owned(), image: id.to_owned() });
-        Self { identity: [reference.to_owned(), id.to_owned()], version: None, image }
+        Self { identity: [reference.to_owned(), id.to_owned()], version: None, exact: None, image }
     }
 }
 
 /// Copies the source, unless a finished release of the very same exists.
-pub fn prepare(inner: &Inner, request: &BuildRequest, tell: impl Fn(String)) -> Result<Prepared, EngineError> {
+pub fn prepare(inner: &Inner, request: &BuildRequest, cancel: &Cancel, tell: impl Fn(String)) -> Result<Prepared, EngineError> {
     let listing = Listing::of(inner, &request.slug, checkout(inner, request.slug.as_str(), &request.source)?, &request.root_dir)?;
     let wanted = wanted(request.runtime, request.version.as_deref(), &listing.root, &request.root_dir);
     let asked = Asked {
@@ -77,14 +80,15 @@ pub fn prepare(inner: &Inner, request: &BuildRequest, tell: impl Fn(String)) -> 
             if let Some(release) = unchanged {
                 return Ok(release.into());
             }
-            from_image(inner, request, wanted.as_ref(), reference.as_deref(), missing, &mut notices, tell)?
+            let asked = Asking { wanted: wanted.as_ref(), reference: reference.as_deref(), missing, cancel };
+            from_image(inner, request, asked, &mut notices, tell)?
         }
     };
     if let Some(release) = finished(&base) {
         return Ok(Prepared { release, tools: Vec::new(), notices });
     }
     let (tools, made_of) = with(&base);
-    let lock = Lock { runtime: Some(request.runtime), version: base.version, image: base.image, tools };
+    let lock = Lock { runtime: Some(request.runtime), version: base.version, exact: base.exact, image: base.image, tools };
     let mut missing = Vec::new();
     for (need, name) in needs.iter().zip(&lock.tools) {
         if begin_tool(inner, name, &lock)? {
@@ -102,22 +106,29 @@ fn words(made_of: &[String]) -> Vec<&str> {
     made_of.iter().map(String::as_str).collect()
 }
 
+/// A language that this machine lacks.
+struct Asking<'a> {
+    wanted: Option<&'a Wanted>,
+    reference: Option<&'a str>,
+    missing: EngineError,
+    cancel: &'a Cancel,
+}
+
 /// The image of a language that this machine lacks. What cannot be pulled and is here counts; where a file of the source only
 /// wished for a version, the machine's own toolchain does too. Both are said.
 fn from_image(
     inner: &Inner,
     request: &BuildRequest,
-    wanted: Option<&Wanted>,
-    reference: Option<&str>,
-    missing: EngineError,
+    asked: Asking<'_>,
     notices: &mut Vec<String>,
     tell: impl Fn(String),
 ) -> Result<Base, EngineError> {
+    let Asking { wanted, reference, missing, cancel } = asked;
     let Some(reference) = reference else {
         return own_instead(inner, request, wanted, "no image has a tag for it", notices).ok_or(missing);
     };
     tell(format!("{}: pulling `{reference}`", missing.message));
-    let error = match images::pull(inner, reference, None, tell) {
+    let error = match images::pull(inner, reference, None, cancel, tell) {
         Ok((id, instead_of)) => {
             notices.push(match instead_of {
                 None => format!("{}: the image `{reference}` is used", missing.message),
@@ -125,6 +136,7 @@ fn from_image(
             });
             return Ok(Base::image(reference, &id.to_string()));
         }
+        Err(error) if cancel.is_set() => return Err(error),
         Err(error) => error,
     };
     if let Some(base) = own_instead(inner, request, wanted, &format!("{error}"), notices) {

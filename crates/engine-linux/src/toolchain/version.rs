@@ -1,5 +1,7 @@
 //! Whether a version that was found is the one asked for (`PYTHON_VERSION=3.11`, `NODE_VERSION=>=18 <21`).
 
+use moat_model::NativeRuntime;
+
 /// A version's numbers; missing ones are unknown, not zero.
 fn numbers(text: &str) -> Option<Vec<u64>> {
     let text = text.trim().trim_start_matches(['v', 'V', '=']);
@@ -65,6 +67,20 @@ pub fn matches(wanted: &str, found: &str) -> Option<bool> {
     Some(any)
 }
 
+/// The versions that what was installed for `exact` fits, as one that can be asked for. None where programs are compiled, and need no
+/// toolchain when they run.
+pub fn line(runtime: NativeRuntime, exact: &str) -> Option<String> {
+    let parts = match runtime {
+        // Compiled modules are for a major version.
+        NativeRuntime::Node => 1,
+        NativeRuntime::Python | NativeRuntime::Ruby | NativeRuntime::Elixir => 2,
+        NativeRuntime::Go | NativeRuntime::Rust => return None,
+    };
+    let numbers = numbers(exact)?;
+    let kept: Vec<String> = numbers.get(..parts)?.iter().map(ToString::to_string).collect();
+    Some(kept.join("."))
+}
+
 /// A key that sorts versions.
 pub fn key(version: &str) -> Vec<u64> {
     numbers(version).unwrap_or_default()
@@ -73,6 +89,21 @@ pub fn key(version: &str) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_built_fits_one_line_of_its_language() {
+        for (runtime, exact, line) in [
+            (NativeRuntime::Python, "3.11.2", Some("3.11")),
+            (NativeRuntime::Node, "20.11.0", Some("20")),
+            (NativeRuntime::Ruby, "3.1.2", Some("3.1")),
+            (NativeRuntime::Elixir, "1.14.0", Some("1.14")),
+            (NativeRuntime::Go, "1.22.1", None),
+            (NativeRuntime::Rust, "1.80.0", None),
+            (NativeRuntime::Python, "odd", None),
+        ] {
+            assert_eq!(self::line(runtime, exact).as_deref(), line, "{runtime:?} {exact}");
+        }
+    }
 
     #[test]
     fn versions_match_as_people_mean_them() {

@@ -47,7 +47,7 @@ fn files(runtime: NativeRuntime) -> &'static [(&'static str, Reader)] {
         NativeRuntime::Node => &[(".node-version", first_line), (".nvmrc", first_line), ("package.json", engines)],
         NativeRuntime::Ruby => &[(".ruby-version", ruby)],
         NativeRuntime::Rust => &[("rust-toolchain.toml", channel), ("rust-toolchain", channel)],
-        NativeRuntime::Go => &[],
+        NativeRuntime::Go => &[("go.mod", go_mod)],
         NativeRuntime::Elixir => &[(".elixir-version", first_line)],
     }
 }
@@ -90,6 +90,24 @@ fn engines(text: &str) -> Option<String> {
     (!range.is_empty()).then(|| range.to_owned())
 }
 
+/// The `toolchain` line of a `go.mod`, else its `go` line: the least version that it can be built with. Every later one builds it too,
+/// so it is a range.
+///
+/// Source: The Go Blog, *Forward compatibility and toolchain management in Go 1.21*; go.dev/ref/mod.
+fn go_mod(text: &str) -> Option<String> {
+    let line = |word: &str| {
+        text.lines().find_map(|line| {
+            let mut words = line.split("//").next().unwrap_or_default().split_whitespace();
+            (words.next() == Some(word)).then(|| words.next().map(str::to_owned)).flatten()
+        })
+    };
+    let version = line("toolchain").filter(|name| name != "default").or_else(|| line("go"))?;
+    // `go1.22.1`, `1.22rc1`: a release comes after its candidates.
+    let version = version.strip_prefix("go").unwrap_or(&version);
+    let numbers = version.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default();
+    (!numbers.is_empty()).then(|| format!(">={numbers}"))
+}
+
 /// The channel of a `rust-toolchain` file, in either of its forms.
 fn channel(text: &str) -> Option<String> {
     let line = text.lines().find_map(|line| line.trim().strip_prefix("channel")?.trim_start().strip_prefix('='));
@@ -121,7 +139,10 @@ mod tests {
             (Rust, None, &[("rust-toolchain.toml", "[toolchain]\nchannel = \"1.80\"\n")], "", Some(("1.80", Some("rust-toolchain.toml")))),
             (Rust, None, &[("rust-toolchain", "nightly\n")], "", Some(("nightly", Some("rust-toolchain")))),
             (Rust, None, &[("rust-toolchain.toml", "[toolchain]\nprofile = \"minimal\"\n")], "", None),
-            (Go, None, &[("go.mod", "go 1.22")], "", None),
+            (Go, None, &[("go.mod", "module x\n\ngo 1.22\n")], "", Some((">=1.22", Some("go.mod")))),
+            (Go, None, &[("go.mod", "module x\ngo 1.21.0 // least\n\ntoolchain go1.22.3\n")], "", Some((">=1.22.3", Some("go.mod")))),
+            (Go, None, &[("go.mod", "module x\ngo 1.23rc1\ntoolchain default\n")], "", Some((">=1.23", Some("go.mod")))),
+            (Go, None, &[("go.mod", "module x\nrequire go.example/y v1.0.0\n")], "", None),
         ] {
             let folder = tempfile::tempdir().unwrap();
             for (name, content) in files {

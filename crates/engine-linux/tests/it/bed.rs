@@ -65,7 +65,7 @@ pub fn test(body: impl AsyncFnOnce(&Bed) + Send) {
     });
 }
 
-fn config(state: &Path, run: &Path) -> Config {
+pub fn config(state: &Path, run: &Path) -> Config {
     Config {
         state_dir: state.to_owned(),
         run_dir: run.to_owned(),

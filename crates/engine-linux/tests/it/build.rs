@@ -84,6 +84,37 @@ fn the_same_source_is_built_once() {
 }
 
 #[test]
+fn a_release_that_the_machine_s_toolchain_does_not_fit_any_more_says_so() {
+    test(async |bed: &Bed| {
+        let mut spec = bed.native(Python, "echo ran");
+        bed.release(&mut spec).await;
+        let path = bed.state.join("releases").join(spec.release.as_deref().unwrap()).join("lock.json");
+        let mut lock: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let exact = lock["exact"].as_str().unwrap().to_owned();
+        let own = std::process::Command::new("python3").arg("--version").output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&own.stdout).trim(), format!("Python {exact}"), "the exact version is written down");
+        let line = exact.rsplit_once('.').unwrap().0.to_owned();
+        for (made_with, runs) in [(exact.as_str(), true), (&format!("{line}.0"), true), ("2.6.9", false)] {
+            lock["exact"] = made_with.into();
+            std::fs::write(&path, lock.to_string()).unwrap();
+            let mut again = bed.native(Python, "echo ran");
+            again.release.clone_from(&spec.release);
+            if runs {
+                assert_eq!(bed.run(again).await.1, ["ran".to_owned()], "{made_with}");
+                continue;
+            }
+            let error = bed.start(&again).await.unwrap_err();
+            assert!(error.to_string().contains("was built with python 2.6.9, and this machine has python"), "{error}");
+            assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("`moat up` builds it anew")), "{error:?}");
+        }
+        // One from before the exact version was written down starts as ever.
+        lock.as_object_mut().unwrap().remove("exact");
+        std::fs::write(&path, lock.to_string()).unwrap();
+        assert_eq!(bed.run(spec).await.1, ["ran".to_owned()]);
+    });
+}
+
+#[test]
 fn an_instance_never_changes_its_release_nor_another_instance() {
     test(async |bed: &Bed| {
         bed.write("a.txt", "as built");

@@ -9,6 +9,7 @@ mod data;
 mod doctor;
 mod faults;
 mod golden;
+mod images;
 mod inside;
 mod life;
 mod network;

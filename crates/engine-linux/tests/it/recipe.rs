@@ -81,7 +81,7 @@ fn what_a_build_left_is_not_believed() {
         assert_eq!((again.name.as_str(), again.cached), (id.as_str(), true));
         bed.engine.collect_garbage(&[id.clone()].into()).await.unwrap();
         assert!(bed.engine.prepare_image(request(bed, "Dockerfile", ".."), |_| {}).await.unwrap().cached);
-        bed.engine.prune_images(&std::collections::BTreeSet::new(), true).await.unwrap();
+        bed.engine.prune_images(&std::collections::BTreeSet::new(), moat_engine_linux::Prune::All { under_way: false }).await.unwrap();
         assert!(!bed.engine.prepare_image(request(bed, "Dockerfile", ".."), |_| {}).await.unwrap().cached);
     });
 }

@@ -60,6 +60,11 @@ fn commits_are_taken_compared_and_collected() {
             assert_eq!(release.commit.as_ref(), Some(commit));
             assert!(project(&release.name).join(has).exists() && !project(&release.name).join(lacks).exists(), "{commit}");
         }
+        // Each is fetched without its history.
+        let fetched = fs::read_dir(bed.config().state_dir.join("sources")).unwrap().flatten().filter(|entry| entry.path().is_dir());
+        for entry in fetched {
+            assert_eq!(git(&entry.path(), &["rev-parse", "--is-shallow-repository"]), "true", "{}", entry.path().display());
+        }
         let newest = bed.engine.prepare_release(request(None), |_| ()).await.unwrap().release;
         assert_eq!(newest.commit, Some(third.clone()));
         let missing = "0123456789012345678901234567890123456789".to_owned();

@@ -16,8 +16,9 @@ use crate::limits::Limits;
 use crate::manifest::{Descriptor, Document, choose};
 use crate::platform::Platform;
 use crate::progress::{LayerStart, Progress};
-use crate::pull::{Cancel, check_config, too_much};
+use crate::pull::{Cancel, check_config};
 use crate::reference::Reference;
+use crate::room::Room;
 use crate::store::{ImageId, Lease, Name, Store};
 
 /// How to load.
@@ -83,12 +84,16 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<(Option<Reference>, ImageId)>, ImageError> {
         let lease = self.lease()?;
-        let source = Source::open(path, &lease.temporary(), &options.limits)?;
+        let room = Room::new(self.root(), options.limits.image_bytes);
+        let what = format!("`{}`", path.display());
+        let packed = std::fs::metadata(path).map_or(0, |data| data.len());
+        let source = Source::open(path, &lease.temporary(), options, &room)
+            .map_err(|error| if_cancelled(options, room.words(&what, packed, error)))?;
         let loading = Loading { store: self, lease: &lease, source, path, options };
         let found = loading.find()?;
         let mut loaded = Vec::new();
         for image in found {
-            let id = loading.load(&image, progress)?;
+            let id = loading.load(&image, progress).map_err(|error| if_cancelled(options, error))?;
             if image.names.is_empty() {
                 loaded.push((None, id));
             }
@@ -96,6 +101,11 @@ impl Store {
         }
         Ok(loaded)
     }
+}
+
+/// What ends for the flag ends so, whatever its reader made of that.
+fn if_cancelled(options: &LoadOptions, error: ImageError) -> ImageError {
+    if options.cancel.is_set() { ImageError::Cancelled } else { error }
 }
 
 impl Loading<'_> {
@@ -188,8 +198,13 @@ impl Loading<'_> {
             size: layer.size(),
             present: self.store.has_layer(diff_id),
         });
-        progress(Progress::Resolved { image: id, layers: starts.collect() });
-        let mut bytes = 0;
+        let starts: Vec<LayerStart> = starts.collect();
+        let needs = starts.iter().filter(|start| !start.present).fold(0, |sum: u64, start| sum.saturating_add(start.size));
+        let (room, what) = (Room::new(self.store.root(), options.limits.image_bytes), format!("the image `{what}`"));
+        if starts.iter().all(|start| start.size <= options.limits.layer_bytes) {
+            room.check(&what, needs)?;
+        }
+        progress(Progress::Resolved { image: id, layers: starts });
         for (diff_id, layer) in sources {
             if self.store.has_layer(diff_id) {
                 continue;
@@ -199,16 +214,17 @@ impl Loading<'_> {
             }
             let total = layer.size();
             // Content is told from what it says it is by the diff id, so the packed blob needs no second digest.
-            bytes += self.store.add_layer(self.lease, diff_id, layer.cancelled_by(&options.cancel), &options.limits, &mut |done| {
-                progress(Progress::Unpacking { layer: *diff_id, done, total });
-            })?;
-            if bytes > options.limits.image_bytes {
-                return Err(too_much("the image", bytes, options.limits.image_bytes));
-            }
+            let advance = &mut |done| progress(Progress::Unpacking { layer: *diff_id, done, total });
+            self.store
+                .add_layer(self.lease, diff_id, layer.cancelled_by(&options.cancel), &options.limits, &room, advance)
+                .map_err(|error| room.words(&what, needs, error))?;
             progress(Progress::Ready { layer: *diff_id });
         }
-        let names: Vec<Name<'_>> =
-            image.names.iter().map(|reference| Name { reference, digests: image.digests.clone(), platform: &options.platform }).collect();
+        let names: Vec<Name<'_>> = image
+            .names
+            .iter()
+            .map(|reference| Name { reference, digests: image.digests.clone(), platform: &options.platform, pulled: false })
+            .collect();
         self.store.add_image(self.lease, &image.config, &diff_ids, &names)
     }
 }

@@ -10,9 +10,11 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::LoadOptions;
 use crate::error::{Doing as _, ImageError};
 use crate::limits::Limits;
 use crate::pull::{Cancel, too_much};
+use crate::room::Room;
 use crate::unpack::tar::{Kind, TarReader};
 use crate::unpack::{self, is_compressed};
 
@@ -46,7 +48,8 @@ pub(super) struct Section {
 
 impl Source {
     /// Opens a source; a packed archive is first unpacked to `temporary`, which has no name afterwards.
-    pub(super) fn open(path: &Path, temporary: &Path, limits: &Limits) -> Result<Self, ImageError> {
+    pub(super) fn open(path: &Path, temporary: &Path, options: &LoadOptions, room: &Room) -> Result<Self, ImageError> {
+        let limits = &options.limits;
         let data = std::fs::metadata(path).doing("open", path)?;
         let archive = |reason: String| ImageError::Archive { path: path.to_owned(), reason };
         if data.is_dir() {
@@ -60,11 +63,13 @@ impl Source {
         let mut start = [0; 4];
         let length = file.read_at(&mut start, 0).doing("read", path)?;
         if is_compressed(start.get(..length).unwrap_or_default()) {
-            let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
-            let mut plain = options.open(temporary).doing("make", temporary)?;
+            let making = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
+            let mut plain = making.open(temporary).doing("make", temporary)?;
             std::fs::remove_file(temporary).doing("remove", temporary)?;
-            let unpacked = unpack::decompressed(file).doing("read", path)?;
-            let count = io::copy(&mut unpacked.take(limits.image_bytes + 1), &mut plain).doing("unpack", path)?;
+            let end = data.len();
+            let packed = Section { file, position: 0, end, cancel: options.cancel.clone() };
+            let unpacked = unpack::decompressed(packed).doing("read", path)?;
+            let count = io::copy(&mut room.writing(unpacked.take(limits.image_bytes + 1)), &mut plain).doing("unpack", path)?;
             if count > limits.image_bytes {
                 return Err(too_much("the archive", count, limits.image_bytes));
             }

@@ -20,6 +20,7 @@ use crate::error::{Doing as _, ImageError};
 use crate::manifest::Descriptor;
 use crate::progress::Progress;
 use crate::registry::Fault;
+use crate::room;
 use crate::unpack::LayerProblem;
 
 const BUFFER: usize = 256 << 10;
@@ -58,6 +59,7 @@ impl Shared {
 
 /// Reads a file that still grows.
 struct Follow<'a> {
+    work: &'a Work<'a>,
     file: &'a File,
     shared: &'a Shared,
     position: u64,
@@ -65,6 +67,7 @@ struct Follow<'a> {
 
 impl Read for Follow<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.work.check().map_err(io::Error::other)?;
         let available = {
             let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
             loop {
@@ -95,10 +98,10 @@ pub(super) fn fetch(work: &Work<'_>, layer: &Descriptor, diff_id: &Digest, tell:
         let shared = Shared::default();
         let (downloaded, unpacked) = std::thread::scope(|scope| {
             let follower = scope.spawn(|| {
-                let unpacked = unpack(work, layer, diff_id, Follow { file: &file, shared: &shared, position: 0 }, tell);
+                let unpacked = unpack(work, layer, diff_id, Follow { work, file: &file, shared: &shared, position: 0 }, tell);
                 // Other problems may come from wrong bytes, which the download finds.
                 let refused = |problem: &LayerProblem| !matches!(problem, LayerProblem::Read(_) | LayerProblem::Malformed(_));
-                if matches!(&unpacked, Err(ImageError::Layer { source, .. }) if refused(source)) {
+                if matches!(&unpacked, Err(error @ ImageError::Layer { source, .. }) if refused(source) || room::is_full(error)) {
                     shared.update(|state| state.refused = true);
                 }
                 unpacked
@@ -109,28 +112,24 @@ pub(super) fn fetch(work: &Work<'_>, layer: &Descriptor, diff_id: &Digest, tell:
         });
         let unpacked = unpacked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let void = shared.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let bytes = match (downloaded, unpacked) {
+        match (downloaded, unpacked) {
             (Err(_), Err(unpacked)) if void.refused => return Err(unpacked),
             (Err(downloaded), _) => return Err(downloaded),
-            (Ok(()), Ok(bytes)) => bytes,
+            (Ok(()), Ok(())) => {}
             // It followed bytes that were thrown away; now they are right.
             (Ok(()), Err(_)) if void.void => {
                 let whole = Shared::default();
                 whole.update(|state| (state.available, state.complete) = (layer.size, true));
-                unpack(work, layer, diff_id, Follow { file: &file, shared: &whole, position: 0 }, tell)?
+                unpack(work, layer, diff_id, Follow { work, file: &file, shared: &whole, position: 0 }, tell)?;
             }
             (Ok(()), Err(unpacked)) => return Err(unpacked),
-        };
-        let all = work.bytes.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed) + bytes;
-        if all > work.limits.image_bytes {
-            return Err(too_much("the image", all, work.limits.image_bytes));
         }
     }
     std::fs::remove_file(&path).doing("remove", &path)
 }
 
-fn unpack(work: &Work<'_>, layer: &Descriptor, diff_id: &Digest, from: Follow<'_>, tell: &Sender<Progress>) -> Result<u64, ImageError> {
-    work.store.add_layer(work.lease, diff_id, from, work.limits, &mut |done| {
+fn unpack(work: &Work<'_>, layer: &Descriptor, diff_id: &Digest, from: Follow<'_>, tell: &Sender<Progress>) -> Result<(), ImageError> {
+    work.store.add_layer(work.lease, diff_id, from, work.limits, work.room, &mut |done| {
         let _ = tell.send(Progress::Unpacking { layer: layer.digest, done, total: layer.size });
     })
 }
@@ -265,7 +264,7 @@ fn attempt(
             return Ok(());
         }
         let bytes = buffer.get(..count).unwrap_or_default();
-        writer.write_all(bytes).doing("write", path)?;
+        work.room.take(count as u64).and_then(|()| writer.write_all(bytes)).doing("write", path)?;
         hasher.update(bytes);
         shared.update(|state| state.available = done);
         if done >= told + TELL_EACH {
@@ -290,6 +289,18 @@ fn hash_present(work: &Work<'_>, layer: &Descriptor, file: &File, path: &std::pa
             return Ok(hasher);
         }
         hasher.update(buffer.get(..count).unwrap_or_default());
+    }
+}
+
+/// Removes what was downloaded of these layers and is nobody else's now.
+pub(super) fn drop_partial<'a>(store: &crate::store::Store, layers: impl Iterator<Item = &'a Descriptor>) {
+    for layer in layers {
+        let path = store.download_path(&layer.digest);
+        let Ok(file) = File::open(&path) else { continue };
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            // What stays by a failure here is collected some day.
+            let _ = std::fs::remove_file(&path);
+        }
     }
 }
 

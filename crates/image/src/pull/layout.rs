@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::origin::{ATTEMPTS, Origin, pause};
 use super::{PullOptions, resolve, too_much};
@@ -22,6 +22,7 @@ use crate::manifest::Descriptor;
 use crate::progress::{LayerStart, Progress};
 use crate::reference::Reference;
 use crate::registry::Fault;
+use crate::room::{self, Room};
 
 const BUFFER: usize = 256 << 10;
 
@@ -62,9 +63,24 @@ pub fn pull_layout(folder: &Path, images: &[LayoutImage], progress: &mut dyn FnM
             size: layer.size,
             present: blobs.join(layer.digest.hex()).exists(),
         });
-        progress(Progress::Resolved { image: manifest.config.digest, layers: starts.collect() });
+        let starts: Vec<LayerStart> = starts.collect();
+        let needs = starts.iter().filter(|start| !start.present).fold(0, |sum: u64, start| sum.saturating_add(start.size));
+        let (room, what) = (Room::new(folder, u64::MAX), format!("the image `{what}`"));
+        if manifest.layers.iter().all(|layer| layer.size <= options.limits.layer_bytes) {
+            room.check(&what, needs)?;
+        }
+        progress(Progress::Resolved { image: manifest.config.digest, layers: starts });
         for layer in &manifest.layers {
-            download(&blobs, &origin, layer, options, progress)?;
+            if options.cancel.is_set() {
+                return Err(ImageError::Cancelled);
+            }
+            download(&blobs, &origin, layer, options, &room, progress).map_err(|error| {
+                if room::is_full(&error) {
+                    // What stays by a failure here is continued or removed by the next one.
+                    let _ = fs::remove_file(part_of(&blobs, layer));
+                }
+                room.words(&what, needs, error)
+            })?;
         }
         put(&blobs.join(manifest.config.digest.hex()), &config)?;
         put(&blobs.join(digest.hex()), &resolved.bytes)?;
@@ -105,6 +121,7 @@ fn download(
     origin: &Origin,
     layer: &Descriptor,
     options: &PullOptions,
+    room: &Room,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), ImageError> {
     let path = blobs.join(layer.digest.hex());
@@ -114,7 +131,7 @@ fn download(
     if layer.size > options.limits.layer_bytes {
         return Err(too_much(&format!("the layer `{}`", layer.digest), layer.size, options.limits.layer_bytes));
     }
-    let part = path.with_extension("part");
+    let part = part_of(blobs, layer);
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&part).doing("open", &part)?;
     if file.metadata().doing("look at", &part)?.len() > layer.size {
         restart(&mut file, &part)?;
@@ -122,6 +139,9 @@ fn download(
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; BUFFER];
     loop {
+        if options.cancel.is_set() {
+            return Err(ImageError::Cancelled);
+        }
         let count = file.read(&mut buffer).doing("read", &part)?;
         if count == 0 {
             break;
@@ -132,7 +152,7 @@ fn download(
     loop {
         let before = hasher.bytes();
         let (index, client) = origin.client(failures);
-        let result = attempt(&mut file, &part, layer, options, &mut hasher, client, progress);
+        let result = attempt(&mut file, &part, layer, options, room, &mut hasher, client, progress);
         if hasher.bytes() > before {
             failures = 0;
         }
@@ -177,12 +197,19 @@ impl From<ImageError> for Trouble {
     }
 }
 
+/// The file of a layer's download.
+fn part_of(blobs: &Path, layer: &Descriptor) -> PathBuf {
+    blobs.join(layer.digest.hex()).with_extension("part")
+}
+
 /// Downloads what is missing until the connection ends.
+#[expect(clippy::too_many_arguments, reason = "one step of `download`, with all of its state")]
 fn attempt(
     file: &mut File,
     part: &Path,
     layer: &Descriptor,
     options: &PullOptions,
+    room: &Room,
     hasher: &mut Hasher,
     client: &crate::registry::Client,
     progress: &mut dyn FnMut(Progress),
@@ -211,7 +238,7 @@ fn attempt(
             return if done < layer.size { Err(broken(io::ErrorKind::UnexpectedEof.into())) } else { Ok(()) };
         }
         let bytes = buffer.get(..count).unwrap_or_default();
-        file.write_all(bytes).doing("write", part)?;
+        room.take(count as u64).and_then(|()| file.write_all(bytes)).doing("write", part)?;
         hasher.update(bytes);
         progress(Progress::Downloading { layer: layer.digest, done, total: layer.size });
     }

@@ -6,7 +6,7 @@ mod options;
 mod origin;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 
 pub use self::layout::{LayoutImage, pull_layout};
@@ -20,6 +20,7 @@ use crate::manifest::{Descriptor, Document, Manifest, choose};
 use crate::platform::Platform;
 use crate::progress::{LayerStart, Progress};
 use crate::reference::Reference;
+use crate::room::{self, Room};
 use crate::store::{ImageId, Lease, Name, Store};
 
 /// An index may point to an index, as some build tools write it; not deeper.
@@ -34,8 +35,8 @@ struct Work<'a> {
     cancel: &'a Cancel,
     /// Another layer failed.
     stop: AtomicBool,
-    /// Unpacked by this pull.
-    bytes: AtomicU64,
+    /// What all layers take.
+    room: &'a Room,
 }
 
 impl Work<'_> {
@@ -57,7 +58,7 @@ impl Store {
             self.protect(&lease, &BTreeSet::from([found.image.digest()]))?;
             // Collected between the look and the lease, or damaged: pulled anew.
             if let Ok(image) = self.image(&found.image) {
-                let name = Name { reference, digests: found.digests(), platform: &options.platform };
+                let name = Name { reference, digests: found.digests(), platform: &options.platform, pulled: true };
                 self.add_name(&lease, &name, image.id)?;
                 return Ok(image.id);
             }
@@ -92,20 +93,26 @@ impl Store {
         // The greatest first, so that none is left alone at the end.
         let mut queue: Vec<(Digest, &Descriptor)> = missing.into_iter().collect();
         queue.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size));
-        let work = Work {
-            store: self,
-            lease: &lease,
-            origin: &origin,
-            limits,
-            cancel: &options.cancel,
-            stop: AtomicBool::new(false),
-            bytes: AtomicU64::new(0),
-        };
-        fetch_all(&work, queue.into(), options.downloads.get(), progress)?;
-        if options.cancel.is_set() {
+        let wanted: Vec<&Descriptor> = queue.iter().map(|(_, layer)| *layer).collect();
+        let absent: Vec<&Descriptor> = queue.iter().filter(|(diff_id, _)| !self.has_layer(diff_id)).map(|(_, layer)| *layer).collect();
+        let (room, needs, what) = (Room::new(self.root(), limits.image_bytes), room::least(&absent), format!("the image `{reference}`"));
+        // What is greater than allowed has words of its own.
+        if wanted.iter().all(|layer| layer.size <= limits.layer_bytes) {
+            room.check(&what, needs)?;
+        }
+        let cancel = &options.cancel;
+        let work = Work { store: self, lease: &lease, origin: &origin, limits, cancel, stop: AtomicBool::new(false), room: &room };
+        let fetched = fetch_all(&work, queue.into(), options.downloads.get(), progress);
+        if cancel.is_set() {
             return Err(ImageError::Cancelled);
         }
-        self.add_image(&lease, &config, &diff_ids, &[Name { reference, digests, platform: &options.platform }])
+        let name = Name { reference, digests, platform: &options.platform, pulled: true };
+        fetched.and_then(|()| self.add_image(&lease, &config, &diff_ids, &[name])).map_err(|error| {
+            if room::is_full(&error) {
+                download::drop_partial(self, wanted.into_iter());
+            }
+            room.words(&what, needs, error)
+        })
     }
 }
 

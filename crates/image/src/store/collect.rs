@@ -24,6 +24,15 @@ pub struct Collected {
     pub downloads: usize,
 }
 
+/// What else [`Store::collect_with`] leaves alone or takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CollectOptions {
+    /// Images that came here, or were pulled or loaded again, within this time stay: somebody may be about to run them.
+    pub spare: Duration,
+    /// Every download that nobody continues now goes, not only those of a week ago.
+    pub all_downloads: bool,
+}
+
 /// A download that stopped is continued by the next pull; after this time nobody is expected any more.
 const DOWNLOAD_AGE: Duration = Duration::from_hours(7 * 24);
 
@@ -33,6 +42,11 @@ impl Store {
     /// What a running pull or load uses, of this or another process, stays. The store is locked only while things are moved away, not while
     /// they are deleted.
     pub fn collect(&self, keep: &BTreeSet<ImageId>) -> Result<Collected, ImageError> {
+        self.collect_with(keep, &CollectOptions::default())
+    }
+
+    /// The same, told more exactly.
+    pub fn collect_with(&self, keep: &BTreeSet<ImageId>, options: &CollectOptions) -> Result<Collected, ImageError> {
         let mut collected = Collected::default();
         // A lease of its own, so that what it moves away is nobody else's to delete.
         let lease = self.lease()?;
@@ -42,18 +56,22 @@ impl Store {
             let (living, leased) = self.leased()?;
             let mut layers = leased.clone();
             let mut blobs = leased.clone();
-            for name in self.names()? {
-                if !keep.contains(&name.image) && !leased.contains(&name.image.0) {
-                    remove(&self.root.join("names").join(names::file_name(&name.reference)))?;
-                }
+            let names = self.names()?;
+            let is_young = |path: &Path| age(path).is_some_and(|age| age < options.spare);
+            let name_file = |name: &names::NameRecord| self.root.join("names").join(names::file_name(&name.reference));
+            let mut young: BTreeSet<ImageId> = names.iter().filter(|name| is_young(&name_file(name))).map(|name| name.image).collect();
+            young.extend(self.image_ids()?.into_iter().filter(|id| is_young(&self.record_path(id))));
+            let stays = |id: &ImageId| keep.contains(id) || young.contains(id) || leased.contains(&id.0);
+            for name in names.iter().filter(|name| !stays(&name.image)) {
+                remove(&name_file(name))?;
             }
             for id in self.image_ids()? {
                 let Some(record) = self.record(&id)? else { continue };
-                if keep.contains(&id) || leased.contains(&id.0) {
+                if stays(&id) {
                     blobs.insert(id.0);
                     layers.extend(record.layers);
                 } else {
-                    remove(&self.root.join("images").join(format!("{}.json", id.0.hex())))?;
+                    remove(&self.record_path(&id))?;
                     collected.images.push(id);
                 }
             }
@@ -83,7 +101,7 @@ impl Store {
                     remove(&self.root.join("layers").join(entry))?;
                 }
             }
-            self.collect_downloads(&mut collected)?;
+            self.collect_downloads(&mut collected, if options.all_downloads { Duration::ZERO } else { DOWNLOAD_AGE })?;
             for entry in entries(&self.root.join("tmp"))? {
                 if entry.split_once('.').is_none_or(|(id, _)| !living.contains(id)) {
                     away.push(self.root.join("tmp").join(entry));
@@ -97,13 +115,13 @@ impl Store {
         Ok(collected)
     }
 
-    fn collect_downloads(&self, collected: &mut Collected) -> Result<(), ImageError> {
+    fn collect_downloads(&self, collected: &mut Collected, oldest: Duration) -> Result<(), ImageError> {
         let folder = self.root.join("downloads");
         for entry in entries(&folder)? {
             let path = folder.join(&entry);
             let Ok(file) = File::open(&path) else { continue };
             let data = file.metadata().doing("look at", &path)?;
-            let old = data.modified().is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > DOWNLOAD_AGE));
+            let old = oldest.is_zero() || age(&path).is_some_and(|age| age > oldest);
             if old && rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 remove(&path)?;
                 collected.downloads += 1;
@@ -112,6 +130,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// How long ago a file was written; none where that can't be told, or is in the future of a clock that was put back.
+fn age(path: &Path) -> Option<Duration> {
+    SystemTime::now().duration_since(fs::metadata(path).ok()?.modified().ok()?).ok()
 }
 
 fn move_away(lease: &super::Lease, path: &Path) -> Result<PathBuf, ImageError> {

@@ -32,13 +32,14 @@ use std::str::FromStr;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-pub use self::collect::Collected;
+pub use self::collect::{CollectOptions, Collected};
 pub(crate) use self::lease::Lease;
 use crate::config::{ImageConfig, ParsedConfig};
 use crate::digest::{Digest, DigestError};
 use crate::error::{Doing as _, ImageError};
 use crate::limits::Limits;
 use crate::reference::Reference;
+use crate::room::Room;
 use crate::unpack::{LayerProblem, LeftOut, Owners, Unpacked, unpack};
 
 /// An image, by the digest of its config: the same however it came here and however its layers were packed.
@@ -89,6 +90,8 @@ pub struct Listed {
     pub id: ImageId,
     /// What it is called, in order; none for an image that was loaded without a name.
     pub names: Vec<Reference>,
+    /// One of these came with an archive: no registry may have it.
+    pub loaded: bool,
     /// Its layers by diff id, lowest first.
     pub layers: Vec<Digest>,
     /// Bytes of the files of all layers.
@@ -178,9 +181,10 @@ impl Store {
             for layer in &record.layers {
                 bytes += self.unpacked(layer).map(|unpacked| unpacked.bytes).unwrap_or_default();
             }
-            let mut called: Vec<_> = names.iter().filter(|name| name.image == id).map(|name| name.reference.clone()).collect();
+            let mine = || names.iter().filter(|name| name.image == id);
+            let mut called: Vec<_> = mine().map(|name| name.reference.clone()).collect();
             called.sort();
-            list.push(Listed { id, names: called, layers: record.layers, bytes });
+            list.push(Listed { id, names: called, loaded: mine().any(|name| !name.pulled), layers: record.layers, bytes });
         }
         list.sort_by_key(|listed| listed.id);
         Ok(list)
@@ -192,7 +196,11 @@ impl Store {
     }
 
     fn record(&self, id: &ImageId) -> Result<Option<ImageRecord>, ImageError> {
-        read_json(&self.root.join("images").join(format!("{}.json", id.0.hex())))
+        read_json(&self.record_path(id))
+    }
+
+    fn record_path(&self, id: &ImageId) -> PathBuf {
+        self.root.join("images").join(format!("{}.json", id.0.hex()))
     }
 
     pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
@@ -223,10 +231,11 @@ impl Store {
         diff_id: &Digest,
         layer: impl std::io::Read,
         limits: &Limits,
+        room: &Room,
         advance: &mut dyn FnMut(u64),
-    ) -> Result<u64, ImageError> {
+    ) -> Result<(), ImageError> {
         let making = lease.temporary();
-        let result = unpack_layer(&making, diff_id, layer, limits, self.owners, advance);
+        let result = unpack_layer(&making, diff_id, layer, limits, self.owners, room, advance);
         let unpacked = result.inspect_err(|_| {
             let _ = fs::remove_dir_all(&making);
         })?;
@@ -237,7 +246,7 @@ impl Store {
             Err(_) if path.is_dir() => fs::remove_dir_all(&making).doing("remove", &making)?,
             Err(source) => return Err(ImageError::Io { doing: "publish", path, source }),
         }
-        Ok(unpacked.bytes)
+        Ok(())
     }
 
     /// Publishes an image whose layers are all there, and its names.
@@ -246,7 +255,7 @@ impl Store {
         write(lease, &self.blob_path(&id.0), config)?;
         let folders = self.make_folders(lease, id, diff_ids)?;
         let record = ImageRecord { layers: diff_ids.to_vec(), folders };
-        write_json(lease, &self.root.join("images").join(format!("{}.json", id.0.hex())), &record)?;
+        write_json(lease, &self.record_path(&id), &record)?;
         for name in names {
             self.write_name(lease, name, id)?;
         }
@@ -268,14 +277,15 @@ fn unpack_layer(
     layer: impl std::io::Read,
     limits: &Limits,
     owners: Owners,
+    room: &Room,
     advance: &mut dyn FnMut(u64),
 ) -> Result<Unpacked, ImageError> {
     fs::create_dir(making).doing("make", making)?;
     fs::set_permissions(making, fs::Permissions::from_mode(0o755)).doing("open up", making)?;
-    let root = rustix::fs::open(making, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing("open", making)?;
+    let folder = rustix::fs::open(making, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing("open", making)?;
     let of_layer = |source: LayerProblem| ImageError::Layer { layer: *diff_id, source };
-    let unpacked = unpack(layer, root.try_clone().doing("open", making)?, diff_id, limits, owners, advance).map_err(of_layer)?;
-    rustix::fs::syncfs(&root).doing("sync", making)?;
+    let unpacked = unpack(layer, folder.try_clone().doing("open", making)?, diff_id, limits, owners, room, advance).map_err(of_layer)?;
+    rustix::fs::syncfs(&folder).doing("sync", making)?;
     Ok(unpacked)
 }
 
@@ -299,6 +309,8 @@ pub(crate) struct Name<'a> {
     /// The index and manifest it was found by.
     pub(crate) digests: Vec<Digest>,
     pub(crate) platform: &'a crate::platform::Platform,
+    /// A registry gave it, and can give it again; else it came in an archive.
+    pub(crate) pulled: bool,
 }
 
 /// Names in a folder, of which those that are not UTF-8 can't be the store's.

@@ -17,6 +17,9 @@ pub(crate) struct NameRecord {
     digests: Vec<Digest>,
     /// That was asked for.
     platform: Platform,
+    /// A registry gave it. A record of before this was written down counts as loaded, and so stays until it is pulled again.
+    #[serde(default)]
+    pub(super) pulled: bool,
 }
 
 impl NameRecord {
@@ -56,8 +59,9 @@ impl Store {
     }
 
     pub(super) fn write_name(&self, lease: &Lease, name: &Name<'_>, image: ImageId) -> Result<(), ImageError> {
+        let Name { reference, digests, platform, pulled } = name;
         let record =
-            NameRecord { reference: name.reference.clone(), image, digests: name.digests.clone(), platform: name.platform.clone() };
+            NameRecord { reference: (*reference).clone(), image, digests: digests.clone(), platform: (*platform).clone(), pulled: *pulled };
         super::write_json(lease, &self.root.join("names").join(file_name(name.reference)), &record)
     }
 }

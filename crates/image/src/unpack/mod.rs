@@ -19,6 +19,7 @@ use self::tar::{Kind, TarError, TarReader};
 use self::tree::Tree;
 use crate::digest::{Digest, Hasher};
 use crate::limits::Limits;
+use crate::room::{Room, Share};
 
 /// What is wrong with a layer.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +144,7 @@ struct Guarded<'a, R> {
     hasher: Hasher,
     compressed: Arc<AtomicU64>,
     limits: &'a Limits,
+    share: Share<'a>,
 }
 
 impl<R: Read> Read for Guarded<'_, R> {
@@ -156,26 +158,30 @@ impl<R: Read> Read for Guarded<'_, R> {
         if unpacked > self.limits.ratio_from_bytes && unpacked / packed > self.limits.ratio {
             return Err(io::Error::other(LimitReached(format!("{} unpacked bytes for each packed one", self.limits.ratio))));
         }
+        if let Some(limit) = self.share.take(count as u64)? {
+            return Err(io::Error::other(LimitReached(format!("what is left of the {limit} unpacked bytes of an image"))));
+        }
         Ok(count)
     }
 }
 
-/// Unpacks a layer beneath `root`, an empty folder, and returns what came of it.
+/// Unpacks a layer beneath `folder`, which is empty, and returns what came of it.
 ///
 /// `advance` is told the compressed bytes consumed so far, some times a second at most.
 pub(crate) fn unpack(
     layer: impl Read,
-    root: OwnedFd,
+    folder: OwnedFd,
     diff_id: &Digest,
     limits: &Limits,
     owners: Owners,
+    room: &Room,
     advance: &mut dyn FnMut(u64),
 ) -> Result<Unpacked, LayerProblem> {
     let compressed = Arc::new(AtomicU64::new(0));
     let plain = decompressed(Counted { inner: layer, count: Arc::clone(&compressed) }).map_err(read_problem)?;
-    let guarded = Guarded { inner: plain, hasher: Hasher::default(), compressed: Arc::clone(&compressed), limits };
+    let guarded = Guarded { inner: plain, hasher: Hasher::default(), compressed: Arc::clone(&compressed), limits, share: room.share() };
     let mut archive = TarReader::new(guarded, limits.extended_header_bytes);
-    let mut tree = Tree::new(root, limits, owners);
+    let mut tree = Tree::new(folder, limits, owners);
     let mut told = 0;
     while let Some(entry) = archive.next().map_err(tar_problem)? {
         if entry.kind == Kind::File && entry.size > limits.layer_bytes {
@@ -191,12 +197,13 @@ pub(crate) fn unpack(
             Ok(count)
         })?;
     }
-    let guarded = archive.drain().map_err(read_problem)?;
-    let actual = guarded.hasher.finish();
+    let Guarded { hasher, share, .. } = archive.drain().map_err(read_problem)?;
+    let actual = hasher.finish();
     if actual != *diff_id {
         return Err(LayerProblem::DiffId { actual });
     }
     let mut unpacked = tree.finish()?;
+    share.keep();
     unpacked.implicit.sort();
     Ok(unpacked)
 }

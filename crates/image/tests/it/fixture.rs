@@ -162,6 +162,8 @@ pub struct Made {
 }
 
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 impl Made {
@@ -182,6 +184,17 @@ impl Made {
             "layers": layers.iter().map(|layer| describe(layer.media_type, &layer.blob)).collect::<Vec<_>>(),
         });
         Self { layers, config, manifest: manifest.to_string().into_bytes() }
+    }
+
+    /// The same image in Docker's media types (image manifest version 2, schema 2).
+    pub fn dockers(&self) -> Vec<u8> {
+        let mut manifest: Value = serde_json::from_slice(&self.manifest).unwrap();
+        manifest["mediaType"] = DOCKER_MANIFEST.into();
+        manifest["config"]["mediaType"] = "application/vnd.docker.container.image.v1+json".into();
+        for layer in manifest["layers"].as_array_mut().unwrap() {
+            layer["mediaType"] = "application/vnd.docker.image.rootfs.diff.tar.gzip".into();
+        }
+        manifest.to_string().into_bytes()
     }
 
     pub fn id(&self) -> Digest {

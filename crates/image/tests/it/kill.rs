@@ -1,17 +1,81 @@
-//! A pull that is killed at any moment leaves a store that the next one completes.
+//! A pull, a load or a collection that is killed at any moment leaves a store that the next one completes.
 
+use std::collections::BTreeSet;
 use std::io::BufRead as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use moat_image::Store;
+use moat_image::{LoadOptions, Store};
 use serde_json::json;
 
-use crate::fixture::{Layer, Made, Packed, file, is_root, noise, options};
+use crate::fixture::{Layer, Made, Packed, file, is_root, layout, noise, options};
 use crate::registry::{Registry, names, text};
 
 const CHILD: &str = "MOAT_IMAGE_TEST_PULL";
+
+const LOADING: &str = "MOAT_IMAGE_TEST_LOAD";
+
+/// Not a test of its own: a process that loads an archive and removes it again until it is killed. It prints a line for each step.
+#[test]
+fn loading_child() {
+    let Ok(order) = std::env::var(LOADING) else { return };
+    let (root, archive) = order.split_once(' ').unwrap();
+    let store = Store::open(Path::new(root)).unwrap();
+    loop {
+        println!("step loads");
+        store.load(Path::new(archive), &LoadOptions::default(), &mut |_| println!("step")).unwrap();
+        println!("step collects");
+        store.collect(&BTreeSet::new()).unwrap();
+    }
+}
+
+#[test]
+fn killed_while_it_loads_or_collects_the_next_load_completes_and_the_next_collection_leaves_nothing() {
+    if !is_root("this test") {
+        return;
+    }
+    let made = image();
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("archive");
+    layout(&archive, &made, Some("example.com/app:1"));
+    let root = folder.path().join("store");
+    for steps in 1..30 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "kill::loading_child", "--nocapture"])
+            .env(LOADING, format!("{} {}", root.display(), archive.display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        // After some steps, and then somewhere within the next.
+        let seen = lines.map_while(Result::ok).filter(|line| line.contains("step")).take(steps).count();
+        child.kill().unwrap();
+        assert_eq!((child.wait().unwrap().signal(), seen), (Some(9), steps));
+        let store = Store::open(&root).unwrap();
+        for listed in store.list().unwrap() {
+            check(&store, &listed.id);
+        }
+        if steps % 5 == 0 {
+            let id = store.load(&archive, &LoadOptions::default(), &mut |_| {}).unwrap()[0].1;
+            check(&store, &id);
+            store.collect(&BTreeSet::new()).unwrap();
+            for left in ["blobs/sha256", "layers", "folders", "images", "names", "downloads", "leases", "tmp"] {
+                assert_eq!(names(&root.join(left)), Vec::<String>::new(), "{left}");
+            }
+        }
+    }
+}
+
+/// Four layers of twenty files.
+fn image() -> Made {
+    let layer = |index: u64| {
+        let files: Vec<_> =
+            (0..20).map(|file_index| file(&format!("l{index}/f{file_index}"), noise(150_000, index * 100 + file_index))).collect();
+        Layer::new(&files, if index.is_multiple_of(2) { Packed::Gzip } else { Packed::Zstd })
+    };
+    Made::new((0..4).map(layer).collect(), &json!({}))
+}
 
 /// Not a test of its own: the process that is killed. It prints a line for each step.
 #[test]
@@ -30,13 +94,7 @@ fn killed_at_any_step_the_next_pull_completes() {
         return;
     }
     let Some(registry) = Registry::start() else { return };
-    let layer = |index: u64| {
-        let files: Vec<_> =
-            (0..20).map(|file_index| file(&format!("l{index}/f{file_index}"), noise(150_000, index * 100 + file_index))).collect();
-        Layer::new(&files, if index.is_multiple_of(2) { Packed::Gzip } else { Packed::Zstd })
-    };
-    let made = Made::new((0..4).map(layer).collect(), &json!({}));
-    registry.push("app", "1", &made);
+    registry.push("app", "1", &image());
     let reference = registry.reference("app:1");
     let folder = tempfile::tempdir().unwrap();
     let mut killed = 0;

@@ -15,4 +15,5 @@ mod load;
 mod overlay;
 mod pull;
 mod registry;
+mod room;
 mod tls;

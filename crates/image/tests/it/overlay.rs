@@ -11,10 +11,11 @@ use crate::fixture::{Item, Layer, MTIME, Made, Packed, file, folder, hard_link, 
 /// Every entry of a tree, in order, as `find` sees it. Its times are those of the entries, so a folder changed by hand shows.
 const LIST: &str = r#"cd "$0" && find . -mindepth 1 -printf '%P|%y|%m|%U|%G|%n|%l|%Ts' \( -type f -printf '|%s' -o -true \) -printf '\n' | sed 's/|d\([^|]*|[^|]*|[^|]*|[^|]*\)|[0-9]*|/|d\1|-|/' | LC_ALL=C sort
 find . -type f | LC_ALL=C sort | xargs -r -d '\n' sha256sum
-getfattr -R -h -m '^(user|security)\.' -d . 2>/dev/null || true"#;
+getfattr -R -h -m '^(user|security)\.' -d ."#;
 
 fn listing(tree: &Path) -> String {
-    let output = Command::new("sh").args(["-c", LIST]).arg(tree).output().unwrap();
+    let output = Command::new("sh").args(["-e", "-c", LIST]).arg(tree).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -104,18 +105,22 @@ fn overlayfs_over_our_layers_shows_what_umoci_unpacks() {
     let image = format!("{}:v1", source.display());
     let unpacked = Command::new("umoci").args(["raw", "unpack", "--image", &image]).arg(&theirs).output();
     let Ok(unpacked) = unpacked else {
-        eprintln!("skipped: `umoci` is not installed");
+        eprintln!("skipped: `umoci` is not installed (`cargo xtask test` installs it)");
         return;
     };
     assert!(unpacked.status.success(), "{}", String::from_utf8_lossy(&unpacked.stderr));
+    let theirs = listing(&theirs);
     let store = store(at.path());
     let loaded = store.load(&source, &LoadOptions::default(), &mut |_| {}).unwrap();
     let image = store.image(&loaded[0].1).unwrap();
     let Some(ours) = mounted(&image.layers, at.path()) else { return };
     // Folders without an entry have the time at which they were made.
     let times = |text: &str| text.lines().filter(|line| !line.starts_with("brand")).map(ToOwned::to_owned).collect::<Vec<_>>();
-    let (ours, theirs) = (times(&ours), times(&listing(&theirs)));
+    let (ours, theirs) = (times(&ours), times(&theirs));
     assert!(ours.len() > 40, "{ours:#?}");
     assert!(ours.iter().any(|line| line.contains(&MTIME.to_string())));
+    for attribute in ["security.capability=", "user.note="] {
+        assert!(ours.iter().any(|line| line.starts_with(attribute)), "no `{attribute}`: {ours:#?}");
+    }
     assert_eq!(ours, theirs);
 }

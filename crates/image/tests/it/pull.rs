@@ -1,12 +1,16 @@
 //! Pulls from a real registry.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
-use moat_image::{Credentials, ImageError, ImageId, Progress};
+use moat_image::{CollectOptions, Credentials, Digest, ImageError, ImageId, LoadOptions, Progress};
 use serde_json::json;
 
-use crate::fixture::{INDEX, Item, Layer, MANIFEST, Made, Packed, file, folder, is_root, link, options, store};
+use crate::fixture::{
+    DOCKER_LIST, DOCKER_MANIFEST, INDEX, Item, Layer, MANIFEST, Made, Packed, file, folder, is_root, layout, link, options, store,
+};
 use crate::registry::{Registry, names, text};
 
 fn three_layers() -> Made {
@@ -140,11 +144,81 @@ fn the_platform_of_an_index_is_chosen() {
 }
 
 #[test]
+fn images_in_docker_s_own_media_types_are_the_same_images() {
+    if !is_root("this test") {
+        return;
+    }
+    let Some(registry) = Registry::start() else { return };
+    let made = Made::new(vec![Layer::new(&[file("a", "of docker")], Packed::Gzip)], &json!({}));
+    registry.push("app", "oci", &made);
+    let dockers = made.dockers();
+    let digest = registry.push_manifest("app", "docker", DOCKER_MANIFEST, &dockers);
+    let platform = json!({"os": "linux", "architecture": moat_image::Platform::host().arch});
+    let list = json!({"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [
+        {"mediaType": DOCKER_MANIFEST, "digest": digest, "size": dockers.len(), "platform": platform},
+    ]});
+    registry.push_manifest("app", "list", DOCKER_LIST, list.to_string().as_bytes());
+    for tag in ["docker", "list", "oci"] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let id = store.pull(&registry.reference(&format!("app:{tag}")), &options(), &mut |_| {}).unwrap();
+        assert_eq!(id.digest(), made.id(), "{tag}");
+        assert_eq!(text(&store, &id, "a").as_deref(), Some("of docker"), "{tag}");
+    }
+}
+
+#[test]
+fn a_collection_spares_what_came_just_now_and_takes_downloads_when_told() {
+    if !is_root("this test") {
+        return;
+    }
+    let Some(registry) = Registry::start() else { return };
+    let of = |content: &str| Made::new(vec![Layer::new(&[file("a", content)], Packed::Gzip)], &json!({}));
+    let (pulled, loaded) = (of("pulled"), of("loaded"));
+    registry.push("app", "1", &pulled);
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let archive = folder.path().join("archive");
+    layout(&archive, &loaded, Some("example.com/ours:1"));
+    let pulled = store.pull(&registry.reference("app:1"), &options(), &mut |_| {}).unwrap();
+    let loaded = store.load(&archive, &LoadOptions::default(), &mut |_| {}).unwrap()[0].1;
+    let is_loaded: BTreeMap<ImageId, bool> = store.list().unwrap().into_iter().map(|listed| (listed.id, listed.loaded)).collect();
+    assert_eq!(is_loaded, BTreeMap::from([(pulled, false), (loaded, true)]));
+
+    let spare = CollectOptions { spare: Duration::from_hours(1), ..CollectOptions::default() };
+    assert_eq!(store.collect_with(&BTreeSet::new(), &spare).unwrap().images, []);
+    // As if all were done hours ago; then the one is pulled again, by its digest: nothing but its name is new.
+    let long_ago = SystemTime::now() - Duration::from_hours(3);
+    let age = || {
+        for part in ["images", "names"] {
+            for name in names(&store.root().join(part)) {
+                File::options().write(true).open(store.root().join(part).join(name)).unwrap().set_modified(long_ago).unwrap();
+            }
+        }
+    };
+    age();
+    store.pull(&registry.reference("app:1").pinned(Digest::of(&of("pulled").manifest)), &options(), &mut |_| {}).unwrap();
+    assert_eq!(store.collect_with(&BTreeSet::new(), &spare).unwrap().images, [loaded]);
+    age();
+    assert_eq!(store.collect_with(&BTreeSet::new(), &spare).unwrap().images, [pulled]);
+
+    // A download that stopped is kept for the next pull, and goes at once when that is asked for; not one that goes on.
+    let [stopped, running] = ["a", "b"].map(|letter| store.root().join("downloads").join(letter.repeat(64)));
+    std::fs::write(&stopped, "1234").unwrap();
+    let held = File::create(&running).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    assert_eq!(store.collect(&BTreeSet::new()).unwrap().downloads, 0);
+    let all = CollectOptions { all_downloads: true, ..CollectOptions::default() };
+    let collected = store.collect_with(&BTreeSet::new(), &all).unwrap();
+    assert_eq!((collected.downloads, collected.bytes, stopped.exists(), running.exists()), (1, 4, false, true));
+}
+
+#[test]
 fn a_registry_with_passwords() {
     if !is_root("this test") {
         return;
     }
-    let Some(registry) = Registry::with_password("ann", "s3cret:x") else { return };
+    let Some(registry) = Registry::with_password() else { return };
     registry.push("private", "1", &Made::new(vec![Layer::new(&[file("a", "a")], Packed::Gzip)], &json!({})));
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path());

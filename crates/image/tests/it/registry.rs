@@ -31,17 +31,15 @@ impl Registry {
         Self::with("127.0.0.1", "", None)
     }
 
-    /// One that wants this user and password.
-    pub fn with_password(user: &str, password: &str) -> Option<Self> {
-        let hashed = Command::new("htpasswd").args(["-nbB", user, password]).output();
-        let Ok(hashed) = hashed else {
-            eprintln!("skipped: `htpasswd` is not installed");
-            return None;
-        };
+    /// One that wants the user `ann` and the password `s3cret:x`.
+    pub fn with_password() -> Option<Self> {
+        // By bcrypt, cost 5.
+        let line = "ann:$2b$05$abcdefghijklmnopqrstuuWrm/5AoaKADYlqOe34LrWvaAncFaCxG\n";
+        let (user, password) = ("ann", "s3cret:x");
         // The path is in the registry's folder.
         let auth = "auth:\n  htpasswd:\n    realm: test\n    path: FOLDER/htpasswd\n";
         let authorization = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")));
-        Self::with("127.0.0.1", auth, Some(&(authorization, hashed.stdout)))
+        Self::with("127.0.0.1", auth, Some(&(authorization, line.as_bytes().to_vec())))
     }
 
     /// One at an address that is not loopback, over TLS. Nothing can be pushed to it by this fixture, so it serves another one's folder.

@@ -137,6 +137,7 @@ impl Assembly<'_, '_> {
             zone,
             vip,
             port,
+            port_given_to: self.values.port_given_to(index),
             allow_from: moat.and_then(|m| m.allow_from.as_ref()).map(|names| self.allowed(entry, names)),
             egress: if kind.sends() {
                 moat.and_then(|m| m.egress.as_ref()).map(|e| e.value.clone()).unwrap_or_default()
@@ -198,6 +199,7 @@ impl Assembly<'_, '_> {
             zone,
             vip: Some(vip),
             port: default_port(Some(kind)),
+            port_given_to: BTreeSet::new(),
             allow_from: None,
             egress: Egress::None,
             instances: 1,

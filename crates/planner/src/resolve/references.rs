@@ -72,6 +72,18 @@ pub(crate) fn link(workspace: &Workspace<'_>, values: &Values<'_>, reference: &R
     })
 }
 
+/// The program whose port the reference gives to another service.
+pub(crate) fn takes_port(workspace: &Workspace<'_>, reference: &Reference<'_>) -> Option<usize> {
+    let target = workspace.service(workspace.entries[reference.entry].input, reference.name)?;
+    let of_port = match &reference.what.value {
+        ServiceProperty::Port | ServiceProperty::HostPort => true,
+        ServiceProperty::EnvVar(key) => key == "PORT",
+        ServiceProperty::Host | ServiceProperty::Slug | ServiceProperty::ConnectionString => false,
+    };
+    let chooses = matches!(workspace.entries[target].kind(), Some(ServiceKind::Web | ServiceKind::Pserv));
+    (of_port && chooses && target != reference.entry).then_some(target)
+}
+
 fn receives(entry: &Entry<'_>) -> bool {
     entry.kind().is_some_and(ServiceKind::receives)
 }

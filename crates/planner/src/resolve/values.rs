@@ -11,9 +11,9 @@ use crate::codes::{Code, Report};
 use crate::memory::Memory;
 use crate::names::quoted;
 use moat_model::net::DEFAULT_HTTP_PORT;
-use moat_model::{Secret, Span};
+use moat_model::{Secret, Slug, Span};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The kernel takes no longer text in an environment (MAX_ARG_STRLEN).
 const LONGEST: usize = 128 * 1024;
@@ -75,6 +75,8 @@ pub(crate) struct Values<'a> {
     others: Vec<BTreeMap<String, Slot>>,
     groups: BTreeMap<(usize, &'a str), BTreeMap<String, usize>>,
     missing: Vec<Missing>,
+    /// By entry: those that have its port in a variable.
+    port_takers: BTreeMap<usize, BTreeSet<Slug>>,
     /// Credentials of registries by file and name.
     credentials: BTreeMap<usize, BTreeMap<String, Secret>>,
 }
@@ -199,6 +201,11 @@ impl<'a> Values<'a> {
     pub(crate) fn port_text(&self, entry: usize) -> Cow<'_, str> {
         let written = self.variable(entry, "PORT").and_then(|slot| self.value(slot));
         written.map_or_else(|| Cow::Owned(DEFAULT_HTTP_PORT.to_string()), |value| Cow::Borrowed(value.trim()))
+    }
+
+    /// The services that have a service's port in a variable of theirs.
+    pub(crate) fn port_given_to(&self, entry: usize) -> BTreeSet<Slug> {
+        self.port_takers.get(&entry).cloned().unwrap_or_default()
     }
 
     pub(crate) fn into_missing(self) -> Vec<Missing> {

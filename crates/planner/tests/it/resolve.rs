@@ -190,6 +190,24 @@ fn what_listens_by_default_follows_the_port() {
 }
 
 #[test]
+fn it_is_known_whose_port_was_given_to_whom() {
+    let image = |name: &str, more: &str| format!("  - {{type: pserv, name: {name}, runtime: image, image: {{url: x}}{more}}}\n");
+    let by = |name: &str, what: &str| format!("[{{key: X, fromService: {{type: pserv, name: {name}, {what}}}}}]");
+    let state = state(&format!(
+        "services:\n{}{}{}{}{}{}{}",
+        image("bare", ""),
+        image("written", ", envVars: [{key: PORT, value: 53}]"),
+        image("own", ", envVars: [{key: X, fromService: {type: pserv, name: own, property: port}}]"),
+        web("a", &format!("envVars: {}", by("bare", "property: hostport"))),
+        web("b", &format!("envVars: {}", by("bare", "envVarKey: PORT"))),
+        web("c", &format!("envVars: {}", by("bare", "property: host"))),
+        web("d", &format!("envVars: {}", by("written", "property: port"))),
+    ));
+    let given = |slug: &str| service(&state, slug).port_given_to.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    assert_eq!((given("bare").as_str(), given("written").as_str(), given("own").as_str(), given("a").as_str()), ("a b", "d", "", ""));
+}
+
+#[test]
 fn nothing_changes_from_run_to_run() {
     let mut memory = Memory::default();
     let first = again(EVERYTHING, &Given::default(), &mut memory);

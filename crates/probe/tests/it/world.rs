@@ -196,6 +196,7 @@ fn service(name: &str, offset: u16, kind: &Shape) -> Service {
             ServiceKind::Worker | ServiceKind::Cron | ServiceKind::Static => None,
         },
         start: moat_model::state::StartOrder::Together,
+        port_given_to: std::collections::BTreeSet::new(),
         allow_from: kind.allow_from.map(|names| names.iter().map(|name| slug(name)).collect()),
         egress: kind.egress.clone(),
         instances: 1,

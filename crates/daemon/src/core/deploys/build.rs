@@ -2,7 +2,7 @@
 
 use super::super::{Core, Msg};
 use super::{engine_words, first_line};
-use crate::deploy::{Deploy, DeployPhase, PreDeploy};
+use crate::deploy::{Deploy, DeployPhase, PreDeploy, Work};
 use crate::machine::Tell;
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
@@ -206,11 +206,19 @@ impl Core {
         let Some(deploy) = self.deploys.get_mut(slug) else { return };
         let Some(name) = deploy.release.clone() else { return };
         deploy.go(DeployPhase::Sealing);
-        let workload = deploy.service.workload.clone();
+        let (workload, disk) = (deploy.service.workload.clone(), super::kept_by(&deploy.service));
         let (engine, tx, slug) = (self.engine.clone(), self.tx.clone(), slug.clone());
-        tokio::spawn(async move {
+        let work = tokio::spawn(async move {
             let result = match workload {
-                Workload::Image(_) => engine.seal_image(&name).await,
+                Workload::Image(_) => {
+                    let result = engine.seal_image(&name).await;
+                    if let Ok(id) = &result {
+                        for text in engine.image_notices(id, disk).await {
+                            let _ = tx.send(Msg::Said(slug.clone(), text));
+                        }
+                    }
+                    result
+                }
                 Workload::Static(site) => engine.seal_site(&name, &site).await.map(|published| {
                     for text in crate::core::sites::notices(&site, &published) {
                         let _ = tx.send(Msg::Said(slug.clone(), text));
@@ -223,6 +231,7 @@ impl Core {
             };
             let _ = tx.send(Msg::Sealed(slug, name, result));
         });
+        deploy.work = Some(Work::of(&work));
     }
 
     /// A build, pre-deploy or job instance ended.

@@ -16,15 +16,16 @@ mod sweep;
 mod verbs;
 
 use super::{Core, Msg};
-use crate::deploy::{Ask, Deploy, DeployPhase};
+use crate::deploy::{Ask, Deploy, DeployPhase, Work};
 use crate::history::{DeployCause, DeployState};
 use crate::protocol::ServicePhase;
 use moat_engine::EngineError;
 use moat_engine_linux::{BuildRequest, DatastoreRequest, ImageBuildRequest, Origin, Prepared, PullRequest, SiteRequest};
 use moat_model::state::{ImageOrigin, ImageWorkload, Workload};
-use moat_model::{Service, Slug};
+use moat_model::{Service, ServiceKind, Slug};
 use moat_store::EventKind;
 use serde_json::json;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -98,13 +99,14 @@ impl Core {
             ready: 0,
             changes: true,
             early: None,
+            work: None,
         };
         if let Some(made) = ready_made {
             self.deploys.insert(slug.clone(), Deploy { release: made.release, commit: made.commit, ..deploy });
             self.start_serving(&slug);
             return;
         }
-        match &service.workload {
+        let work = match &service.workload {
             Workload::KeyValue(_) | Workload::Postgres(_) => {
                 // What runs well is not moved to another server by a tag that moved, or by what was installed since.
                 let before = deploy.previous.as_ref().filter(|p| p.good && p.service.fingerprint == service.fingerprint);
@@ -116,23 +118,24 @@ impl Core {
                 tokio::spawn(async move {
                     let result = engine.provide_datastore(request, tell).await;
                     let _ = tx.send(Msg::Provided(slug, fingerprint, result));
-                });
+                })
             }
             Workload::Image(ImageWorkload { origin: ImageOrigin::Published(name), credential, .. }) => {
                 let request = PullRequest { image: name.clone(), credential: credential.clone() };
+                let disk = kept_by(service);
                 self.deploys.insert(slug.clone(), deploy);
                 self.set_phase(&slug, ServicePhase::Building, Some(format!("pulling `{name}`")));
                 let (engine, tx, tell) = (self.engine.clone(), self.tx.clone(), self.pull_teller(&slug));
                 tokio::spawn(async move {
-                    let result = engine.pull_image(request, tell).await.map(|(release, instead_of)| {
-                        if let Some(error) = instead_of {
-                            let text = format!("{}; using the image that is here", engine_words(&error));
+                    let result = engine.pull_image(request, tell).await;
+                    if let Ok((release, instead_of)) = &result {
+                        let instead = instead_of.as_ref().map(|error| format!("{}; using the image that is here", engine_words(error)));
+                        for text in instead.into_iter().chain(engine.image_notices(&release.name, disk).await) {
                             let _ = tx.send(Msg::Said(slug.clone(), text));
                         }
-                        release.into()
-                    });
-                    let _ = tx.send(Msg::Prepared(slug, id, result));
-                });
+                    }
+                    let _ = tx.send(Msg::Prepared(slug, id, result.map(|(release, _)| release.into())));
+                })
             }
             Workload::Image(_) => {
                 let Some(request) = ImageBuildRequest::of(service) else { return };
@@ -142,7 +145,7 @@ impl Core {
                 tokio::spawn(async move {
                     let result = engine.prepare_image(request, tell).await.map(Prepared::from);
                     let _ = tx.send(Msg::Prepared(slug, id, result));
-                });
+                })
             }
             Workload::Static(_) => {
                 let Some(request) = SiteRequest::of(service) else { return };
@@ -152,7 +155,7 @@ impl Core {
                 tokio::spawn(async move {
                     let result = engine.prepare_site(request, tell).await;
                     let _ = tx.send(Msg::Prepared(slug, id, result));
-                });
+                })
             }
             Workload::Native(_) => {
                 let Some(request) = BuildRequest::of(service) else { return };
@@ -162,8 +165,11 @@ impl Core {
                 tokio::spawn(async move {
                     let result = engine.prepare_release(request, tell).await;
                     let _ = tx.send(Msg::Prepared(slug, id, result));
-                });
+                })
             }
+        };
+        if let Some(deploy) = self.deploys.get_mut(&service.slug) {
+            deploy.work = Some(Work::of(&work));
         }
     }
 
@@ -196,6 +202,12 @@ impl Core {
             }
         }
     }
+}
+
+/// Below which folder of an image's service something is kept. Of a cron job nobody expects that: as if all were.
+pub(super) fn kept_by(service: &Service) -> Option<PathBuf> {
+    let disk = service.workload.disk().map(|disk| disk.mount_path.clone());
+    disk.or_else(|| (service.kind == ServiceKind::Cron).then(|| PathBuf::from("/")))
 }
 
 /// An engine's error with its hint, in one line.

@@ -92,6 +92,7 @@ impl Core {
             self.record(EventKind::DeploySucceeded, Some(slug), "its deploy is live", details);
         }
         self.set_phase(slug, ServicePhase::Live, None);
+        self.say_ports_around(slug);
         self.sweep = true;
         self.sweep_fetched = true;
     }
@@ -144,5 +145,6 @@ impl Core {
         let details = json!({ "deploy": deploy.id, "why": why, "kept": kept });
         self.record_of(kind, Some(slug), instance, format!("its deploy {verb}: {detail}"), details);
         self.set_phase_with(slug, ServicePhase::Failed, Some(detail), last_lines);
+        self.say_ports_around(slug);
     }
 }

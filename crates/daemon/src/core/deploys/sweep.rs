@@ -1,7 +1,7 @@
 //! What deploys have left and nothing needs any more.
 
 use super::super::Core;
-use moat_engine_linux::ImageBuildRequest;
+use moat_engine_linux::{ImageBuildRequest, Prune};
 use std::collections::BTreeSet;
 
 impl Core {
@@ -16,7 +16,7 @@ impl Core {
         if let Err(error) = self.engine.collect_garbage(&keep).await {
             tracing::warn!(%error, "old releases can't be removed");
         }
-        if let Err(error) = self.engine.prune_images(&keep, false).await {
+        if let Err(error) = self.engine.prune_images(&keep, Prune::Left).await {
             tracing::warn!(%error, "old images can't be removed");
         }
     }

@@ -10,7 +10,7 @@ use moat_dataplane::message::Measures;
 use moat_dataplane::{CertificateSet, Config, Doors, HostState};
 use moat_engine::{Engine as _, EngineError, StepOutcome};
 use moat_engine_linux::{
-    BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Origin, Prepared, Provided, Published, PullRequest, Release,
+    BuildRequest, DatastoreRequest, ImageBuildRequest, LinuxEngine, Origin, Prepared, Provided, Prune, Published, PullRequest, Release,
     SiteRequest, Usage,
 };
 use moat_ingress::LogFormat;
@@ -247,8 +247,11 @@ impl Machine for World {
             Ok(())
         })
     }
-    fn prune_images<'a>(&'a self, _keep: &'a BTreeSet<String>, _named_too: bool) -> Doing<'a, Result<(usize, u64), EngineError>> {
+    fn prune_images<'a>(&'a self, _keep: &'a BTreeSet<String>, _prune: Prune) -> Doing<'a, Result<(usize, u64), EngineError>> {
         Box::pin(async { Ok((0, 0)) })
+    }
+    fn image_notices<'a>(&'a self, _id: &'a str, _disk: Option<PathBuf>) -> Doing<'a, Vec<String>> {
+        Box::pin(async { Vec::new() })
     }
     fn collect_fetched(&self, _sources: Vec<Source>, _services: BTreeSet<ServiceId>) -> Doing<'_, Result<(), EngineError>> {
         Box::pin(async { Ok(()) })

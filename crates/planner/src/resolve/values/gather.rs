@@ -38,6 +38,7 @@ impl<'a> Values<'a> {
             others: Vec::with_capacity(workspace.entries.len()),
             groups: BTreeMap::new(),
             missing: Vec::new(),
+            port_takers: BTreeMap::new(),
             credentials: BTreeMap::new(),
         };
         let mut gathering = Gathering { workspace, memory, random, report, used: BTreeSet::new(), references: Vec::new() };
@@ -55,6 +56,10 @@ impl<'a> Values<'a> {
         for reference in &references {
             let source = references::link(workspace, &values, reference, report);
             values.nodes[reference.node].source = source;
+            if let Some(target) = references::takes_port(workspace, reference) {
+                let taker = workspace.entries[reference.entry].slug.clone();
+                values.port_takers.entry(target).or_default().insert(taker);
+            }
         }
         values
     }
