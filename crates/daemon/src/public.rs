@@ -335,6 +335,10 @@ pub struct Signing {
     pub authority: Option<Authority>,
     /// Accounts with servers, by their directories.
     pub accounts: BTreeMap<String, Secret>,
+    /// Whom these servers were told to write to; none is nobody.
+    pub contacts: BTreeMap<String, Option<String>>,
+    /// Until when servers are left alone, which said that they were asked too often; seconds since 1970.
+    pub pauses: BTreeMap<String, i64>,
 }
 
 #[cfg(test)]

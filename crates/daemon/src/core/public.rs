@@ -6,7 +6,7 @@ use crate::blueprints::{DOMAIN, NO_HTTPS};
 use crate::protocol::{CertificateRow, CertificateVerb, DomainRow, Event, Failure, UpRequest};
 use crate::public::{OWN_LIMIT, StoredCertificate};
 use jiff::Timestamp;
-use moat_certs::{Authority, AuthorityError, Facts, Pair, Proof};
+use moat_certs::{Authority, AuthorityError, Directory, Facts, Pair, Proof};
 use moat_dataplane::{CertificateSet, Doors, NamedCertificate};
 use moat_model::{Secret, Service, Slug};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -28,6 +28,8 @@ pub(crate) struct Shown {
     proof: Option<(Proof, Option<oneshot::Sender<()>>)>,
     /// A server is being asked.
     pub(super) asking: bool,
+    /// The contact that a server was not told of, by its directory, and until when that is not tried again.
+    pub(super) contact_refused: Option<(Directory, i64)>,
     /// When it was looked last whether one is to be.
     looked: Option<Instant>,
 }
