@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The version of [`Order`] and [`Report`].
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// Says that it is the data plane who speaks.
 pub const ROLE: &str = "moat dataplane";

@@ -122,7 +122,7 @@ async fn lingered(stopping: &mut watch::Receiver<bool>, settings: &Settings) {
 }
 
 /// What every request of a connection has in common.
-fn known(arrival: Arrival) -> (Arrival, HeaderValue) {
+pub(crate) fn known(arrival: Arrival) -> (Arrival, HeaderValue) {
     let address = heads::address_of(&arrival);
     (arrival, address)
 }

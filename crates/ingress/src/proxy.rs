@@ -2,6 +2,7 @@
 
 use crate::body::{Relay, RequestBody, ResponseBody};
 use crate::compress::{self, Outgoing};
+use crate::connection::known;
 use crate::decide::{Decision, Refusal, decide};
 use crate::failure::Failure;
 use crate::link::Late;
@@ -9,7 +10,7 @@ use crate::pool::{Flight, Pool, Sender, Speak, connect};
 use crate::record::{Exchange, Open, Received, Recorded};
 use crate::site::{Answer, Lack, Site};
 use crate::tunnel::{OpenTunnel, tunnel};
-use crate::{Arrival, Dial, Records, Route, RouteTable, Routes, Settings, Tls, announce, heads, pages, sleep};
+use crate::{Arrival, Dial, Records, Route, RouteTable, Routes, Settings, Tls, announce, forwarded, heads, pages, sleep};
 use base64::Engine as _;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
@@ -81,10 +82,13 @@ enum Unsent {
 
 impl<D: Dial> Proxy<D> {
     /// Answers one request; every failure becomes a page.
-    pub async fn handle(&self, request: Request<Incoming>, (arrival, address): &(Arrival, HeaderValue)) -> Response<Recorded> {
+    pub async fn handle(&self, request: Request<Incoming>, connection: &(Arrival, HeaderValue)) -> Response<Recorded> {
         let id = heads::request_id(fastrand::u64(..));
         let (mut head, body) = request.into_parts();
         let bridged = heads::take_http2(&mut head, websocket_key);
+        let routes = self.routes.load();
+        let told = forwarded::by_proxy(&routes.policy.trusted, &mut head, &connection.0).map(|arrival| Box::new(known(arrival)));
+        let (arrival, address) = told.as_deref().unwrap_or(connection);
         let caller = Caller { arrival, address, id: &id, bridged };
         let mut exchange = Exchange::new(&self.records, &mut head, arrival, caller.text());
         // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
@@ -96,7 +100,6 @@ impl<D: Dial> Proxy<D> {
         if last && one {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let routes = self.routes.load();
         if arrival.secure
             && let Some(hsts) = &routes.policy.hsts
         {
@@ -120,8 +123,8 @@ impl<D: Dial> Proxy<D> {
 
     async fn answer(&self, mut head: Parts, body: Incoming, caller: &Caller<'_>, exchange: &mut Exchange) -> Response<ResponseBody> {
         let mut routes = self.routes.load();
+        // By TLS too: servers follow whoever sends them there.
         if !routes.proofs.is_empty()
-            && !caller.arrival.secure
             && let Some(proof) = head.uri.path().strip_prefix(PROOFS).and_then(|token| routes.proofs.get(token))
         {
             return page(pages::proof(proof), caller.id);

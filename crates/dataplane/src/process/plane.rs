@@ -4,7 +4,7 @@ use super::dial::RouterDial;
 use super::shown::Shown;
 use crate::channel::Channel;
 use crate::message::{Hello, Measures, Order, PROTOCOL, ROLE, Report};
-use crate::{CertificateSet, Config, DatabaseHost, Host, HostState, SiteFiles, Sockets, Stamp};
+use crate::{CertificateSet, Config, DatabaseHost, Host, HostState, Public, SiteFiles, Sockets, Stamp};
 use arc_swap::ArcSwap;
 use http::{HeaderValue, StatusCode};
 use moat_dns::Zones;
@@ -229,7 +229,8 @@ impl Plane {
         self.zones.store(Arc::new(config.zones));
         self.resolvers.store(Arc::new(config.resolvers));
         let promise = config.public.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
-        let policy = Policy { proxies: config.public.proxies, hsts: promise, compress: config.public.compress };
+        let Public { proxies, trusted, compress, .. } = config.public;
+        let policy = Policy { proxies, trusted, hsts: promise, compress };
         self.routes.set(Routes { hosts, proofs: config.proofs.into_iter().collect(), policy });
         state.limits = limits;
         let before = std::mem::replace(&mut state.sites, sites);

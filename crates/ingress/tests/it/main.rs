@@ -25,6 +25,8 @@ mod passing;
 #[cfg(test)]
 mod peers;
 #[cfg(test)]
+mod proxies;
+#[cfg(test)]
 mod secure;
 #[cfg(test)]
 mod smuggling;
