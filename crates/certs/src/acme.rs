@@ -4,12 +4,14 @@
 //! and, where it comes with a certificate, for TLS-ALPN-01 (RFC 8737).
 
 use crate::Pair;
+use crate::asker::{Again, Asker, Refusal};
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, ChallengeType, Error, Identifier, NewAccount, NewOrder, OrderStatus, RetryPolicy,
 };
 use moat_model::Secret;
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use serde::{Deserialize, Serialize};
+use std::error::Error as _;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -70,9 +72,25 @@ pub enum AcmeError {
     /// The server does not answer, or refused.
     #[error("the server of certificates: {0}")]
     Server(String),
-    /// It was asked too often (RFC 8555 §6.6).
-    #[error("the server of certificates was asked too often: {0}")]
-    TooOften(String),
+    /// It was asked too often (RFC 8555 §6.6), or has too much to do.
+    #[error("the server of certificates was asked too often: {why}")]
+    TooOften {
+        /// What it says.
+        why: String,
+        /// When it may be asked again, where it says that.
+        again: Option<Again>,
+    },
+    /// It was not done in time.
+    #[error("the server of certificates was not done within {} minutes", .0.as_secs() / 60)]
+    Late(Duration),
+    /// The file with the authority that it is trusted by can't be used.
+    #[error("`{path}`, the authority of the server of certificates, can't be read: {why}")]
+    Root {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// It does not offer the way that was wanted.
     #[error("the server of certificates offers no proof by {}", match .0 { Way::Http => "HTTP", Way::Tls => "TLS" })]
     NoWay(Way),
@@ -94,37 +112,51 @@ impl From<Error> for AcmeError {
         if let Error::Api(problem) = &error
             && problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:rateLimited")
         {
-            return Self::TooOften(problem.to_string());
+            return Self::TooOften { why: problem.to_string(), again: None };
         }
-        Self::Server(error.to_string())
+        let mut why = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            // Some errors say what caused them themselves.
+            let text = error.to_string();
+            if !why.ends_with(&text) {
+                why = format!("{why}: {text}");
+            }
+            cause = error.source();
+        }
+        Self::Server(why)
     }
 }
 
 /// An account with a server.
 #[derive(Clone)]
-pub struct Acme(Account);
+pub struct Acme {
+    account: Account,
+    refusal: Refusal,
+}
 
 impl Acme {
-    /// The account that `kept` holds, or a new one, which is given too, to be kept.
+    /// The account that `kept` holds, or a new one, which is given too, to be kept. Each answer of the server may take `patience`.
     ///
     /// # Errors
     /// When the server can't be asked, or refuses.
-    pub async fn open(directory: &Directory, kept: Option<&Secret>) -> Result<(Self, Option<Secret>), AcmeError> {
-        let builder = match &directory.root {
-            Some(root) => Account::builder_with_root(root)?,
-            None => Account::builder()?,
-        };
-        let broken = |error: serde_json::Error| AcmeError::Server(error.to_string());
-        if let Some(kept) = kept {
-            let credentials: AccountCredentials = serde_json::from_str(kept.expose()).map_err(broken)?;
-            return Ok((Self(builder.from_credentials(credentials).await?), None));
+    pub async fn open(directory: &Directory, kept: Option<&Secret>, patience: Duration) -> Result<(Self, Option<Secret>), AcmeError> {
+        let asker = Asker::new(directory.root.as_deref(), patience)?;
+        let refusal = asker.refusal();
+        match account(directory, kept, asker).await {
+            Ok((account, new)) => Ok((Self { account, refusal }, new)),
+            Err(error) => Err(refusal.explain(error)),
         }
-        let contact = directory.contact.as_ref().map(|contact| format!("mailto:{contact}"));
+    }
+
+    /// Whom the server may write to from now on; none is nobody.
+    ///
+    /// # Errors
+    /// When the server can't be asked, or refuses.
+    pub async fn set_contact(&self, contact: Option<&str>) -> Result<(), AcmeError> {
+        let contact = addresses(contact);
         let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
-        let asked = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
-        let (account, credentials) = builder.create(&asked, directory.url.clone(), None).await?;
-        let kept = Secret::new(serde_json::to_string(&credentials).map_err(broken)?);
-        Ok((Self(account), Some(kept)))
+        self.account.update_contacts(&contact).await.map_err(|error| self.refusal.explain(error.into()))
     }
 
     /// Gets a certificate for a name. Each proof is sent to `show`, and the server asked to look once that answers.
@@ -132,8 +164,12 @@ impl Acme {
     /// # Errors
     /// When the server can't be asked, refuses, or does not find the name here.
     pub async fn order(&self, name: &str, way: Way, show: &mpsc::UnboundedSender<Shown>) -> Result<Pair, AcmeError> {
+        self.try_order(name, way, show).await.map_err(|error| self.refusal.explain(error))
+    }
+
+    async fn try_order(&self, name: &str, way: Way, show: &mpsc::UnboundedSender<Shown>) -> Result<Pair, AcmeError> {
         let identifiers = [Identifier::Dns(name.to_owned())];
-        let mut order = self.0.new_order(&NewOrder::new(&identifiers)).await?;
+        let mut order = self.account.new_order(&NewOrder::new(&identifiers)).await?;
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
@@ -178,6 +214,26 @@ impl Acme {
         }
         None
     }
+}
+
+/// A kept account, or a new one, with what is to be kept of it.
+async fn account(directory: &Directory, kept: Option<&Secret>, client: Asker) -> Result<(Account, Option<Secret>), AcmeError> {
+    let builder = Account::builder_with_http(Box::new(client));
+    let broken = |error: serde_json::Error| AcmeError::Server(error.to_string());
+    if let Some(kept) = kept {
+        let credentials: AccountCredentials = serde_json::from_str(kept.expose()).map_err(broken)?;
+        return Ok((builder.from_credentials(credentials).await?, None));
+    }
+    let contact = addresses(directory.contact.as_deref());
+    let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
+    let asked = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
+    let (account, credentials) = builder.create(&asked, directory.url.clone(), None).await?;
+    Ok((account, Some(Secret::new(serde_json::to_string(&credentials).map_err(broken)?))))
+}
+
+/// A contact as servers take it (RFC 8555 §7.3).
+fn addresses(contact: Option<&str>) -> Vec<String> {
+    contact.map(|contact| format!("mailto:{contact}")).into_iter().collect()
 }
 
 /// The certificate of RFC 8737 §3.

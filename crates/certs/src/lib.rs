@@ -7,9 +7,11 @@
 //! Invariant: no clock is read here but the one passed in, and no private key is ever shown.
 
 mod acme;
+mod asker;
 mod authority;
 mod facts;
 
 pub use acme::{Acme, AcmeError, Directory, Proof, Shown, Way};
+pub use asker::Again;
 pub use authority::{Authority, AuthorityError, Pair};
 pub use facts::{Facts, FactsError};

@@ -146,7 +146,7 @@ pub enum Verb {
         /// Have another process serve in the place of the one that does; no connection is dropped.
         #[arg(long, exclusive = true)]
         restart: bool,
-        /// What to change: `https-redirect=on`, `hsts=31536000`, `proxy-protocol=203.0.113.0/24`.
+        /// What to change: `https-redirect=off`, `hsts=31536000`, `proxy-protocol=203.0.113.0/24`.
         #[arg(value_name = "SETTING=VALUE")]
         set: Vec<String>,
     },

@@ -266,23 +266,26 @@ impl DataPlane {
         }
     }
 
-    /// Has everything served by this from now on, and waits until it is. Its revision and its resolvers are set here.
-    pub async fn publish(&mut self, mut config: Config) {
+    /// Has everything served by this from now on, and waits a while until it is, which is the answer. Its revision and its resolvers
+    /// are set here.
+    pub async fn publish(&mut self, mut config: Config) -> bool {
         if !self.serving {
-            return;
+            return false;
         }
-        let Some(keeper) = &mut self.keeper else { return };
+        let Some(keeper) = &mut self.keeper else { return false };
         config.resolvers.clone_from(&self.resolvers);
         let same = keeper.config().is_some_and(|now| {
             config.stamp = Stamp { revision: now.stamp.revision, ..config.stamp };
             *now == config
         });
         if same {
-            return;
+            return keeper.is_applied();
         }
-        if !keeper.set(config, PATIENCE).await {
+        let applied = keeper.set(config, PATIENCE).await;
+        if !applied {
             tracing::warn!("the data plane has not taken its configuration yet");
         }
+        applied
     }
 
     /// Has the access log written so from now on. A file that somebody moved away is made anew.

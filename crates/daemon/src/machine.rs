@@ -138,8 +138,8 @@ pub trait Plane: Send {
     fn log(&mut self, format: Option<LogFormat>);
     /// What it counted since its process began; none where it does not answer.
     fn measure(&self) -> Doing<'static, Option<Measures>>;
-    /// Has everything served by this from now on.
-    fn publish(&mut self, config: Config) -> Doing<'_, ()>;
+    /// Has everything served by this from now on; whether it is by now.
+    fn publish(&mut self, config: Config) -> Doing<'_, bool>;
     /// The machine's resolvers.
     fn resolvers(&self) -> Vec<SocketAddr>;
     /// The releases of sites that requests may still be answered from.

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 pub use copies::{SnapshotKind, SnapshotRow};
 pub use load::{InstanceLoad, Load, ServiceLoad};
 pub use moat_ingress::{Counted, Counters};
-pub use public::{CertificateRow, CertificateVerb, DomainRow};
+pub use public::{CertificateRow, CertificateVerb, DomainRow, Domains};
 pub use service::{DeployRow, DiskUse, OpenPort, OpenProtocol, ServiceVerb, Variable};
 
 /// What a daemon says first. The kernel takes connections for a socket whose process is just being killed: only who is greeted
@@ -393,10 +393,7 @@ pub enum Event {
         certificate: String,
     },
     /// Public host names.
-    Domains {
-        /// Each.
-        domains: Vec<DomainRow>,
-    },
+    Domains(Domains),
     /// What services do and use.
     Load(Box<Load>),
     /// Lines of the access log.

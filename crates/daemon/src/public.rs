@@ -10,18 +10,23 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-/// Settings of the ingress (`moat ingress`). The default leaves everything off but compression and the limits of clients.
+/// Settings of the ingress (`moat ingress`). The default leaves everything off but compression, the way to HTTPS and the limits of
+/// clients.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PublicSettings {
     /// Where HTTPS is listened for (`--listen-tls`).
     pub listen_tls: Option<String>,
-    /// Clients without TLS are sent to HTTPS, where there is a certificate.
-    pub https_redirect: bool,
+    /// Clients without TLS stay without, where there is a certificate too.
+    pub no_https_redirect: bool,
     /// `max-age` of `Strict-Transport-Security`, seconds.
     pub hsts: Option<u64>,
     /// Proxies whose connections begin with a PROXY header.
     pub proxies: Vec<IpNet>,
+    /// Proxies whose `X-Forwarded-*` headers say who the client is.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where clients reach this machine, unless at its own addresses.
+    pub public_addresses: Vec<IpAddr>,
     /// The directory of the server that gives certificates for custom domains.
     pub acme: Option<String>,
     /// How names are proved to it; none takes turns.
@@ -117,11 +122,12 @@ impl PublicSettings {
     /// Every setting with its value, as [`Self::set`] takes them.
     pub fn rows(&self) -> Vec<(String, String)> {
         let switch = |on: bool| if on { "on" } else { "off" }.to_owned();
-        let nets: Vec<String> = self.proxies.iter().map(ToString::to_string).collect();
         let rows = [
-            ("https-redirect", switch(self.https_redirect)),
+            ("https-redirect", switch(!self.no_https_redirect)),
             ("hsts", self.hsts.map_or_else(|| "off".to_owned(), |seconds| seconds.to_string())),
-            ("proxy-protocol", if nets.is_empty() { "off".to_owned() } else { nets.join(",") }),
+            ("proxy-protocol", list_text(&self.proxies)),
+            ("trusted-proxies", list_text(&self.trusted_proxies)),
+            ("public-address", list_text(&self.public_addresses)),
             ("access-log", self.access_log.map_or("off", log_word).to_owned()),
             ("compression", switch(!self.no_compression)),
             ("rate-limit", rate_text(self.rate_limit)),
@@ -167,7 +173,7 @@ impl PublicSettings {
         }
         match key {
             "https-redirect" => match switch {
-                Some(on) => self.https_redirect = on,
+                Some(on) => self.no_https_redirect = !on,
                 None => return wrong("write `on` or `off`"),
             },
             "hsts" => match (value, value.parse()) {
@@ -175,14 +181,14 @@ impl PublicSettings {
                 (_, Ok(seconds)) => self.hsts = Some(seconds),
                 (_, Err(_)) => return wrong("write how many seconds a browser should remember it, such as `31536000`, or `off`"),
             },
-            "proxy-protocol" => match value {
-                "off" => self.proxies.clear(),
-                _ => match value.split(',').map(|net| net.parse().or_else(|_| net.parse::<IpAddr>().map(IpNet::from))).collect() {
-                    Ok(nets) => self.proxies = nets,
-                    Err(_) => {
-                        return wrong("write the proxies' addresses or ranges with commas between, such as `203.0.113.0/24`, or `off`");
-                    }
-                },
+            "proxy-protocol" | "trusted-proxies" => match nets(value) {
+                Some(nets) if key == "proxy-protocol" => self.proxies = nets,
+                Some(nets) => self.trusted_proxies = nets,
+                None => return wrong("write the proxies' addresses or ranges with commas between, such as `203.0.113.0/24`, or `off`"),
+            },
+            "public-address" => match addresses(value) {
+                Some(addresses) => self.public_addresses = addresses,
+                None => return wrong("write the addresses that clients reach this machine at, such as `203.0.113.7`, or `off`"),
             },
             "compression" => match switch {
                 Some(on) => self.no_compression = !on,
@@ -281,6 +287,7 @@ impl PublicSettings {
     pub fn public(&self) -> Public {
         Public {
             proxies: self.proxies.clone(),
+            trusted: self.trusted_proxies.clone(),
             hsts: self.hsts,
             compress: !self.no_compression,
             max_body: self.max_body.most(MAX_BODY),
@@ -323,6 +330,24 @@ fn percent_text(share: u32) -> String {
 
 /// What the name of a service's own limit begins with.
 pub(crate) const OWN_LIMIT: &str = "rate-limit.";
+
+/// Addresses and ranges with commas between; `off` is none.
+fn nets(text: &str) -> Option<Vec<IpNet>> {
+    let net = |text: &str| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok();
+    if text == "off" { Some(Vec::new()) } else { text.split(',').map(net).collect() }
+}
+
+/// The same of addresses that clients can reach.
+fn addresses(text: &str) -> Option<Vec<IpAddr>> {
+    let address = |text: &str| text.parse().ok().filter(|address: &IpAddr| !address.is_unspecified() && !address.is_loopback());
+    if text == "off" { Some(Vec::new()) } else { text.split(',').map(address).collect() }
+}
+
+/// As [`nets`] and [`addresses`] read it.
+fn list_text(list: &[impl ToString]) -> String {
+    let texts: Vec<String> = list.iter().map(ToString::to_string).collect();
+    if texts.is_empty() { "off".to_owned() } else { texts.join(",") }
+}
 
 fn rate_text(rate: Option<Rate>) -> String {
     rate.map_or_else(|| "off".to_owned(), |rate| rate.to_string())
@@ -429,6 +454,10 @@ pub struct Signing {
     pub authority: Option<Authority>,
     /// Accounts with servers, by their directories.
     pub accounts: BTreeMap<String, Secret>,
+    /// Whom these servers were told to write to; none is nobody.
+    pub contacts: BTreeMap<String, Option<String>>,
+    /// Until when servers are left alone, which said that they were asked too often; seconds since 1970.
+    pub pauses: BTreeMap<String, i64>,
 }
 
 #[cfg(test)]
@@ -439,9 +468,11 @@ mod tests {
     fn what_is_shown_is_what_is_taken() {
         let mut settings = PublicSettings::default();
         for (key, value) in [
-            ("https-redirect", "on"),
+            ("https-redirect", "off"),
             ("hsts", "31536000"),
             ("proxy-protocol", "192.0.2.0/24,2001:db8::/32"),
+            ("trusted-proxies", "198.51.100.1/32,2001:db8:1::/48"),
+            ("public-address", "203.0.113.7,2001:db8::7"),
             ("access-log", "common"),
             ("compression", "off"),
             ("rate-limit", "600/m"),
@@ -515,6 +546,12 @@ mod tests {
             ("postgres", "0.0.0.0:0"),
             ("keyvalue", "on"),
             ("proxy-protocol", "192.0.2.0/33"),
+            ("trusted-proxies", "everybody"),
+            ("trusted-proxies", "192.0.2.1,"),
+            ("public-address", "192.0.2.0/24"),
+            ("public-address", "0.0.0.0"),
+            ("public-address", "::1"),
+            ("public-address", ""),
             ("traces", "127.0.0.1:4318"),
             ("traces", "http:///v1/traces"),
             ("traces", "http://collector.test:4318"),
@@ -532,7 +569,7 @@ mod tests {
         }
         for (key, _) in again.rows() {
             let without = match key.as_str() {
-                "compression" => "on",
+                "compression" | "https-redirect" => "on",
                 "traces-share" => "100%",
                 "max-body" | "client-idle" | "client-connections" => "default",
                 own if own.starts_with(OWN_LIMIT) => "default",

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 impl Core {
-    /// Gives the ingress its routes and DNS its zones, and waits until they hold.
-    pub(crate) async fn publish_views(&mut self) {
+    /// Gives the ingress its routes and DNS its zones, and waits a while until they hold; whether they do.
+    pub(crate) async fn publish_views(&mut self) -> bool {
         self.show_certificates();
         self.dataplane.log(self.durable.public.access_log);
         let instances = self.live.iter();
@@ -27,7 +27,7 @@ impl Core {
             zones: self.zones(),
             resolvers: Vec::new(),
         };
-        self.dataplane.publish(config).await;
+        self.dataplane.publish(config).await
     }
 
     /// Who may ask which names.

@@ -45,6 +45,8 @@ pub struct Config {
 pub struct Public {
     /// Proxies whose connections begin with a PROXY header.
     pub proxies: Vec<IpNet>,
+    /// Proxies whose `X-Forwarded-*` headers say who the client is.
+    pub trusted: Vec<IpNet>,
     /// Seconds for which a browser that was here by HTTPS comes back by nothing else.
     pub hsts: Option<u64>,
     /// Answers are compressed where their service did not.
@@ -232,6 +234,7 @@ mod tests {
             instances: BTreeMap::from([(pair.v4.into(), InstanceId::new("shop-1").unwrap())]),
             public: Public {
                 proxies: vec!["192.0.2.1/32".parse().unwrap()],
+                trusted: vec!["198.51.100.0/24".parse().unwrap()],
                 hsts: Some(1),
                 compress: true,
                 max_body: Some(1 << 40),

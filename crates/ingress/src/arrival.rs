@@ -3,16 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-/// What a connection says of every request on it.
+/// What a connection says of every request on it, or a trusted proxy of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arrival {
-    /// The client's address: the connection's, or what a trusted proxy said (PROXY protocol).
+    /// The client's address: the connection's, or what a trusted proxy said (PROXY protocol, `X-Forwarded-For`).
     pub client: IpAddr,
     /// The client's port; 0 where it is not known.
     pub port: u16,
     /// Where it connected to.
     pub to: SocketAddr,
-    /// By TLS.
+    /// By TLS, to here or to a trusted proxy.
     pub secure: bool,
     /// The name that the client asked a certificate for (SNI, RFC 6066 §3), in lower case.
     pub name: Option<Arc<str>>,

@@ -10,9 +10,9 @@ use hyper::ext::Protocol;
 /// The request's id, in the platform's own header and in the common one.
 pub(crate) const ID_HEADERS: [HeaderName; 2] = [HeaderName::from_static("rndr-id"), HeaderName::from_static("x-request-id")];
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Headers that speak of this connection only (RFC 9110 §7.6.1).
 const HOP_BY_HOP: [HeaderName; 8] = [

@@ -24,6 +24,7 @@ mod counters;
 mod database;
 mod decide;
 mod failure;
+mod forwarded;
 mod heads;
 mod limit;
 mod link;

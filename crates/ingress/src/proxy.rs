@@ -11,7 +11,7 @@ use crate::received::{Limits, Received};
 use crate::record::{Exchange, Open, Recorded};
 use crate::site::{Answer, Lack, Site};
 use crate::tunnel::{Counted, OpenTunnel, tunnel};
-use crate::{Arrival, Dial, Policy, Records, Route, RouteTable, Routes, Settings, Tls, announce, heads, pages, sleep};
+use crate::{Arrival, Dial, Policy, Records, Route, RouteTable, Routes, Settings, Tls, announce, forwarded, heads, pages, sleep};
 use base64::Engine as _;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
@@ -89,15 +89,17 @@ enum Unsent {
 
 impl<D: Dial> Proxy<D> {
     /// Answers one request; every failure becomes a page.
-    pub async fn handle(
-        &self,
-        request: Request<Incoming>,
-        (arrival, address, place): &(Arrival, HeaderValue, Arc<Place>),
-    ) -> Response<Recorded> {
+    pub async fn handle(&self, request: Request<Incoming>, connection: &(Arrival, HeaderValue, Arc<Place>)) -> Response<Recorded> {
         let id = heads::request_id(fastrand::u64(..));
         let (mut head, body) = request.into_parts();
         let bridged = heads::take_http2(&mut head, websocket_key);
-        let caller = Caller { arrival, address, id: &id, bridged, place: Some(place) };
+        let routes = self.routes.load();
+        let told = forwarded::by_proxy(&routes.policy.trusted, &mut head, &connection.0).map(|arrival| {
+            let address = heads::address_of(&arrival);
+            Box::new((arrival, address))
+        });
+        let (arrival, address) = told.as_deref().map_or((&connection.0, &connection.1), |(arrival, address)| (arrival, address));
+        let caller = Caller { arrival, address, id: &id, bridged, place: Some(&connection.2) };
         let mut exchange = Exchange::new(&self.records, &mut head, arrival, caller.text());
         // A body with a doubtful length ends its connection (RFC 9112 §6.1): nothing behind it is read as a request.
         let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
@@ -108,7 +110,6 @@ impl<D: Dial> Proxy<D> {
         if last && one {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let routes = self.routes.load();
         if arrival.secure
             && let Some(hsts) = &routes.policy.hsts
         {
@@ -132,8 +133,8 @@ impl<D: Dial> Proxy<D> {
 
     async fn answer(&self, mut head: Parts, body: Incoming, caller: &Caller<'_>, exchange: &mut Exchange) -> Response<ResponseBody> {
         let mut routes = self.routes.load();
+        // By TLS too: servers follow whoever sends them there.
         if !routes.proofs.is_empty()
-            && !caller.arrival.secure
             && let Some(proof) = head.uri.path().strip_prefix(PROOFS).and_then(|token| routes.proofs.get(token))
         {
             return page(pages::proof(proof), caller.id);

@@ -28,6 +28,8 @@ pub struct Routes {
 pub struct Policy {
     /// Proxies whose connections begin with a PROXY header, which says for whom they speak.
     pub proxies: Vec<IpNet>,
+    /// Proxies whose `X-Forwarded-*` headers say for whom they ask, and how that one asked.
+    pub trusted: Vec<IpNet>,
     /// `Strict-Transport-Security` of answers over TLS (RFC 6797).
     pub hsts: Option<HeaderValue>,
     /// Answers are compressed for clients that like it, where their service did not.

@@ -24,6 +24,7 @@ pub mod ns;
 mod observe;
 mod obstacles;
 pub mod outside;
+mod outward;
 mod packet;
 pub mod ports;
 mod record;

@@ -21,7 +21,7 @@ use crate::rules::Watch;
 use crate::shortcut::{Counts, Holder};
 use crate::sysctl::Kept;
 use crate::ways::Bell;
-use crate::{NetError, nft, ns, router};
+use crate::{NetError, nft, ns, outward, router};
 use moat_model::policy::NetPolicy;
 use moat_model::{AddressPair, InstanceId, LinkName};
 use std::collections::BTreeSet;
@@ -241,6 +241,11 @@ impl Network {
     pub async fn host_addresses(&self) -> Result<BTreeSet<IpAddr>, NetError> {
         self.run(Inner::host_addresses).await
     }
+
+    /// Those by which others may come to the machine: those of bridges of its own and the like left out.
+    pub async fn outward_addresses(&self) -> Result<BTreeSet<IpAddr>, NetError> {
+        self.run(Inner::outward_addresses).await
+    }
 }
 
 impl Inner {
@@ -385,6 +390,17 @@ impl Inner {
             all.extend(beyond.addresses().map_err(NetError::io("ask the process outside for the machine's addresses"))?);
         }
         Ok(all)
+    }
+
+    fn outward_addresses(&self) -> Result<BTreeSet<IpAddr>, NetError> {
+        if let Some(beyond) = &self.beyond {
+            return beyond.outward().map_err(NetError::io("ask the process outside for the machine's addresses"));
+        }
+        self.outside(|| {
+            let outward = outward::addresses().map_err(NetError::io("list the host's addresses"))?;
+            // Of an uplink of one's own, where nothing has a default route.
+            Ok(outward.intersection(&self.names.host_addresses()?).copied().collect())
+        })
     }
 
     /// Those last seen, while the process outside is away: nothing leaves without it.

@@ -6,7 +6,7 @@
 //! handed in can do no more than that user can.
 
 use crate::link::Links;
-use crate::ns;
+use crate::{ns, outward};
 use moat_model::Family;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -46,6 +46,8 @@ enum Question {
     Namespaces,
     /// The machine's own addresses.
     Addresses,
+    /// Those by which others may come to it.
+    Outward,
     /// What is there and what is not.
     About,
     /// Everything is down: end.
@@ -110,6 +112,14 @@ impl Outside {
         match self.ask(Question::Addresses)? {
             (Answer::Addresses(addresses), _) => Ok(addresses),
             _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Those by which others may come to it; all, where the process outside is of a version that can't tell.
+    pub fn outward(&self) -> io::Result<BTreeSet<IpAddr>> {
+        match self.ask(Question::Outward) {
+            Ok((Answer::Addresses(addresses), _)) => Ok(addresses),
+            _ => self.addresses(),
         }
     }
 
@@ -255,6 +265,7 @@ impl Door {
                     Vec::new(),
                 )
             }
+            Question::Outward => (Answer::Addresses(outward::addresses()?), Vec::new()),
             Question::About => (Answer::About(about.clone()), Vec::new()),
             Question::End => (Answer::Done, Vec::new()),
         })
@@ -309,7 +320,8 @@ mod tests {
             door.found()
         });
         assert_eq!(outside.about().unwrap(), about);
-        assert!(outside.addresses().unwrap().iter().all(|address| !address.is_loopback()));
+        let all = outside.addresses().unwrap();
+        assert!(all.iter().all(|address| !address.is_loopback()) && outside.outward().unwrap().is_subset(&all));
         let [user, mnt, net] = outside.namespaces().unwrap();
         for (kind, fd) in [("user", user), ("mnt", mnt), ("net", net)] {
             let inode = |file: fs::File| file.metadata().unwrap().ino();

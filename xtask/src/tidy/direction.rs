@@ -108,7 +108,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hickory-*", &["moat-dns", "moat-probe"]),
     ("ureq", &["moat-image", "moat-daemon", "moat-ingress"]),
     ("opentelemetry*", &["moat-ingress"]),
-    ("hyper*", &["moat-ingress", "moat-daemon", "moat-cli"]),
+    ("hyper*", &["moat-ingress", "moat-daemon", "moat-cli", "moat-certs"]),
     ("rusqlite", &["moat-store"]),
     ("chacha20poly1305", &["moat-store"]),
     ("instant-acme", &["moat-certs"]),

@@ -3,13 +3,13 @@
 use super::ask_one;
 use crate::command_error::CommandError;
 use crate::ui::{Cell, Tone, Ui, cell};
-use moat_daemon::protocol::{DomainRow, Event, Request};
+use moat_daemon::protocol::{DomainRow, Domains, Event, Request};
 use std::process::ExitCode;
 
 /// Shows custom domains. The exit code is 1 where clients of one don't get here.
 pub async fn run(ui: &Ui) -> Result<ExitCode, CommandError> {
-    let domains = ask_one(Request::Domains, |event| match event {
-        Event::Domains { domains } => Some(domains),
+    let Domains { domains, hint } = ask_one(Request::Domains, |event| match event {
+        Event::Domains(domains) => Some(domains),
         _ => None,
     })
     .await?;
@@ -20,6 +20,9 @@ pub async fn run(ui: &Ui) -> Result<ExitCode, CommandError> {
     } else {
         let rows: Vec<Vec<Cell>> = domains.iter().map(row).collect();
         ui.table(&["DOMAIN", "SERVICE", "DNS SAYS", "DNS MUST SAY", "CERTIFICATE", ""], &rows);
+    }
+    if let Some(hint) = hint {
+        ui.say(&format!("hint: {hint}"));
     }
     Ok(if domains.iter().all(|domain| domain.good) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -133,7 +133,6 @@ fn a_site_in_chromium() {
     }
     let file = host.path("site/render.yaml");
     host.moat(&["up", "-d", file.to_str().unwrap(), "--listen-tls", "127.0.0.1:8443"]).ok();
-    host.moat(&["ingress", "https-redirect=on"]).ok();
     let address = "http://app.localhost:8080/deep/link?a=b";
     let report = || {
         let script = "curl -sk --connect-to ::127.0.0.1: https://live.localhost:8443/report";

@@ -1,7 +1,6 @@
-//! The public side: TLS by Moat's own authority and by certificates from files, custom domains, who may ask, and ACME.
+//! The public side: TLS by Moat's own authority and by certificates from files, custom domains, who may ask.
 
 use crate::host::{Host, Said, host, service, wait_for};
-use std::process::{Child, Stdio};
 
 const SERVICES: &str = r"
 services:
@@ -23,7 +22,7 @@ services:
 ";
 
 /// What a script says that runs in the machine's own folder.
-fn sh(host: &Host, script: &str) -> Said {
+pub fn sh(host: &Host, script: &str) -> Said {
     host.sh(&format!("cd '{}' && {{ {script}; }}", host.path("").display()))
 }
 
@@ -37,7 +36,7 @@ fn get(host: &Host, url: &str, more: &[&str]) -> String {
 }
 
 #[track_caller]
-fn check(host: &Host, url: &str, more: &[&str], want: &str) {
+pub fn check(host: &Host, url: &str, more: &[&str], want: &str) {
     let got = get(host, url, more);
     assert!(got.contains(want), "{url} {more:?}: {got}, not {want}");
 }
@@ -57,7 +56,9 @@ fn tls_domains_and_who_may_ask() {
     host.write("authority.pem", &authority);
     check(&host, "https://shop.localhost:8443/", &["--http2"], "hello [2 200 ]");
     check(&host, "https://shop.localhost:8443/", &["--http1.1", "--tls-max", "1.2"], "hello [1.1 200 ]");
-    check(&host, "http://shop.localhost:8080/", &["--http2-prior-knowledge"], "hello [2 200 ]");
+    // Who comes without TLS is sent there, at the port where it is; but names without a certificate are served as before.
+    check(&host, "http://shop.localhost:8080/x?y", &[], "[1.1 301 https://shop.localhost:8443/x?y]");
+    check(&host, "http://www.example.com:8080/", &["--http2-prior-knowledge"], "hello [2 200 ]");
     assert_eq!(get(&host, "https://www.example.com:8443/", &[]), "exit 35", "it vouches for names below `localhost` only");
     let shown = sh(&host, "openssl x509 -in authority.pem -noout -text").ok().out;
     assert!(shown.contains("CA:TRUE, pathlen:0") && shown.contains("DNS:localhost"), "{shown}");
@@ -103,6 +104,9 @@ fn tls_domains_and_who_may_ask() {
     check(&host, "https://www.example.com:8443/", &[], "hello [2 200 ]");
     check(&host, "https://one.shops.example.com:8443/", &[], "hello [2 200 ]");
     check(&host, "https://example.com:8443/x", &[], "[2 301 https://www.example.com:8443/x]");
+    host.moat(&["ingress", "https-redirect=off"]).ok();
+    check(&host, "http://shop.localhost:8080/", &[], "hello [1.1 200 ]");
+    check(&host, "http://www.example.com:8080/", &[], "hello [1.1 200 ]");
     let settings = host.moat(&["ingress", "https-redirect=on", "hsts=300"]).ok().out;
     assert!(settings.contains("https-redirect    on") && settings.contains("hsts              300"), "{settings}");
     check(&host, "http://shop.localhost:8080/x", &[], "[1.1 301 https://shop.localhost:8443/x]");
@@ -139,97 +143,4 @@ fn tls_domains_and_who_may_ask() {
     wait_for("nobody to listen", || get(&host, "https://shop.localhost:8444/", &["-k"]) == "exit 7");
     assert_eq!(told(), "http://shop.localhost:8080\n");
     assert_eq!(service(&host.ps(), "shop")["url"], "http://shop.localhost:8080");
-}
-
-const CUSTOM: &str = r"
-services:
-  - type: web
-    name: pages
-    runtime: static
-    buildCommand: mkdir dist && echo hello > dist/index.html
-    staticPublishPath: dist
-    domains: [shop.example.org, '*.wild.example.org']
-";
-
-/// A server of certificates (RFC 8555) that nobody here wrote, which looks at names at this machine's ports, and the file with the
-/// authority that its own certificate is trusted by.
-fn pebble(host: &Host) -> [Child; 2] {
-    sh(
-        host,
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9 -subj /CN=pebble \
-         -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -keyout pebble-key.pem -out pebble.pem",
-    )
-    .ok();
-    let path = |name: &str| host.path(name).display().to_string();
-    let settings = serde_json::json!({ "pebble": {
-        "listenAddress": "127.0.0.1:14000", "managementListenAddress": "127.0.0.1:15000",
-        "certificate": path("pebble.pem"), "privateKey": path("pebble-key.pem"),
-        "httpPort": 8080, "tlsPort": 8443, "ocspResponderURL": "", "externalAccountBindingRequired": false,
-    }});
-    host.write("pebble.json", &settings.to_string());
-    let spawn = |program: &str, args: &[&str]| {
-        let mut command = host.command(program);
-        command.args(args).env("PEBBLE_VA_NOSLEEP", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().unwrap_or_else(|error| panic!("`{program}`: {error}: `cargo xtask test` installs it"))
-    };
-    let mut names = vec!["-dns01", ":8053", "-defaultIPv4", "127.0.0.1"];
-    for off in ["-http01", "-https01", "-tlsalpn01", "-management", "-defaultIPv6"] {
-        names.extend([off, ""]);
-    }
-    let processes =
-        [spawn("pebble-challtestsrv", &names), spawn("pebble", &["-config", &path("pebble.json"), "-dnsserver", "127.0.0.1:8053"])];
-    wait_for("pebble", || sh(host, "curl -sk https://127.0.0.1:14000/dir").out.contains("newOrder"));
-    wait_for("its names", || !sh(host, "ss -Hlun 'sport = 8053'").out.is_empty());
-    processes
-}
-
-#[test]
-fn a_server_gives_certificates_by_itself() {
-    let Some(host) = host() else { return };
-    let file = host.write("shop/render.yaml", CUSTOM);
-    let mut processes = pebble(&host);
-    host.moat(&["up", "-d", "--listen-tls", "127.0.0.1:8443", file.to_str().unwrap()]).ok();
-    let root = format!("acme-root={}", host.path("pebble.pem").display());
-    let wrong = host.moat(&["ingress", "acme=pebble"]);
-    assert!(wrong.code == 2 && wrong.err.contains("letsencrypt"), "{wrong:?}");
-    host.moat(&["ingress", "acme=https://localhost:14000/dir", "acme-proof=http", "https-redirect=on", &root]).ok();
-    let serial = || {
-        sh(&host, "openssl s_client -connect 127.0.0.1:8443 -servername shop.example.org </dev/null 2>/dev/null | openssl x509 -noout -serial -issuer").out
-    };
-    wait_for("a certificate by an answer", || serial().contains("Pebble"));
-    sh(&host, "curl -sk https://127.0.0.1:15000/roots/0 > authority.pem").ok();
-    check(&host, "https://shop.example.org:8443/", &[], "hello [2 200 ]");
-    check(&host, "http://shop.example.org:8080/", &[], "[1.1 301 https://shop.example.org:8443/]");
-    let listed = host.moat(&["cert", "list"]).ok().out;
-    assert!(listed.contains("acme") && !listed.contains("wild"), "a wildcard is not asked for: {listed}");
-    let clear = sh(&host, "grep -rl -e 'PRIVATE KEY' state run pebble-key.pem");
-    assert_eq!(clear.out, "pebble-key.pem\n", "a key in clear");
-
-    // Anew by the other way: what it shows goes on until then, and the account is the same.
-    let first = serial();
-    host.moat(&["ingress", "acme-proof=tls"]).ok();
-    host.moat(&["cert", "remove", "shop.example.org"]).ok();
-    wait_for("a certificate by a certificate", || serial().contains("Pebble") && serial() != first);
-    check(&host, "https://shop.example.org:8443/", &[], "hello [2 200 ]");
-    check(&host, "https://pages.localhost:8443/", &["-k"], "hello [2 200 ]");
-
-    // A name that is not found here is not asked for in a loop, over restarts too.
-    host.moat(&["ingress", "acme-proof=http"]).ok();
-    let more = CUSTOM.replace("shop.example.org,", "shop.example.org, 'nowhere.example.net',");
-    host.write("shop/render.yaml", &more);
-    for child in &mut processes {
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
-    let problem = || {
-        host.moat(&["domains", "-o", "json"]).json().as_array().unwrap().iter().find(|row| row["name"] == "nowhere.example.net").unwrap()["problem"].clone()
-    };
-    wait_for("a failure", || problem().as_str().is_some_and(|why| why.contains("the server of certificates")));
-    host.kill(host.daemon().unwrap(), "KILL");
-    host.moat(&["cert", "list"]).ok();
-    assert!(problem().is_string());
-    let told = host.moat(&["events", "--kind", "problem"]).ok().out;
-    assert!(told.matches("`nowhere.example.net` got no certificate").count() == 1 && told.contains("tried again in 5 minutes"), "{told}");
-    check(&host, "https://shop.example.org:8443/", &[], "hello [2 200 ]");
 }

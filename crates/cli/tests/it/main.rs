@@ -4,6 +4,7 @@
 mod backups;
 mod browser;
 mod builds;
+mod certificates;
 mod cycles;
 mod deploys;
 mod docker;

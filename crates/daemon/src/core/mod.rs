@@ -596,8 +596,9 @@ impl Core {
         // Before the sweep, so that no request is answered from what it removes.
         self.ask_for_certificates();
         self.fetch_pages();
-        self.publish_views().await;
-        self.shown.proofs_hold();
+        if self.publish_views().await {
+            self.shown.proofs_hold();
+        }
         self.sweep_releases().await;
         self.sweep_fetched().await;
         self.tell_build_logs();

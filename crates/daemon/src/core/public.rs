@@ -3,10 +3,10 @@
 use super::Core;
 use super::requests::{Reply, end};
 use crate::blueprints::{DOMAIN, NO_HTTPS};
-use crate::protocol::{CertificateRow, CertificateVerb, DomainRow, Event, Failure, UpRequest};
+use crate::protocol::{CertificateRow, CertificateVerb, DomainRow, Domains, Event, Failure, UpRequest};
 use crate::public::{OWN_LIMIT, StoredCertificate};
 use jiff::Timestamp;
-use moat_certs::{Authority, AuthorityError, Facts, Pair, Proof};
+use moat_certs::{Authority, AuthorityError, Directory, Facts, Pair, Proof};
 use moat_dataplane::{CertificateSet, Doors, NamedCertificate};
 use moat_model::{Secret, Service, Slug};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -28,6 +28,8 @@ pub(crate) struct Shown {
     proof: Option<(Proof, Option<oneshot::Sender<()>>)>,
     /// A server is being asked.
     pub(super) asking: bool,
+    /// The contact that a server was not told of, by its directory, and until when that is not tried again.
+    pub(super) contact_refused: Option<(Directory, i64)>,
     /// When it was looked last whether one is to be.
     looked: Option<Instant>,
 }
@@ -111,7 +113,7 @@ impl Core {
 
     /// Gives the port of HTTPS that clients of a name without TLS are sent to.
     pub(crate) fn to_https(&self) -> impl Fn(&str) -> Option<u16> + '_ {
-        let redirects = self.durable.public.https_redirect;
+        let redirects = !self.durable.public.no_https_redirect;
         let by_https = self.by_https();
         move |name| by_https(name).filter(|_| redirects)
     }
@@ -347,27 +349,29 @@ impl Core {
             .collect();
         let network = self.engine.linux().map(|engine| engine.network().clone());
         let resolvers = self.dataplane.resolvers();
+        let said = self.durable.public.public_addresses.clone();
         tokio::spawn(async move {
             let own = match &network {
-                Some(network) => network.host_addresses().await.unwrap_or_default(),
+                Some(network) => network.outward_addresses().await.unwrap_or_default(),
                 None => BTreeSet::new(),
             };
-            let own: BTreeSet<IpAddr> = own.into_iter().filter(|address| is_reachable(*address)).collect();
+            let Reached { good, wanted, hint } = reached(&said, own);
             let mut answered = Vec::new();
             for mut row in rows {
                 // Any name of a wildcard does.
                 let asked = row.name.strip_prefix("*.").map_or_else(|| row.name.clone(), |rest| format!("moat.{rest}"));
-                row.wanted = own.iter().map(ToString::to_string).collect();
+                row.wanted = wanted.iter().map(ToString::to_string).collect();
                 match moat_dns::lookup(&resolvers, &asked).await {
                     Ok(found) => {
-                        row.good = found.iter().any(|address| own.contains(address));
+                        row.good = found.iter().any(|address| good.contains(address));
                         row.found = found.iter().map(ToString::to_string).collect();
                     }
                     Err(error) => row.error = Some(crate::chain(&error)),
                 }
                 answered.push(row);
             }
-            let _ = reply.send(Event::Domains { domains: answered });
+            let hint = hint.filter(|_| answered.iter().any(|row| !row.good));
+            let _ = reply.send(Event::Domains(Domains { domains: answered, hint }));
             end(&reply, None);
         });
     }
@@ -377,11 +381,58 @@ fn named(names: Vec<String>, pair: &Pair) -> NamedCertificate {
     NamedCertificate { names, chain: pair.chain.clone(), key: pair.key.clone() }
 }
 
-/// Whether others can reach an address at all.
-fn is_reachable(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
+/// Where clients get to this machine.
+#[derive(Debug, PartialEq, Eq)]
+struct Reached {
+    /// A name that has one of these leads here.
+    good: BTreeSet<IpAddr>,
+    /// What DNS should say, any of it; empty where that is not known here.
+    wanted: BTreeSet<IpAddr>,
+    /// What people should say about it.
+    hint: Option<String>,
+}
+
+/// `said`: what people have set; `own`: the machine's addresses by which others may come to it.
+fn reached(said: &[IpAddr], own: BTreeSet<IpAddr>) -> Reached {
+    if !said.is_empty() {
+        let said: BTreeSet<IpAddr> = said.iter().copied().collect();
+        return Reached { good: said.clone(), wanted: said, hint: None };
+    }
+    let wanted: BTreeSet<IpAddr> = own.iter().copied().filter(|address| !moat_dns::is_private(*address)).collect();
+    let private: Vec<String> = own.difference(&wanted).map(ToString::to_string).collect();
+    let what = match private.as_slice() {
+        [] if own.is_empty() => Some("this machine has no address of its own".to_owned()),
+        // IPv6 is hardly ever translated: a machine may have a public address of it beside.
+        [_, ..] if !wanted.iter().any(IpAddr::is_ipv4) => Some(format!("this machine has private addresses ({})", private.join(", "))),
+        _ => None,
     };
-    !address.is_loopback() && !address.is_unspecified() && !address.is_multicast() && !link_local
+    let fix = "where clients come by another, which a router or a cloud passes on to it, say `moat ingress public-address=ADDRESS`";
+    Reached { good: own, wanted, hint: what.map(|what| format!("{what}: {fix}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_clients_get_to_a_machine() {
+        let set = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<BTreeSet<IpAddr>>();
+        for (own, wanted, hint) in [
+            (&["203.0.113.7", "10.0.0.5"][..], &["203.0.113.7"][..], None),
+            (&["203.0.113.7", "fd00::5"], &["203.0.113.7"], None),
+            (&["2a00:1450::6"], &["2a00:1450::6"], None),
+            (&["172.31.5.6"], &[], Some("private addresses (172.31.5.6)")),
+            (&["172.31.5.6", "2a00:1450::6"], &["2a00:1450::6"], Some("private addresses (172.31.5.6)")),
+            (&["100.64.0.5", "fd00::5"], &[], Some("private addresses (100.64.0.5, fd00::5)")),
+            (&[], &[], Some("no address of its own")),
+        ] {
+            let got = reached(&[], set(own));
+            assert_eq!((&got.good, &got.wanted), (&set(own), &set(wanted)), "{own:?}");
+            assert_eq!(got.hint.is_some(), hint.is_some());
+            assert!(hint.is_none_or(|hint| got.hint.as_ref().is_some_and(|text| text.contains(hint) && text.contains("public-address="))));
+        }
+        let said = ["198.51.100.1".parse().unwrap()];
+        let got = reached(&said, set(&["172.31.5.6"]));
+        assert_eq!(got, Reached { good: set(&["198.51.100.1"]), wanted: set(&["198.51.100.1"]), hint: None });
+    }
 }

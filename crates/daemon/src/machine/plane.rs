@@ -55,7 +55,7 @@ impl Plane for Served {
     fn measure(&self) -> Doing<'static, Option<Measures>> {
         self.plane.measure()
     }
-    fn publish(&mut self, config: Config) -> Doing<'_, ()> {
+    fn publish(&mut self, config: Config) -> Doing<'_, bool> {
         Box::pin(self.plane.publish(config))
     }
     fn resolvers(&self) -> Vec<SocketAddr> {

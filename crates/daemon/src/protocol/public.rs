@@ -38,6 +38,16 @@ pub struct CertificateRow {
     pub until: String,
 }
 
+/// Public host names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domains {
+    /// Each.
+    pub domains: Vec<DomainRow>,
+    /// What people can do where one is not known to lead here.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
+
 /// A public host name, what DNS must say of it, and what it says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainRow {
@@ -53,7 +63,7 @@ pub struct DomainRow {
     pub problem: Option<String>,
     /// Addresses that DNS gives it now.
     pub found: Vec<String>,
-    /// Addresses of this machine that DNS should give it; any of them.
+    /// Addresses of this machine that DNS should give it; any of them. Empty where they are not known.
     pub wanted: Vec<String>,
     /// Why DNS could not be asked.
     pub error: Option<String>,

@@ -165,6 +165,12 @@ impl Keeper {
         timeout(patience, applied).await.unwrap_or(false)
     }
 
+    /// Whether the process that accepts connections serves by the last configuration.
+    pub fn is_applied(&self) -> bool {
+        let applied = self.told.borrow().applied;
+        applied.is_some() && applied >= self.stamp
+    }
+
     /// Has these certificates shown from now on, by whatever process serves.
     pub fn show(&self, certificates: CertificateSet) {
         self.certificates.send_if_modified(|shown| {

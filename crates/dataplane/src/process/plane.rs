@@ -4,7 +4,7 @@ use super::dial::RouterDial;
 use super::shown::Shown;
 use crate::channel::Channel;
 use crate::message::{Hello, Measures, Order, PROTOCOL, ROLE, Report};
-use crate::{CertificateSet, Config, DatabaseHost, Host, HostState, SiteFiles, Sockets, Stamp};
+use crate::{CertificateSet, Config, DatabaseHost, Host, HostState, Public, SiteFiles, Sockets, Stamp};
 use arc_swap::ArcSwap;
 use http::{HeaderValue, StatusCode};
 use moat_dns::Zones;
@@ -231,6 +231,7 @@ impl Plane {
         let promise = config.public.hsts.and_then(|seconds| HeaderValue::try_from(format!("max-age={seconds}")).ok());
         let policy = Policy {
             proxies: config.public.proxies,
+            trusted: config.public.trusted,
             hsts: promise,
             compress: config.public.compress,
             max_body: config.public.max_body,

@@ -36,6 +36,7 @@ mod peers;
 mod repeats;
 #[cfg(test)]
 mod routing;
+mod proxies;
 #[cfg(test)]
 mod secure;
 #[cfg(test)]

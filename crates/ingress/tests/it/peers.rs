@@ -18,6 +18,15 @@ pub fn python_tool(name: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// nginx's program; says that it skips without.
+pub fn nginx() -> Option<&'static str> {
+    let found = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
+    if found.is_none() {
+        eprintln!("skipped: there is no nginx; `cargo xtask test` installs it");
+    }
+    found
+}
+
 /// A file beside this one.
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers").join(name)
@@ -61,8 +70,7 @@ impl Peers {
             folder.path().display()
         );
         std::fs::write(socket("nginx.conf"), config).unwrap();
-        let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists()).unwrap_or("nginx");
-        run(Command::new(nginx).arg("-c").arg(socket("nginx.conf")));
+        run(Command::new(nginx().unwrap_or("nginx")).arg("-c").arg(socket("nginx.conf")));
         hyper_peer(&socket("hyper"));
         let names = ["node", "gunicorn", "nginx", "hyper"];
         let peers = Self { all: names.map(|name| (name, socket(name))).to_vec(), _running: running, _folder: folder };

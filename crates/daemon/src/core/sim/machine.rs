@@ -300,10 +300,10 @@ impl Plane for Desk {
     fn resolvers(&self) -> Vec<SocketAddr> {
         Vec::new()
     }
-    fn publish(&mut self, config: Config) -> Doing<'_, ()> {
+    fn publish(&mut self, config: Config) -> Doing<'_, bool> {
         Box::pin(async move {
             if !self.serving {
-                return;
+                return false;
             }
             self.world.step("publish").await;
             let mut inner = self.world.inner();
@@ -315,6 +315,7 @@ impl Plane for Desk {
             let asleep = hosts.values().filter(|host| host.state == HostState::Asleep);
             inner.asleep = asleep.map(|host| host.service.clone()).collect();
             inner.upstreams = hosts.into_values().map(|host| (host.service, host.upstreams.into_iter().collect())).collect();
+            !inner.deaf
         })
     }
     fn releases_in_use(&self) -> BTreeSet<String> {

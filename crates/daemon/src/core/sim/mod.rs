@@ -10,6 +10,7 @@
 //!
 //! `MOAT_SIM_SEED=N` runs one seed alone, `MOAT_SIM_SEEDS=N` so many; `MOAT_SIM_TELL=1` tells what happens.
 
+mod certificates;
 mod judge;
 mod machine;
 mod people;
@@ -39,19 +40,7 @@ const MOST_LIVES: u32 = 60;
 async fn live(world: &Arc<World>, people: &mut People, serves: bool) {
     world.begin();
     let (tx, rx) = mpsc::unbounded_channel();
-    let state = world.state();
-    let (_, written) = watch::channel(0);
-    let parts = Parts {
-        paths: Paths { state: PathBuf::from("/nowhere/state"), run: PathBuf::from("/nowhere/run") },
-        engine: Arc::<World>::clone(world),
-        dataplane: Box::new(Desk { world: Arc::clone(world), serving: false }),
-        durable: state.written().clone(),
-        state,
-        writing: Writing::new(EventLog::none(), written),
-        serves,
-        // Fewer looks at nothing: seconds are for nothing there.
-        rests: Rests { busy: Duration::from_secs(5), quiet: Duration::from_secs(5) },
-    };
+    let parts = parts(world, serves);
     let daemon = async {
         let core = Core::of(parts, tx.clone(), std::iter::empty()).await;
         core.run(rx).await;
@@ -61,6 +50,23 @@ async fn live(world: &Arc<World>, people: &mut People, serves: bool) {
         () = world.death() => {}
         () = daemon => world.tell("the daemon ends"),
         () = people.live(world, &tx) => {}
+    }
+}
+
+/// What a daemon works with.
+fn parts(world: &Arc<World>, serves: bool) -> Parts {
+    let state = world.state();
+    let (_, written) = watch::channel(0);
+    Parts {
+        paths: Paths { state: PathBuf::from("/nowhere/state"), run: PathBuf::from("/nowhere/run") },
+        engine: Arc::<World>::clone(world),
+        dataplane: Box::new(Desk { world: Arc::clone(world), serving: false }),
+        durable: state.written().clone(),
+        state,
+        writing: Writing::new(EventLog::none(), written),
+        serves,
+        // Fewer looks at nothing: seconds are for nothing there.
+        rests: Rests { busy: Duration::from_secs(5), quiet: Duration::from_secs(5) },
     }
 }
 

@@ -58,6 +58,8 @@ pub(super) struct Inner {
     /// The generation that was published last, and the upstreams by service.
     pub(super) published: Generation,
     pub(super) upstreams: BTreeMap<Slug, BTreeSet<std::net::SocketAddr>>,
+    /// What is published is not acknowledged.
+    pub(super) deaf: bool,
     /// Services that the ingress would have woken.
     pub(super) asleep: BTreeSet<Slug>,
     /// How often the hook of a first deploy was started.
@@ -86,6 +88,7 @@ impl World {
             steady: BTreeMap::new(),
             published: Generation(0),
             upstreams: BTreeMap::new(),
+            deaf: false,
             asleep: BTreeSet::new(),
             hooks: 0,
             wrong: Vec::new(),
