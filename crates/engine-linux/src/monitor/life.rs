@@ -58,7 +58,8 @@ fn live(dir: &Path) -> Result<(), String> {
     nix::sys::prctl::set_child_subreaper(true).map_err(errno("becoming the reaper"))?;
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).map_err(errno("making the namespaces"))?;
     own_mounts(&job).map_err(text("making the mount namespace private"))?;
-    let me = ProcessId::of(i32::try_from(std::process::id()).unwrap_or_default()).ok_or("the monitor can't see itself in /proc")?;
+    let me = ProcessId::of(i32::try_from(std::process::id()).unwrap_or_default()).map_err(text("looking at /proc"))?;
+    let me = me.ok_or("the monitor can't see itself in /proc")?;
     files::write_json(&dir.join(files::MONITOR), &me).map_err(text("writing the monitor's number"))?;
     engine.write_all(READY).map_err(text("telling the engine"))?;
     // While the engine attaches the network, the root file system is made.
@@ -248,7 +249,7 @@ impl Running {
         let text = fs::read_to_string(dir.join(files::INIT_PID)).map_err(|error| format!("reading the first process' number: {error}"))?;
         let pid: i32 = text.trim().parse().map_err(|error| format!("reading the first process' number: {error}"))?;
         // It may have ended already: then only its number is known, and the reaper finds it.
-        Ok(ProcessId::of(pid).unwrap_or(ProcessId { pid, start: 0 }))
+        Ok(ProcessId::of(pid).ok().flatten().unwrap_or(ProcessId { pid, start: 0 }))
     }
 
     /// Keeps the log and waits for the end.
