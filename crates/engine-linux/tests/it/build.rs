@@ -113,13 +113,11 @@ fn a_release_is_on_the_disk_before_it_is_said_to_be_finished() {
         let calls: Vec<(&str, bool, bool)> = trace
             .lines()
             .filter(|line| line.contains(folder.to_str().unwrap()) && line.trim_end().ends_with("= 0"))
-            .filter_map(|line| Some((line.split_once('(')?.0.rsplit(' ').next()?, line.contains("/sealed.new"), line.contains("/sealed\""))))
+            .filter_map(|line| {
+                Some((line.split_once('(')?.0.rsplit(' ').next()?, line.contains("/sealed.new"), line.contains("/sealed\"")))
+            })
             .collect();
-        assert_eq!(
-            calls,
-            [("syncfs", false, false), ("fsync", true, false), ("rename", true, true), ("fsync", false, false)],
-            "{trace}"
-        );
+        assert_eq!(calls, [("syncfs", false, false), ("fsync", true, false), ("rename", true, true), ("fsync", false, false)], "{trace}");
         assert!(bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release.cached);
     });
 }

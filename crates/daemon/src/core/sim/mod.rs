@@ -7,6 +7,7 @@
 //! * [`world`], [`machine`], [`programs`] – what outlives daemons, and what they work with.
 //! * [`people`], [`text`] – what is done to them.
 //! * [`judge`] – what must hold.
+//! * [`scenes`] – what seeds seldom come to, done step by step.
 //!
 //! `MOAT_SIM_SEED=N` runs one seed alone, `MOAT_SIM_SEEDS=N` so many; `MOAT_SIM_TELL=1` tells what happens.
 
@@ -15,11 +16,12 @@ mod machine;
 mod people;
 mod programs;
 mod rng;
+mod scenes;
 mod text;
 mod world;
 
 use super::record::Writing;
-use super::{Core, Parts, Rests};
+use super::{Core, Msg, Parts, Rests};
 use crate::Paths;
 use crate::blueprints::seed;
 use machine::Desk;
@@ -35,10 +37,8 @@ use world::{Killed, World};
 /// Lives of daemons after which a seed has gone astray.
 const MOST_LIVES: u32 = 60;
 
-/// One daemon's life, until it ends, is killed, or all is over.
-async fn live(world: &Arc<World>, people: &mut People, serves: bool) {
-    world.begin();
-    let (tx, rx) = mpsc::unbounded_channel();
+/// A daemon, until it ends.
+async fn daemon(world: &Arc<World>, serves: bool, tx: mpsc::UnboundedSender<Msg>, rx: mpsc::UnboundedReceiver<Msg>) {
     let state = world.state();
     let (_, written) = watch::channel(0);
     let parts = Parts {
@@ -52,14 +52,20 @@ async fn live(world: &Arc<World>, people: &mut People, serves: bool) {
         // Fewer looks at nothing: seconds are for nothing there.
         rests: Rests { busy: Duration::from_secs(5), quiet: Duration::from_secs(5) },
     };
-    let daemon = async {
-        let core = Core::of(parts, tx.clone(), std::iter::empty()).await;
-        core.run(rx).await;
-    };
+    match Core::of(parts, tx, std::iter::empty()).await {
+        Ok(core) => core.run(rx).await,
+        Err(error) => world.tell(format!("the daemon begins nothing: {error}")),
+    }
+}
+
+/// One daemon's life, until it ends, is killed, or all is over.
+async fn live(world: &Arc<World>, people: &mut People, serves: bool) {
+    world.begin();
+    let (tx, rx) = mpsc::unbounded_channel();
     tokio::select! {
         biased;
         () = world.death() => {}
-        () = daemon => world.tell("the daemon ends"),
+        () = daemon(world, serves, tx.clone(), rx) => world.tell("the daemon ends"),
         () = people.live(world, &tx) => {}
     }
 }
