@@ -15,6 +15,7 @@ mod host;
 mod images;
 mod languages;
 mod load;
+mod logs;
 mod machine;
 mod numbers;
 mod offline;
