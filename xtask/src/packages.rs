@@ -68,6 +68,7 @@ pub const TO_TEST: &[Need] = &[
     Need { what: "`umoci`", present: Present::Program(&["umoci"]), packages: &["umoci"] },
     Need { what: "`getfattr`", present: Present::Program(&["getfattr"]), packages: &["attr"] },
     Need { what: "`curl`", present: Present::Program(&["curl"]), packages: &["curl"] },
+    Need { what: "`strace`", present: Present::Program(&["strace"]), packages: &["strace"] },
     Need { what: "`openssl`", present: Present::Program(&["openssl"]), packages: &["openssl"] },
     Need { what: "clients of HTTP/2", present: Present::Program(&["h2load"]), packages: &["nghttp2-client"] },
     Need { what: "Node.js", present: Present::Program(&["node"]), packages: &["nodejs"] },

@@ -219,6 +219,9 @@ pub struct DownArgs {
 pub struct LogsArgs {
     /// Only this service.
     pub service: Option<String>,
+    /// The same as SERVICE.
+    #[arg(long = "service", value_name = "NAME", conflicts_with = "service")]
+    pub named: Option<String>,
     /// Go on with what is written from now on.
     #[arg(long, short)]
     pub follow: bool,
@@ -606,7 +609,8 @@ pub struct CheckArgs {
 /// Arguments of `upgrade`.
 #[derive(Debug, Args)]
 pub struct UpgradeArgs {
-    /// The program; this one unless said. It has to stay where it is.
+    /// The program; this one unless said. It has to stay where it is, but where Moat is installed (`moat install`): there it takes
+    /// the place of the installed one.
     #[arg(long, value_name = "FILE")]
     pub binary: Option<PathBuf>,
 }

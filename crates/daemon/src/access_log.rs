@@ -1,12 +1,12 @@
 //! Reading the access log, which the data plane writes: what was before, then what is written now.
 
 use crate::protocol::{Event, Failure};
+use crate::reply::Reply;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 /// Between two looks for new lines.
 const POLL: Duration = Duration::from_millis(150);
@@ -41,20 +41,26 @@ pub fn path(state: &Path) -> PathBuf {
 }
 
 /// Sends the lines there are, the last `tail` of them, and those that come until nobody listens.
-pub async fn send(path: PathBuf, wanted: Wanted, tail: Option<usize>, follow: bool, reply: mpsc::UnboundedSender<Event>) {
+pub async fn send(path: PathBuf, wanted: Wanted, tail: Option<usize>, follow: bool, reply: Reply) {
     let began = tokio::task::spawn_blocking(move || {
         let mut reader = Reader { path, wanted, offset: 0, inode: 0, partial: Vec::new() };
         let lines = reader.begin(tail);
         (reader, lines)
     });
-    let Ok((mut reader, lines)) = began.await else { return };
-    let mut outcome = lines.map(|lines| tell(&lines, &reply));
-    while follow && outcome.is_ok() && !reply.is_closed() {
+    let Ok((mut reader, mut lines)) = began.await else { return };
+    let outcome = loop {
+        match lines {
+            Ok(lines) => tell(&lines, &reply).await,
+            Err(error) => break Some(error),
+        }
+        if !follow || reply.is_closed() {
+            break None;
+        }
         tokio::time::sleep(POLL).await;
         // A few bytes mostly; the file is this machine's.
-        outcome = reader.more().map(|lines| tell(&lines, &reply));
-    }
-    let error = outcome.err().map(|error| Failure {
+        lines = reader.more();
+    };
+    let error = outcome.map(|error| Failure {
         message: format!("can't read the access log: {error}"),
         hint: (error.kind() == io::ErrorKind::NotFound).then(|| "`moat ingress access-log=json` has it written".to_owned()),
         exit_code: 1,
@@ -62,17 +68,17 @@ pub async fn send(path: PathBuf, wanted: Wanted, tail: Option<usize>, follow: bo
     let _ = reply.send(Event::End { error });
 }
 
-fn tell(lines: &[String], reply: &mpsc::UnboundedSender<Event>) {
+async fn tell(lines: &[String], reply: &Reply) {
     let mut text = String::new();
     for line in lines {
         text.push_str(line);
         text.push('\n');
         if text.len() >= PIECE {
-            let _ = reply.send(Event::AccessLines { text: std::mem::take(&mut text) });
+            let _ = reply.send_in_turn(Event::AccessLines { text: std::mem::take(&mut text) }).await;
         }
     }
     if !text.is_empty() {
-        let _ = reply.send(Event::AccessLines { text });
+        let _ = reply.send_in_turn(Event::AccessLines { text }).await;
     }
 }
 

@@ -26,6 +26,7 @@ pub mod paths;
 pub mod protocol;
 mod public;
 mod ready;
+pub mod reply;
 mod scene;
 mod scrape;
 mod server;
@@ -33,6 +34,7 @@ mod settings;
 mod state;
 mod views;
 
+pub use core::upgrade::look as look_at_program;
 pub use moat_archive::{ArchiveError, Head as BackupHead, read_head as backup_head};
 pub use moat_dataplane::chain;
 pub use paths::Paths;

@@ -20,7 +20,7 @@ use moat_engine_linux::{
 };
 use moat_ingress::LogFormat;
 use moat_model::policy::NetPolicy;
-use moat_model::state::{InstancePhase, Listener, ObservedState, PostgresWorkload, Source, StaticWorkload};
+use moat_model::state::{InstancePhase, Listener, ObservedInstance, ObservedState, PostgresWorkload, Source, StaticWorkload};
 use moat_model::{InstanceId, ProxyHeader, ServiceId};
 use moat_planner::Step;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What an instance is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,15 @@ pub struct HealthCheck<'a> {
     pub path: &'a str,
     /// What its server expects a connection to begin with.
     pub proxy_header: Option<ProxyHeader>,
+}
+
+/// Why an instance was not found healthy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unwell {
+    /// By what it answered, or since it did not answer: in words.
+    Answer(String),
+    /// It could not be asked, by no fault of its own: in words.
+    NotAsked(String),
 }
 
 /// Something under way.
@@ -58,13 +68,15 @@ pub trait Machine: Send + Sync {
     fn apply<'a>(&'a self, step: &'a Step) -> Doing<'a, Result<StepOutcome, EngineError>>;
     /// Waits until an instance has ended.
     fn wait<'a>(&'a self, id: &'a InstanceId) -> Doing<'a, Result<InstancePhase, EngineError>>;
+    /// How long the program of an instance that was found has run; nothing where that is not known.
+    fn age(&self, found: &ObservedInstance) -> Duration;
     /// The policy that holds.
     fn policy(&self) -> Arc<NetPolicy>;
 
     /// The sockets an instance listens on.
     fn listeners<'a>(&'a self, id: &'a InstanceId) -> Doing<'a, Result<Vec<Listener>, EngineError>>;
-    /// One GET from inside an instance's namespace; in words why it is not healthy.
-    fn ask_health<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, check: HealthCheck<'a>) -> Doing<'a, Result<(), String>>;
+    /// One GET from inside an instance's namespace.
+    fn ask_health<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, check: HealthCheck<'a>) -> Doing<'a, Result<(), Unwell>>;
     /// One session of a database from inside its instance's namespace.
     fn ask_postgres<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, server: &'a PostgresWorkload) -> Doing<'a, Result<(), String>>;
     /// Connections that an instance has taken from others.

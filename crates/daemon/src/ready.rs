@@ -5,7 +5,7 @@
 pub(crate) mod postgres;
 
 use crate::core::Msg;
-use crate::machine::{HealthCheck, Machine};
+use crate::machine::{HealthCheck, Machine, Unwell};
 use moat_model::net::{MAX_OPEN_PORTS, RESERVED_PORTS};
 use moat_model::state::{Listener, Workload};
 use moat_model::{AddressPair, InstanceId, Proto, Service, ServiceKind};
@@ -56,7 +56,7 @@ const OUT_OF_ROTATION_AFTER: Duration = Duration::from_secs(15);
 const RESTART_AFTER: Duration = Duration::from_mins(1);
 
 /// Checks until aborted; reports what changed, and an instance that was ready and is unhealthy for too long. `before`: what an earlier
-/// daemon saw of an instance that takes traffic.
+/// daemon saw of an instance that takes traffic. Where nothing can be seen or asked (no descriptor is left), what was seen last holds.
 pub async fn watch(
     engine: Arc<dyn Machine>,
     id: InstanceId,
@@ -73,8 +73,15 @@ pub async fn watch(
     let mut last = before;
     let mut soon = SOON;
     loop {
-        let mut now = look(&*engine, &id, &service, began, &mut patience).await;
-        if let Some(path) = &service.health_check_path {
+        let mut unseen = false;
+        let mut now = match look(&*engine, &id, &service, began, &mut patience).await {
+            Ok(now) => now,
+            Err(why) => {
+                unseen = true;
+                Readiness { seen: Some(why), ..Readiness::default() }
+            }
+        };
+        if let Some(path) = service.health_check_path.as_ref().filter(|_| !unseen) {
             let answer = match now.http_port.filter(|_| now.ready) {
                 Some(port) => engine
                     .ask_health(
@@ -83,22 +90,35 @@ pub async fn watch(
                         HealthCheck { host: &host, path, proxy_header: service.public.proxy_header },
                     )
                     .await
-                    .map_err(|why| format!("health check `{path}` on port {port}: {why}")),
+                    .map_err(|why| {
+                        let why = match why {
+                            Unwell::Answer(why) => why,
+                            Unwell::NotAsked(why) => {
+                                unseen = true;
+                                why
+                            }
+                        };
+                        format!("health check `{path}` on port {port}: {why}")
+                    }),
                 // Its port is closed: that is no answer either, and nothing that traffic can be sent to.
                 None => Err(now.seen.clone().unwrap_or_else(|| "listens on nothing".to_owned())),
             };
             let listens = now.ready;
-            let verdict = health.take(answer.is_ok(), Instant::now());
+            let verdict = if unseen { Verdict::Out } else { health.take(answer.is_ok(), Instant::now()) };
             now.ready = listens && verdict == Verdict::In;
             if let Err(why) = answer {
                 let seconds = OUT_OF_ROTATION_AFTER.as_secs();
-                now.notice = (verdict != Verdict::In && health.was_healthy)
+                now.notice = (verdict != Verdict::In && health.was_healthy && !unseen)
                     .then(|| format!("{id} takes no traffic: for {seconds} s it has not been healthy"));
                 if verdict == Verdict::Restart {
                     let _ = tx.send(Msg::Unhealthy(id.clone(), format!("unhealthy for {} s: {why}", RESTART_AFTER.as_secs())));
                 }
                 now.seen = Some(why);
             }
+        }
+        if unseen && let Some(last) = last.as_ref().filter(|last| last.ready || health.was_healthy) {
+            tracing::debug!(%id, why = now.seen.as_deref().unwrap_or_default(), "can't be looked at");
+            now = last.clone();
         }
         // Once only: a session costs the server a process.
         if now.ready
@@ -184,12 +204,15 @@ impl Health {
     }
 }
 
-async fn look(engine: &dyn Machine, id: &InstanceId, service: &Service, began: Instant, patience: &mut Patience) -> Readiness {
-    let listeners = match engine.listeners(id).await {
-        Ok(listeners) => listeners,
-        Err(error) => return Readiness { seen: Some(error.to_string()), ..Readiness::default() },
-    };
-    judge(service, listeners, began.elapsed(), patience)
+async fn look(
+    engine: &dyn Machine,
+    id: &InstanceId,
+    service: &Service,
+    began: Instant,
+    patience: &mut Patience,
+) -> Result<Readiness, String> {
+    let listeners = engine.listeners(id).await.map_err(|error| error.to_string())?;
+    Ok(judge(service, listeners, began.elapsed(), patience))
 }
 
 /// What was seen and is not believed at once; times are counted from the first look.

@@ -50,7 +50,7 @@ async fn answer(request: &hyper::Request<Incoming>, allowed: bool, tx: &mpsc::Un
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    let (reply, mut events) = mpsc::unbounded_channel();
+    let (reply, mut events) = crate::reply::channel();
     // When the loop has ended, no event comes.
     let _ = tx.send(Msg::Request(Box::new(Request::Metrics), reply));
     while let Some(event) = events.recv().await {

@@ -55,6 +55,9 @@ pub enum DaemonError {
     /// The engine can't start.
     #[error(transparent)]
     Engine(#[from] moat_engine::EngineError),
+    /// What runs can't be seen: it might be started a second time.
+    #[error("can't see what runs, and so nothing is done: {0}")]
+    Blind(#[source] moat_engine::EngineError),
     /// The durable state can't be read.
     #[error(transparent)]
     State(#[from] crate::state::StateError),
@@ -77,6 +80,7 @@ impl DaemonError {
             | Self::Outside(_)
             | Self::Handed(_)
             | Self::Engine(_)
+            | Self::Blind(_)
             | Self::State(_) => 3,
         }
     }
@@ -233,7 +237,7 @@ async fn signals(tx: mpsc::UnboundedSender<Msg>) {
 async fn converse(stream: UnixStream, tx: mpsc::UnboundedSender<Msg>) {
     let allowed = access::may_ask(&stream).await;
     let (read, mut write) = stream.into_split();
-    let (reply, mut events) = mpsc::unbounded_channel();
+    let (reply, mut events) = crate::reply::channel();
     if write.write_all(format!("{GREETING}\n").as_bytes()).await.is_err() {
         return;
     }

@@ -8,6 +8,7 @@ use crate::history::History;
 use crate::protocol::UpRequest;
 use crate::public::{Asked, PublicSettings, Signing, StoredCertificate};
 use crate::settings::{Settings, Sleep};
+use jiff::Timestamp;
 use moat_model::{Generation, Service, Slug};
 use moat_planner::memory::Memory;
 use moat_store::{Changes, Documents, EventKind, Store, StoreError};
@@ -44,6 +45,8 @@ pub struct Durable {
     pub sleep: BTreeMap<Slug, Sleep>,
     /// The pre-deploy commands of deploys that are not over.
     pub pre_deploys: BTreeMap<Slug, PreDeploy>,
+    /// When cron jobs run next.
+    pub cron: BTreeMap<Slug, CronDue>,
     /// What people have set about the public side.
     pub public: PublicSettings,
     /// Certificates that people gave, by their first names.
@@ -52,6 +55,16 @@ pub struct Durable {
     pub signing: Signing,
     /// What came of asking for certificates, by name.
     pub asked: BTreeMap<String, Asked>,
+}
+
+/// When a cron job runs next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CronDue {
+    /// The time of day; none where it is still to be reckoned.
+    pub at: Option<Timestamp>,
+    /// Its time came while the run before was not over: it follows when that has ended.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// How each field is stored: a `map` or a `set` by its keys, a structure by its `fields`. The name is the stored one, too.
@@ -90,6 +103,7 @@ aggregates! {
     map settings,
     map sleep,
     map pre_deploys,
+    map cron,
     fields public,
     map certificates,
     fields signing,

@@ -240,7 +240,7 @@ fn seal(inner: &Inner, name: &str, cancel: &Cancel) -> Result<String, EngineErro
         .load(&left, &LoadOptions { cancel: cancel.clone(), ..LoadOptions::default() }, &mut |_| {})
         .map_err(|error| images::image_error(&doing, error))?;
     let [(_, id)] = loaded.as_slice() else { return Err(EngineError::new(doing, "the build has left more than one image")) };
-    files::replace(&folder.join(SEALED), id.to_string().as_bytes()).map_err(fail)?;
+    release::finish(&folder, id.to_string().as_bytes()).map_err(fail)?;
     // All that is needed of it is in the store.
     tree::remove(&folder.join("project")).map_err(fail)?;
     Ok(id.to_string())

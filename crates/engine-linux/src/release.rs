@@ -11,21 +11,25 @@ pub use prepare::prepare;
 
 use crate::checkout::{Checkout, checkout};
 use crate::engine::{Inner, LinuxEngine, folder};
+use crate::monitor::files;
 use crate::{lock, recipe, source, tools, tree};
 use moat_engine::EngineError;
 use moat_model::state::{InstancePhase, Source, Workload};
 use moat_model::{InstanceId, NativeRuntime, Purpose, Secret, Service, ServiceId, Slug};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 
 /// Says that a release is finished; holds the id of the image where it came to one.
 pub const SEALED: &str = "sealed";
 /// How the name of a folder begins that is not a release yet.
 const UNNAMED: &str = ".new-";
+/// How the name of a folder begins that nothing needs any more.
+const GONE: &str = ".gone-";
 
 /// What a release is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,13 +143,14 @@ impl LinuxEngine {
                 // No service's user owns what others are shown.
                 tree::give(&folder, 0).map_err(|error| fail(&name, &folder, error))?;
             }
-            fs::write(folder.join(SEALED), b"").map_err(|error| fail(&name, &folder, error))
+            finish(&folder, b"").map_err(|error| fail(&name, &folder, error))
         })
         .await
     }
 
     /// Removes every release but those in `keep` and those that a live instance runs; and what a crash has left behind.
-    /// A release that is being prepared or built must be in `keep`.
+    /// A release that is being prepared or built must be in `keep`. When this comes back none of them is found any more; their
+    /// files go by and by, and where that is cut off, with the next call.
     pub async fn collect_garbage(&self, keep: &BTreeSet<String>) -> Result<(), EngineError> {
         let mut keep = keep.clone();
         self.blocking(move |inner| {
@@ -161,20 +166,50 @@ impl LinuxEngine {
                     keep.extend(entry.file_name().into_string());
                 }
             }
-            sweep(&inner.paths.releases(), &keep)?;
-            sweep(&inner.paths.scratches(), &live)
+            let mut gone = sweep(&inner.paths.releases(), &keep)?;
+            gone.extend(sweep(&inner.paths.scratches(), &live)?);
+            Ok(gone)
         })
         .await
+        .map(|gone| {
+            let inner = Arc::clone(&self.inner);
+            // Tens of thousands of files take seconds, and nobody waits for these.
+            drop(tokio::task::spawn_blocking(move || {
+                // One at a time: what another call has found is the same, and it is gone twice then.
+                let _alone = inner.removing.lock().unwrap_or_else(PoisonError::into_inner);
+                for folder in gone {
+                    if let Err(error) = tree::remove(&folder) {
+                        tracing::warn!(%error, folder = %folder.display(), "what nothing needs can't be removed");
+                    }
+                }
+            }));
+        })
     }
 }
 
-fn sweep(folder: &Path, keep: &BTreeSet<String>) -> Result<(), EngineError> {
+/// Says that a release is finished, once all that is in it has come to the disk: for half a minute what a build has written may
+/// be in memory alone, and after a power cut nobody would build it again.
+pub fn finish(folder: &Path, about: &[u8]) -> io::Result<()> {
+    rustix::fs::syncfs(File::open(folder)?)?;
+    files::replace_durably(&folder.join(SEALED), about)
+}
+
+/// Gives what is not to be kept a name that nothing is found by: what is to be removed.
+fn sweep(folder: &Path, keep: &BTreeSet<String>) -> Result<Vec<PathBuf>, EngineError> {
+    let mut gone = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(|name| !keep.contains(name)) {
-            tree::remove(&entry.path()).map_err(|error| fail("old releases", &entry.path(), error))?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let Some(name) = name.to_str().filter(|name| !keep.contains(*name)) else { continue };
+        if name.starts_with(GONE) {
+            gone.push(path);
+            continue;
         }
+        let aside = (0_u32..).map(|n| folder.join(format!("{GONE}{n}-{name}"))).find(|aside| !aside.exists());
+        let Some(aside) = aside else { continue };
+        fs::rename(&path, &aside).map_err(|error| fail("old releases", &path, error))?;
+        gone.push(aside);
     }
-    Ok(())
+    Ok(gone)
 }
 
 fn fail(name: &str, path: &Path, error: io::Error) -> EngineError {

@@ -159,7 +159,7 @@ fn seal(inner: &Inner, name: &str, site: &StaticWorkload) -> Result<Published, E
     if site.pre_deploy_command.is_none() {
         tree::remove(&folder.join("project")).map_err(fail)?;
     }
-    fs::write(folder.join(SEALED), b"").map_err(fail)?;
+    release::finish(&folder, b"").map_err(fail)?;
     Ok(published)
 }
 

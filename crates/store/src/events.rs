@@ -32,11 +32,13 @@ pub struct Bounds {
     pub count: u32,
     /// Milliseconds.
     pub age: i64,
+    /// Events that are kept however old they are: a clock that is ahead must not take them all.
+    pub least: u32,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { count: 50_000, age: 90 * 24 * 3600 * 1000 }
+        Self { count: 50_000, age: 90 * 24 * 3600 * 1000, least: 1_000 }
     }
 }
 

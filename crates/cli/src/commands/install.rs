@@ -43,6 +43,33 @@ const HANDED_ON: [&str; 23] = [
     "SSL_CERT_DIR",
 ];
 
+/// The program that the service manager starts; none where Moat is not installed, or its unit says nothing that is understood.
+pub fn installed() -> Option<PathBuf> {
+    started_by(&fs::read_to_string(UNIT).ok()?)
+}
+
+/// The program of a unit: the first word of what it executes.
+fn started_by(unit: &str) -> Option<PathBuf> {
+    let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart="))?;
+    let mut letters = command.chars();
+    let quoted = command.starts_with('"');
+    if quoted {
+        letters.next();
+    }
+    let mut path = String::new();
+    loop {
+        match letters.next() {
+            Some('"') if quoted => break,
+            Some(' ') | None if !quoted => break,
+            None => return None,
+            Some('\\') => path.push(letters.next()?),
+            Some('%') => path.push(letters.next().filter(|letter| *letter == '%')?),
+            Some(letter) => path.push(letter),
+        }
+    }
+    Some(PathBuf::from(path)).filter(|path| path.is_absolute())
+}
+
 /// Writes the unit, the group and the state folder, and starts the service.
 pub fn install(args: &InstallArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
     let (handed_on, secret) = handed_on(|name| std::env::var(name).ok());
@@ -192,6 +219,17 @@ mod tests {
         assert!(unit.contains("ExecStart=\"/opt/my moat/100%%\" serve\n"), "{unit}");
         assert!(unit.contains("Environment=\"MOAT_STATE_DIR=/a\\\"b\\\\c\"\n"), "{unit}");
         assert!(quoted("a\nExecStartPre=b").is_err());
+        assert_eq!(started_by(&unit), Some(PathBuf::from("/opt/my moat/100%")));
+        for (line, expect) in [
+            ("ExecStart=/usr/bin/moat serve", Some("/usr/bin/moat")),
+            ("ExecStart=\"/a \\\"b\\\\c\" serve", Some("/a \"b\\c")),
+            ("ExecStart=-/usr/bin/moat serve", None),
+            ("ExecStart=/usr/bin/%p serve", None),
+            ("ExecStart=\"/usr/bin", None),
+            ("ExecStop=/bin/true", None),
+        ] {
+            assert_eq!(started_by(line), expect.map(PathBuf::from), "{line}");
+        }
     }
 
     #[test]

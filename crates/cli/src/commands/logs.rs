@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 /// Prints lines, live when asked.
-pub async fn run(args: LogsArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
+pub async fn run(mut args: LogsArgs, ui: &Ui) -> Result<ExitCode, CommandError> {
+    args.service = args.service.or(args.named.take());
     if args.access {
         return access(args, ui).await;
     }

@@ -1,7 +1,8 @@
 //! Bad input and faults: a clear message, and nothing half-made is left.
 
 use crate::host::{Host, example, host, service, wait_for};
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 fn blueprint(kind: &str, start: &str) -> String {
     format!("services:\n  - type: {kind}\n    name: probe\n    runtime: python\n    buildCommand: \"true\"\n    startCommand: {start}\n")
@@ -272,4 +273,97 @@ fn missing_values_are_listed_and_can_be_given() {
     assert!(host.processes().iter().all(|(_, line)| !line.contains("s3cret") || line.contains("echo token")), "{:?}", host.processes());
     assert!(!host.moat(&["ps", "--output", "json"]).out.contains("s3cret"));
     assert!(!host.daemon_log().contains("s3cret"));
+}
+
+/// Leaves a process so many descriptors that it has not opened.
+fn leave_descriptors(host: &Host, pid: u32, free: usize) {
+    let open: BTreeSet<u64> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_string_lossy().parse().ok())
+        .collect();
+    let limit = (0..).filter(|number| !open.contains(number)).nth(free).unwrap();
+    host.sh(&format!("prlimit --pid {pid} --nofile={limit}:1048576")).ok();
+}
+
+/// What can't be seen is not gone: a daemon that can open nothing ends no instance and starts none a second time.
+#[test]
+fn a_daemon_out_of_descriptors_hurts_no_workload_and_goes_on_when_it_has_some() {
+    let Some(host) = host() else { return };
+    let text = |word: &str| {
+        format!(
+            "services:\n  - {{type: web, name: page, runtime: python, buildCommand: 'true', healthCheckPath: /, startCommand: exec python3 -m http.server $PORT}}\n  \
+             - {{type: worker, name: mill, runtime: python, buildCommand: 'true', startCommand: 'exec sleep 100000'}}\n  \
+             - {{type: worker, name: other, runtime: python, buildCommand: 'true', startCommand: 'echo {word}; exec sleep 100000'}}\n"
+        )
+    };
+    let file = host.write("b/render.yaml", &text("one"));
+    let file = file.to_str().unwrap();
+    host.moat(&["up", "-d", file]).ok();
+    let pid = |slug: &str| service(&host.ps(), slug)["instances"][0]["pid"].as_u64().unwrap();
+    let (page, mill, other) = (pid("page"), pid("mill"), pid("other"));
+    let daemon = host.daemon().unwrap();
+    let alive = |pid: u64| std::path::Path::new(&format!("/proc/{pid}")).exists();
+
+    leave_descriptors(&host, daemon, 0);
+    // Nobody hears of this end for now; and of the others nothing is seen for longer than one that is not healthy takes traffic.
+    host.kill(u32::try_from(mill).unwrap(), "KILL");
+    let until = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < until {
+        assert_eq!(host.http(8080, "page.localhost", "/").0, 200);
+        assert!(alive(page) && alive(other));
+        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    // With a few it answers, and says why it can't do more.
+    leave_descriptors(&host, daemon, 4);
+    assert_eq!((pid("page"), pid("other")), (page, other));
+    host.write("b/render.yaml", &text("two"));
+    let refused = host.moat(&["up", "-d", file]);
+    assert!(refused.code != 0 && format!("{}{}", refused.out, refused.err).contains("Too many open files"), "{refused:?}");
+    assert_eq!(host.http(8080, "page.localhost", "/").0, 200);
+
+    host.sh(&format!("prlimit --pid {daemon} --nofile=1048576:1048576")).ok();
+    host.moat(&["up", "-d", file]).ok();
+    assert_eq!(host.daemon(), Some(daemon));
+    wait_for("the new instance of the one that ended", || {
+        let ps = host.ps();
+        let instances = service(&ps, "mill")["instances"].as_array().unwrap();
+        instances.len() == 1 && instances[0]["ready"] == true && instances[0]["pid"] != mill
+    });
+    assert_eq!(pid("page"), page, "it was never touched");
+    assert_ne!(pid("other"), other);
+    // How it ended is known all the same.
+    let events = host.moat(&["events", "--output", "json"]).ok().out;
+    let ends: Vec<&str> = events.lines().filter(|line| line.contains("\"mill\"") && line.contains("signal 9")).collect();
+    assert!(!ends.is_empty() && !events.contains("vanished"), "{events}");
+    let verify = host.moat(&["verify"]);
+    assert_eq!(verify.code, 0, "{}\n{}", verify.out, verify.err);
+}
+
+/// A daemon that can't see what runs when it begins leaves all as it is, and the next one that can goes on with it.
+#[test]
+fn a_daemon_that_begins_blind_starts_nothing() {
+    let Some(host) = host() else { return };
+    let file = host.write("b/render.yaml", &blueprint("worker", "exec sleep 100000"));
+    let file = file.to_str().unwrap();
+    host.moat(&["up", "-d", file]).ok();
+    let pid = |host: &Host| service(&host.ps(), "probe")["instances"][0]["pid"].as_u64().unwrap();
+    let before = pid(&host);
+    let instances = || std::fs::read_dir(host.path("run/instances")).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let folders = instances();
+    host.kill(host.daemon().unwrap(), "KILL");
+    wait_for("the daemon's end", || host.daemon().is_none());
+    // A folder in the place of a file can't be read as one.
+    let monitor = folders[0].join("monitor.json");
+    let kept = host.path("kept.json");
+    std::fs::rename(&monitor, &kept).unwrap();
+    std::fs::create_dir(&monitor).unwrap();
+    let refused = host.moat(&["up", "-d", file]);
+    assert!(refused.code == 3 && refused.err.contains("can't see what runs"), "{refused:?}");
+    wait_for("the daemon's end", || host.daemon().is_none());
+    assert_eq!(instances(), folders);
+    std::fs::remove_dir(&monitor).unwrap();
+    std::fs::rename(&kept, &monitor).unwrap();
+    host.moat(&["up", "-d", file]).ok();
+    assert_eq!((pid(&host), instances()), (before, folders));
 }

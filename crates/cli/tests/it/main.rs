@@ -16,6 +16,7 @@ mod host;
 mod images;
 mod languages;
 mod load;
+mod logs;
 mod machine;
 mod neighbours;
 mod numbers;

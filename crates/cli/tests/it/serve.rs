@@ -21,8 +21,13 @@ impl Drop for Serve {
 }
 
 fn serve(host: &Host) -> Serve {
+    serve_by(host, Path::new(env!("CARGO_BIN_EXE_moat")))
+}
+
+fn serve_by(host: &Host, program: &Path) -> Serve {
     let child = host
-        .moat_command(&["serve"])
+        .command(program)
+        .arg("serve")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(fs::File::create(host.path("serve.log")).unwrap())
@@ -287,6 +292,21 @@ fn row_28_the_socket_hears_root_and_the_group_only() {
     host.moat(&["down"]).ok();
 }
 
+/// Has a machine whose /etc may be changed.
+fn cover_etc(host: &Host) -> bool {
+    let over = host.path("over");
+    host.sh(&format!(
+        "mkdir {0} && mount -t tmpfs none {0} && mkdir {0}/up {0}/work && mount -t overlay none -o lowerdir=/etc,upperdir={0}/up,workdir={0}/work /etc && groupdel moat; true",
+        over.display()
+    ))
+    .ok();
+    let covered = host.sh("findmnt -n -o FSTYPE /etc").out.trim() == "overlay";
+    if !covered {
+        println!("not installed: /etc can't be covered here");
+    }
+    covered
+}
+
 #[test]
 fn install_writes_a_unit_that_systemd_takes() {
     let Some(host) = host() else { return };
@@ -303,15 +323,7 @@ fn install_writes_a_unit_that_systemd_takes() {
         println!("not verified: there is no systemd-analyze");
     }
 
-    // On a machine whose /etc may be changed.
-    let over = host.path("over");
-    host.sh(&format!(
-        "mkdir {0} && mount -t tmpfs none {0} && mkdir {0}/up {0}/work && mount -t overlay none -o lowerdir=/etc,upperdir={0}/up,workdir={0}/work /etc && groupdel moat; true",
-        over.display()
-    ))
-    .ok();
-    if host.sh("findmnt -n -o FSTYPE /etc").out.trim() != "overlay" {
-        println!("not installed: /etc can't be covered here");
+    if !cover_etc(&host) {
         return;
     }
     let said = host.moat(&["install", "--no-start"]).ok();
@@ -324,4 +336,57 @@ fn install_writes_a_unit_that_systemd_takes() {
     host.moat(&["uninstall"]).ok();
     assert_ne!(host.sh("test -e /etc/systemd/system/moat.service").code, 0);
     assert!(host.moat(&["uninstall"]).ok().err.contains("not installed"));
+}
+
+/// What the service manager starts next is what was upgraded to, wherever that came from.
+#[test]
+fn an_upgrade_of_what_is_installed_outlives_the_next_start() {
+    let Some(host) = host() else { return };
+    if !cover_etc(&host) {
+        return;
+    }
+    let (installed, new) = (host.path("bin/moat"), host.path("downloads/moat"));
+    for path in [&installed, &new] {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_moat"), path).unwrap();
+    }
+    // Another program, which does the same.
+    let mut bytes = fs::read(&new).unwrap();
+    bytes.extend(b"newer");
+    fs::write(&new, &bytes).unwrap();
+    let old = fs::read(&installed).unwrap();
+    let moat = |args: &[&str]| Said::from(host.command(&installed).args(args).stdin(Stdio::null()).output().unwrap());
+    moat(&["install", "--no-start"]).ok();
+    assert!(host.sh("cat /etc/systemd/system/moat.service").ok().out.contains(&format!("ExecStart=\"{}\" serve", installed.display())));
+    let serve = serve_by(&host, &installed);
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(host.path("bin")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    // What can't take over takes no place.
+    let refused = moat(&["upgrade", "--binary", "/bin/true"]);
+    assert!(refused.code == 1 && refused.err.contains("can't take over"), "{}", refused.err);
+    assert!(fs::read(&installed).unwrap() == old && names() == ["moat"]);
+
+    let said = moat(&["upgrade", "--binary", new.to_str().unwrap()]).ok();
+    assert!(said.err.contains("runs now"), "{}", said.err);
+    assert!(fs::read(&installed).unwrap() == bytes && names() == ["moat"]);
+    let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    assert_eq!(program(serve.0.id()), installed);
+    // It is not needed where it came from.
+    fs::remove_file(&new).unwrap();
+    drop(serve);
+    let again = serve_by(&host, &installed);
+    assert_eq!(program(again.0.id()), installed);
+    drop(again);
+    // A Moat that the service manager does not start goes on with the program that was named.
+    let other = host.path("other");
+    fs::copy(env!("CARGO_BIN_EXE_moat"), &other).unwrap();
+    let alone = serve_by(&host, &other);
+    fs::write(&new, &old).unwrap();
+    fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+    moat(&["upgrade", "--binary", new.to_str().unwrap()]).ok();
+    assert_eq!(program(alone.0.id()), new);
+    assert!(fs::read(&installed).unwrap() == bytes);
 }

@@ -10,12 +10,26 @@
 
 use super::Core;
 use crate::deploy::Deployed;
-use moat_model::{InstanceId, Purpose, Slug};
+use moat_model::{InstanceId, Slug};
+use moat_planner::plan::InstanceSpec;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Between two tries to start one.
 const AGAIN: Duration = Duration::from_secs(10);
+
+/// How the fingerprint of a hook's job begins, by which a later daemon tells it from a command that somebody runs.
+const MARK: &str = "hook-";
+
+/// Marks a job as that of a hook.
+pub(super) fn mark(spec: &mut InstanceSpec) {
+    spec.fingerprint.insert_str(0, MARK);
+}
+
+/// Whether a job with this fingerprint is that of a hook.
+pub(super) fn is_hook(fingerprint: &str) -> bool {
+    fingerprint.starts_with(MARK)
+}
 
 fn hook(deployed: &Deployed) -> Option<&str> {
     deployed.service.workload.initial_deploy_hook().filter(|_| deployed.service.workload.needs_release() && !deployed.hook_ran)
@@ -51,7 +65,7 @@ impl Core {
             let Some(deployed) = self.deployed(&slug).cloned() else { continue };
             let Some(command) = hook(&deployed).map(str::to_owned) else { continue };
             self.notice(Some(&slug), format!("running the initial deploy hook: {}", super::deploys::first_line(&command)));
-            match self.start_sandbox(&deployed.service, Purpose::Job, deployed.release, Some(command)).await {
+            match self.start_hook(&deployed.service, deployed.release, command).await {
                 Ok(id) => {
                     self.hooks.insert(id);
                 }
@@ -81,7 +95,7 @@ impl Core {
         self.wake_in(AGAIN);
     }
 
-    /// A job of the service runs, or ran, that may be its hook.
+    /// The job of the service's hook runs, or ran.
     pub(super) fn hook_runs(&mut self, slug: &Slug) {
         if let Some(deployed) = self.durable.deployed.get_mut(slug) {
             deployed.hook_ran = true;

@@ -2,7 +2,7 @@
 
 use super::deploys::engine_words;
 use super::record::purpose_word;
-use super::{Core, Live, Msg};
+use super::{Core, Live, Msg, hooks};
 use crate::deploy::DeployPhase;
 use crate::machine::Machine;
 use crate::protocol::ServicePhase;
@@ -27,24 +27,23 @@ const DRAIN_LIMIT: Duration = Duration::from_mins(1);
 const DRAIN_LOOK: Duration = Duration::from_millis(500);
 /// Between two tries to stop what could not be stopped: after the first, and at most.
 const STOP_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+/// Between two tries to look at what can't be looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Running this long resets the back-off.
 const STEADY: Duration = Duration::from_mins(2);
 
 impl Core {
-    /// Finds what an earlier daemon left running: it goes on, but for the builds of its deploys.
-    pub(super) async fn adopt(&mut self) {
-        let observed = match self.engine.observe().await {
-            Ok(observed) => observed,
-            Err(error) => {
-                self.notice(None, format!("can't see what runs: {}", engine_words(&error)));
-                return;
-            }
-        };
+    /// Finds what an earlier daemon left running: it goes on, but for the builds of its deploys. Where that can't be seen, nothing may
+    /// be started, since it may run already.
+    pub(super) async fn adopt(&mut self) -> Result<(), EngineError> {
+        let observed = self.engine.observe().await?;
         // What took traffic goes on to: the checks say so again, or no longer.
         let before = std::sync::Arc::clone(&self.policy);
         for (id, found) in observed.instances {
             let runs = matches!(found.phase, InstancePhase::Running | InstancePhase::Preparing) && found.pid.is_some();
             let purpose = found.purpose;
+            let since = Instant::now().checked_sub(self.engine.age(&found)).unwrap_or_else(Instant::now);
+            let is_hook = hooks::is_hook(&found.fingerprint);
             self.live.insert(
                 id.clone(),
                 Live {
@@ -57,7 +56,7 @@ impl Core {
                     started: true,
                     listeners: Vec::new(),
                     http_port: before.ingress.iter().find(|(address, _)| *address == found.address).map(|(_, port)| *port),
-                    since: Instant::now(),
+                    since,
                     was_ready: true,
                     seen: None,
                     checks: None,
@@ -68,6 +67,7 @@ impl Core {
                 },
             );
             if purpose == Purpose::Job
+                && is_hook
                 && let Some(slug) = self.live.get(&id).map(|live| live.slug.clone())
             {
                 self.hook_runs(&slug);
@@ -94,6 +94,7 @@ impl Core {
         }
         moat_planner::alloc::retain(&mut self.durable.memory, addresses);
         self.save();
+        Ok(())
     }
 
     /// Starts an instance of its own for a build, a command or a cron run. The policy covers it before it runs.
@@ -104,11 +105,28 @@ impl Core {
         release: Option<String>,
         command: Option<String>,
     ) -> Result<InstanceId, String> {
+        self.start_marked(service, purpose, release, command, |_| ()).await
+    }
+
+    /// Starts the job of a hook.
+    pub(super) async fn start_hook(&mut self, service: &Service, release: Option<String>, command: String) -> Result<InstanceId, String> {
+        self.start_marked(service, Purpose::Job, release, Some(command), hooks::mark).await
+    }
+
+    async fn start_marked(
+        &mut self,
+        service: &Service,
+        purpose: Purpose,
+        release: Option<String>,
+        command: Option<String>,
+        mark: impl FnOnce(&mut InstanceSpec),
+    ) -> Result<InstanceId, String> {
         let (id, address) =
             moat_planner::alloc::instance(&mut self.durable.memory, service.network, &service.id, &mut crate::blueprints::random)
                 .map_err(|full| full.to_string())?;
         let mut spec = InstanceSpec::of(service, id.clone(), purpose, address, release);
         spec.command = command;
+        mark(&mut spec);
         if purpose == Purpose::Build && spec.command.is_some() {
             // A tool is everybody's: nothing of the service goes into it.
             spec.env.clear();
@@ -252,7 +270,7 @@ impl Core {
                 } else {
                     self.notice(Some(&slug), words.clone());
                     if purpose == Purpose::Serve {
-                        self.back_off(&slug, &words, id);
+                        self.back_off(&slug, &words, id, Instant::now());
                     }
                 }
                 self.stop_instance(id, 0);
@@ -263,7 +281,7 @@ impl Core {
     fn watch_end(&self, id: &InstanceId) {
         let (engine, tx, id) = (self.engine.clone(), self.tx.clone(), id.clone());
         tokio::spawn(async move {
-            let phase = engine.wait(&id).await.unwrap_or(InstancePhase::Lost);
+            let phase = its_end(&*engine, &id).await;
             let _ = tx.send(Msg::Ended(id, phase));
         });
     }
@@ -322,6 +340,8 @@ impl Core {
             checks.abort();
         }
         live.ready = false;
+        // Nobody is connected to it any more.
+        live.draining = None;
         let (slug, purpose, was_stopping, began) = (live.slug.clone(), live.purpose, live.stopping, live.since);
         let fingerprint = live.fingerprint.clone();
         let (code, why) = in_words(phase);
@@ -342,10 +362,7 @@ impl Core {
                     if self.is_starting(&slug, &fingerprint) {
                         self.ended_early(&slug, id, began, format!("it {why} before it was ready"));
                     } else {
-                        if began.elapsed() > STEADY {
-                            self.backoff.remove(&slug);
-                        }
-                        self.back_off(&slug, &why, id);
+                        self.back_off(&slug, &why, id, began);
                     }
                 }
             }
@@ -363,14 +380,18 @@ impl Core {
     /// Its health check fails for too long: it is started anew.
     pub(super) fn unhealthy(&mut self, id: &InstanceId, why: &str) {
         let Some(live) = self.live.get(id).filter(|live| !live.stopping) else { return };
-        let slug = live.slug.clone();
+        let (slug, began) = (live.slug.clone(), live.since);
         self.notice(Some(&slug), format!("{id} is started anew: {why}"));
         let grace = self.deployed(&slug).map_or(30, |deployed| deployed.service.max_shutdown_delay_seconds);
-        self.back_off(&slug, "was unhealthy", id);
+        self.back_off(&slug, "was unhealthy", id, began);
         self.stop_instance(id, grace);
     }
 
-    fn back_off(&mut self, slug: &Slug, why: &str, id: &InstanceId) {
+    /// Leaves a service alone for a while, longer each time, but for one that ran long enough.
+    fn back_off(&mut self, slug: &Slug, why: &str, id: &InstanceId, began: Instant) {
+        if began.elapsed() > STEADY {
+            self.backoff.remove(slug);
+        }
         let entry = self.backoff.entry(slug.clone()).or_default();
         let pause = Duration::from_secs(1 << entry.restarts.min(6)).min(LONGEST_BACKOFF);
         entry.restarts += 1;
@@ -431,13 +452,29 @@ async fn stop(engine: &dyn Machine, id: InstanceId, grace_seconds: u32, tx: &Unb
     }
 }
 
+/// Waits until an instance has ended. That it can't be looked at says nothing about it.
+async fn its_end(engine: &dyn Machine, id: &InstanceId) -> InstancePhase {
+    let mut told = false;
+    loop {
+        match engine.wait(id).await {
+            Ok(phase) => return phase,
+            Err(error) if !told => {
+                tracing::warn!(%id, %error, "it can't be seen whether it runs; looked at again until it can");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
 /// Waits until an instance's connections are over, or for as long as they may take.
 async fn drained(engine: &dyn Machine, id: &InstanceId) {
     let ends = Instant::now() + DRAIN_LIMIT;
     while Instant::now() < ends {
         tokio::time::sleep(DRAIN_LOOK).await;
-        // Nobody is connected to what can't be looked at any more.
-        if engine.connections(id).await.unwrap_or_default() == 0 {
+        // What can't be looked at may have some; that it has ended is told by another.
+        if engine.connections(id).await.is_ok_and(|open| open == 0) {
             return;
         }
     }

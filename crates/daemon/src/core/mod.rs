@@ -64,6 +64,8 @@ use crate::machine::plane::Served;
 use crate::machine::{Machine, Plane};
 use crate::protocol::{DiskUse, Event, Request, ServicePhase, ServiceState};
 use crate::ready::Readiness;
+use crate::reply::Reply;
+use crate::server::DaemonError;
 use crate::state::{Durable, Found, State};
 use moat_engine::EngineError;
 use moat_engine_linux::{LinuxEngine, Prepared, Provided, Usage};
@@ -87,7 +89,7 @@ const IDLE_FOR: Duration = Duration::from_secs(5);
 /// Everything that can happen.
 pub enum Msg {
     /// Somebody asks; events go to the channel.
-    Request(Box<Request>, mpsc::UnboundedSender<Event>),
+    Request(Box<Request>, Reply),
     /// How far the pull of a service's image is, in words.
     Pulling(Slug, String),
     /// Something about the data plane that people should know.
@@ -134,7 +136,7 @@ pub enum Msg {
         probes: bool,
     },
     /// Become another program, which lies at this path and is open here; who asked is told when that fails.
-    Become(PathBuf, std::fs::File, mpsc::UnboundedSender<Event>),
+    Become(PathBuf, std::fs::File, Reply),
     /// End everything this process runs, leaving the workloads.
     Leave,
     /// Something came of asking a server for a certificate.
@@ -261,14 +263,13 @@ pub struct Core {
     pub(crate) runs: BTreeMap<InstanceId, runs::Watched>,
     /// When these are looked at again.
     pub(crate) runs_due: Option<Instant>,
-    /// Cron jobs whose time came while the run before was not over.
-    pub(crate) cron_late: BTreeSet<Slug>,
+    /// What the time of day was when cron jobs were looked at last.
+    pub(crate) cron_seen: Option<jiff::Timestamp>,
     pub(crate) live: BTreeMap<InstanceId, Live>,
     pub(crate) backoff: BTreeMap<Slug, Backoff>,
     /// When a service came last that nothing had answered for, by private network.
     pub(crate) came: BTreeMap<NetworkId, Instant>,
     pub(crate) phases: BTreeMap<Slug, ServiceState>,
-    pub(crate) cron_next: BTreeMap<Slug, jiff::Timestamp>,
     /// How full disks were when they were measured last.
     pub(crate) disks: BTreeMap<Slug, DiskUse>,
     /// When disks are measured next; none while they are.
@@ -281,7 +282,7 @@ pub struct Core {
     pub(crate) pages: maintenance::Pages,
     pub(crate) dataplane: Box<dyn Plane>,
     pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) followers: Vec<mpsc::UnboundedSender<Event>>,
+    pub(crate) followers: Vec<Reply>,
     pub(crate) tx: mpsc::UnboundedSender<Msg>,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) denied: BTreeMap<FlowKey, denials::Denied>,
@@ -299,7 +300,7 @@ pub struct Core {
     pub(crate) sweep: bool,
     pub(crate) sweep_fetched: bool,
     /// Who waits for a push that is not accepted yet, by blueprint.
-    pub(crate) pushers: BTreeMap<PathBuf, mpsc::UnboundedSender<Event>>,
+    pub(crate) pushers: BTreeMap<PathBuf, Reply>,
     /// Blueprints whose pushed commit is being compared.
     pub(crate) comparing: BTreeSet<PathBuf>,
     /// Logs of builds and pre-deploy commands that run.
@@ -337,7 +338,7 @@ pub(crate) struct Parts {
 
 /// A request that is answered when something has come about.
 pub struct Waiting {
-    pub(crate) reply: mpsc::UnboundedSender<Event>,
+    pub(crate) reply: Reply,
     pub(crate) until: Until,
 }
 
@@ -370,7 +371,7 @@ impl Core {
         tx: mpsc::UnboundedSender<Msg>,
         handed: Handed,
         serves: bool,
-    ) -> Result<Self, crate::state::StateError> {
+    ) -> Result<Self, DaemonError> {
         let Found { state, durable, said } = State::open(&paths.state)?;
         let (tell, written) = watch::channel(0);
         let opened = EventLog::open(&EventLog::path(&paths.state), moat_store::events::Bounds::default(), move |count| {
@@ -390,11 +391,15 @@ impl Core {
         let dataplane = Box::new(Served::new(plane, engine.network().clone()));
         let (engine, writing) = (Arc::new(engine), record::Writing::new(log, written));
         let parts = Parts { paths, engine, dataplane, durable, state, writing, serves, rests: RESTS };
-        Ok(Self::of(parts, tx, [said, begun].into_iter().flatten()).await)
+        Self::of(parts, tx, [said, begun].into_iter().flatten()).await.map_err(DaemonError::Blind)
     }
 
-    /// A loop of these parts, that has adopted what runs; people are told what was found.
-    async fn of(parts: Parts, tx: mpsc::UnboundedSender<Msg>, found: impl Iterator<Item = (EventKind, String)>) -> Self {
+    /// A loop of these parts, that has adopted what runs; people are told what was found. Fails where what runs can't be seen.
+    async fn of(
+        parts: Parts,
+        tx: mpsc::UnboundedSender<Msg>,
+        found: impl Iterator<Item = (EventKind, String)>,
+    ) -> Result<Self, EngineError> {
         let Parts { paths, engine, dataplane, durable, state, writing, serves, rests } = parts;
         let (events, _) = broadcast::channel(8192);
         let mut core = Self {
@@ -408,12 +413,11 @@ impl Core {
             use_due: Some(Instant::now()),
             runs: BTreeMap::new(),
             runs_due: None,
-            cron_late: BTreeSet::new(),
+            cron_seen: None,
             live: BTreeMap::new(),
             backoff: BTreeMap::new(),
             came: BTreeMap::new(),
             phases: BTreeMap::new(),
-            cron_next: BTreeMap::new(),
             disks: BTreeMap::new(),
             disks_due: Some(Instant::now()),
             copies: copies::Copies::default(),
@@ -466,8 +470,13 @@ impl Core {
         if let Err(error) = settled {
             core.problem(None, format!("what an earlier restore or snapshot left can't be put in order: {error}"));
         }
-        core.adopt().await;
-        core
+        match core.adopt().await {
+            Ok(()) => Ok(core),
+            Err(error) => {
+                core.problem(None, format!("can't see what runs: {}; Moat ends, and what runs goes on", deploys::engine_words(&error)));
+                Err(error)
+            }
+        }
     }
 
     /// Handles messages until everything is down or the process is told to leave.

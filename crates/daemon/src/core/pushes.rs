@@ -20,7 +20,6 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// Between two looks at the logs of builds.
@@ -86,7 +85,7 @@ impl Core {
         // Another may have come meanwhile: its turn is next.
         let Some(up) = self.durable.queued.get(file).filter(|up| up.git[1] == commit).cloned() else { return };
         let Some(pushed) = up.pushed.clone() else { return };
-        let reply = self.pushers.remove(file).unwrap_or_else(|| mpsc::unbounded_channel().0);
+        let reply = self.pushers.remove(file).unwrap_or_else(|| crate::reply::channel().0);
         self.durable.queued.remove(file);
         let changed = match changed {
             Ok(changed) => changed,

@@ -24,9 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 
-pub(super) type Reply = mpsc::UnboundedSender<Event>;
+pub(super) use crate::reply::Reply;
 
 pub(super) fn end(reply: &Reply, error: Option<Failure>) {
     let _ = reply.send(Event::End { error });
@@ -295,8 +294,7 @@ impl Core {
             self.durable.deployed.remove(slug);
             self.durable.kept.remove(slug);
             self.backoff.remove(slug);
-            self.cron_next.remove(slug);
-            self.cron_late.remove(slug);
+            self.durable.cron.remove(slug);
             self.scalers.remove(slug);
             self.durable.settings.remove(slug);
             self.durable.sleep.remove(slug);
@@ -465,7 +463,13 @@ impl Core {
                     None => slug.to_string(),
                 }),
                 address: service.vip,
-                next_run: self.cron_next.get(slug).map(ToString::to_string),
+                next_run: self
+                    .durable
+                    .cron
+                    .get(slug)
+                    .and_then(|cron| cron.at)
+                    .filter(|at| *at < jiff::Timestamp::MAX)
+                    .map(|at| at.to_string()),
                 commit: self.deployed(slug).and_then(|deployed| deployed.commit.clone()),
                 disk: self.disks.get(slug).copied(),
                 warning: self.port_given_wrong(service),

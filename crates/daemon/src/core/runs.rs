@@ -4,6 +4,9 @@
 //! due ──▶ runs ──▶ ended        due while one runs: once that has ended
 //!           └── 12 h: stopped   asked for while one runs: that one is stopped
 //! ```
+//!
+//! When each is due, and which is late, is in the durable state; how long one has run is known of its process: a daemon that ends changes
+//! nothing of either.
 
 use super::Core;
 use super::requests::{Reply, end};
@@ -109,7 +112,7 @@ impl Core {
     /// A cron job's time has come.
     pub(super) async fn run_cron(&mut self, slug: &Slug) {
         if !self.cron_runs(slug).is_empty() {
-            if self.cron_late.insert(slug.clone()) {
+            if !std::mem::replace(&mut self.durable.cron.entry(slug.clone()).or_default().late, true) {
                 self.notice(Some(slug), "a run is due, but the one before still runs: it follows when that has ended");
             }
             return;
@@ -129,12 +132,16 @@ impl Core {
             self.notice(Some(&slug), "the run takes longer than 12 hours and is stopped");
             self.stop_instance(&id, 30);
         }
-        for slug in self.cron_late.clone() {
-            let runs = self.live.values().any(|live| live.slug == slug && live.purpose == Purpose::Cron);
-            if !runs {
-                self.cron_late.remove(&slug);
-                self.run_cron(&slug).await;
-            }
+        let runs = |slug: &Slug| self.live.values().any(|live| live.slug == *slug && live.purpose == Purpose::Cron);
+        let late = self.durable.cron.iter_mut().filter(|(slug, cron)| cron.late && !runs(slug));
+        let late: Vec<Slug> = late
+            .map(|(slug, cron)| {
+                cron.late = false;
+                slug.clone()
+            })
+            .collect();
+        for slug in late {
+            self.run_cron(&slug).await;
         }
     }
 }

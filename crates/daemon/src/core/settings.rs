@@ -155,7 +155,7 @@ impl Core {
         }
         self.set(&slug, |settings| settings.suspended = true);
         self.backoff.remove(&slug);
-        self.cron_late.remove(&slug);
+        self.durable.cron.remove(&slug);
         self.hooks_due.remove(&slug);
         self.set_phase(&slug, ServicePhase::Suspended, None);
         let grace = self.desired.services.get(&slug).map_or(30, |service| service.max_shutdown_delay_seconds);

@@ -2,17 +2,17 @@
 
 use super::Core;
 use crate::protocol::{Event, Failure};
+use crate::reply::Reply;
 use moat_engine_linux::LinuxEngine;
 use moat_model::{AddressPair, LinkName, Peer, Proto, Purpose};
 use moat_net_linux::{FlowKind, Network, Origin, Outcome, Packet};
 use std::net::{IpAddr, Ipv4Addr};
-use tokio::sync::mpsc::UnboundedSender;
 
 /// An address of the internet, for packets that leave (RFC 5737, documentation).
 const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 impl Core {
-    pub(super) fn trace(&self, from: &str, to: &str, reply: &UnboundedSender<Event>) {
+    pub(super) fn trace(&self, from: &str, to: &str, reply: &Reply) {
         let network = self.engine.linux().map(LinuxEngine::network).ok_or_else(|| "there is no network here".to_owned());
         let answer = network.and_then(|network| Ok((network, self.packet(network, from, to)?))).map(|(network, packet)| {
             let mut trace = moat_net_linux::trace::trace(&network.ruleset(), &packet);

@@ -31,11 +31,7 @@ impl Core {
         }
         let tx = self.tx.clone();
         tokio::spawn(async move {
-            let looked = match open(&program) {
-                Ok(file) => version(&file).await.map(|version| (file, version)),
-                Err(why) => Err(why),
-            };
-            match looked {
+            match look(&program).await {
                 Ok((file, version)) => {
                     let _ = reply.send(Event::Notice { service: None, text: format!("handing over to {version}") });
                     // What nobody takes any more ends with the daemon.
@@ -65,6 +61,13 @@ impl Core {
         let error = command.exec();
         end(reply, Some(Failure::refused(format!("`{}` can't be run: {error}", program.display()), None)));
     }
+}
+
+/// A program that can take over, and what it says that it is; in words why it can't.
+pub async fn look(program: &Path) -> Result<(File, String), String> {
+    let file = open(program)?;
+    let version = version(&file).await?;
+    Ok((file, version))
 }
 
 /// A program that only root or this user can have written.

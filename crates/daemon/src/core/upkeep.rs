@@ -2,6 +2,7 @@
 
 use super::{Core, Msg};
 use crate::protocol::DeniedFlow;
+use jiff::{SignedDuration, Timestamp};
 use moat_engine_linux::LinuxEngine;
 use moat_model::{Endpoint, InstanceId, Peer, Proto, Purpose, ServiceKind, Slug, Verdict};
 use moat_net_linux::Repairs;
@@ -14,6 +15,10 @@ use std::time::Duration;
 const SWEEP_AFTER: u32 = 10;
 /// Looks at the network after which the host's firewall is looked at, which is read as a whole.
 const FIREWALL_AFTER: u32 = 10;
+/// A run whose time came while there was no daemon is made up for within this time.
+const MISSED: SignedDuration = SignedDuration::from_hours(1);
+/// A clock that goes back by so much was set to another time; by less, it was put right.
+const SET_BACK: SignedDuration = SignedDuration::from_mins(1);
 /// Between two looks at the network.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -197,8 +202,10 @@ impl Core {
 
     /// Starts the cron runs that are due.
     pub(super) async fn run_due_cron(&mut self) {
-        self.go_on_with_cron().await;
         let now = self.engine.now();
+        let seen = self.cron_seen.replace(now);
+        // A clock that is set to the second brings no run twice.
+        let set_back = seen.is_some_and(|seen| seen.duration_since(now) >= SET_BACK);
         let schedules: Vec<(Slug, String)> = self
             .durable
             .deployed
@@ -207,24 +214,39 @@ impl Core {
             .filter(|(slug, _)| !self.is_suspended(slug))
             .filter_map(|(slug, d)| Some((slug.clone(), d.service.workload.schedule()?.to_owned())))
             .collect();
+        // What is not there any more, or rests, misses nothing.
+        let before = self.durable.cron.clone();
+        self.durable.cron.retain(|slug, _| schedules.iter().any(|(known, _)| known == slug));
+        self.go_on_with_cron().await;
         for (slug, schedule) in schedules {
-            match self.cron_next.get(&slug) {
-                Some(due) if *due > now => continue,
-                Some(_) => self.run_cron(&slug).await,
-                None => {}
+            let due = self.durable.cron.get(&slug).and_then(|cron| cron.at);
+            if due.is_some_and(|due| due > now) && seen.is_some() && !set_back {
+                continue;
             }
-            match crate::cron::next(&schedule, now) {
-                Ok(next) => {
-                    self.cron_next.insert(slug, next);
-                    let pause = next.duration_since(now).unsigned_abs();
-                    self.wake_in(pause + Duration::from_millis(20));
-                }
+            let next = match crate::cron::next(&schedule, now) {
+                // Further ahead than the schedule says it is after a clock that was ahead.
+                Ok(next) => due.filter(|due| *due > now).map_or(next, |due| due.min(next)),
                 Err(error) => {
                     self.notice(Some(&slug), error.to_string());
                     // Never due again until it is deployed anew.
-                    self.cron_next.insert(slug, jiff::Timestamp::MAX);
+                    Timestamp::MAX
                 }
+            };
+            self.durable.cron.entry(slug.clone()).or_default().at = Some(next);
+            if next < Timestamp::MAX {
+                self.wake_in(next.duration_since(now).unsigned_abs() + Duration::from_millis(20));
             }
+            // After the next time is noted: whoever comes after this daemon does not run it again.
+            match due.filter(|due| *due <= now) {
+                Some(due) if seen.is_none() && now.duration_since(due) > MISSED => {
+                    self.notice(Some(&slug), format!("its run of {due} was missed: Moat did not run then"));
+                }
+                Some(_) => self.run_cron(&slug).await,
+                None => {}
+            }
+        }
+        if self.durable.cron != before {
+            self.save();
         }
     }
 }

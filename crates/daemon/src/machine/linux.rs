@@ -1,6 +1,6 @@
 //! This machine: the Linux engine, and connections from inside instances' namespaces.
 
-use super::{Doing, HealthCheck, Machine, Tell};
+use super::{Doing, HealthCheck, Machine, Tell, Unwell};
 use crate::ready::postgres;
 use http_body_util::Empty;
 use hyper::body::Bytes;
@@ -12,7 +12,7 @@ use moat_engine_linux::{
     SiteRequest, Usage,
 };
 use moat_model::policy::NetPolicy;
-use moat_model::state::{InstancePhase, Listener, ObservedState, PostgresWorkload, Source, StaticWorkload};
+use moat_model::state::{InstancePhase, Listener, ObservedInstance, ObservedState, PostgresWorkload, Source, StaticWorkload};
 use moat_model::{InstanceId, ServiceId};
 use moat_planner::Step;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// The longest that a health check, or a database's first session, may take.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -40,6 +40,9 @@ impl Machine for LinuxEngine {
     fn wait<'a>(&'a self, id: &'a InstanceId) -> Doing<'a, Result<InstancePhase, EngineError>> {
         Box::pin(moat_engine::Engine::wait(self, id))
     }
+    fn age(&self, found: &ObservedInstance) -> Duration {
+        found.pid.and_then(|pid| self.age(pid)).unwrap_or_default()
+    }
     fn policy(&self) -> Arc<NetPolicy> {
         self.network().policy()
     }
@@ -47,12 +50,15 @@ impl Machine for LinuxEngine {
     fn listeners<'a>(&'a self, id: &'a InstanceId) -> Doing<'a, Result<Vec<Listener>, EngineError>> {
         Box::pin(moat_engine::Engine::listeners(self, id))
     }
-    fn ask_health<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, check: HealthCheck<'a>) -> Doing<'a, Result<(), String>> {
-        Box::pin(in_time(health(self, id, to, check)))
+    fn ask_health<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, check: HealthCheck<'a>) -> Doing<'a, Result<(), Unwell>> {
+        Box::pin(async move {
+            let socket = socket(self, id).await.map_err(Unwell::NotAsked)?;
+            in_time(health(socket, to, check)).await.map_err(Unwell::Answer)
+        })
     }
     fn ask_postgres<'a>(&'a self, id: &'a InstanceId, to: SocketAddr, server: &'a PostgresWorkload) -> Doing<'a, Result<(), String>> {
         Box::pin(in_time(async move {
-            let mut stream = connect(self, id, to).await?;
+            let mut stream = connect(socket(self, id).await?, to).await?;
             postgres::ask(&mut stream, server).await
         }))
     }
@@ -129,17 +135,21 @@ async fn in_time(attempt: impl Future<Output = Result<(), String>> + Send) -> Re
     tokio::time::timeout(ANSWERS_WITHIN, attempt).await.unwrap_or_else(|_| Err("no answer within 5 s".to_owned()))
 }
 
-/// A connection from inside the instance's namespace.
-async fn connect(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr) -> Result<TcpStream, String> {
+/// A socket in the instance's namespace.
+async fn socket(engine: &LinuxEngine, id: &InstanceId) -> Result<TcpSocket, String> {
     let ns = engine.instance_ns(id).await.map_err(|error| error.to_string())?;
     let socket = moat_net_linux::ns::tcp_socket_in(&ns, moat_model::Family::V4).map_err(|error| error.to_string())?;
-    tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await.map_err(|error| format!("no connection ({error})"))
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+async fn connect(socket: TcpSocket, to: SocketAddr) -> Result<TcpStream, String> {
+    socket.connect(to).await.map_err(|error| format!("no connection ({error})"))
 }
 
 /// One GET with the service's own host name; 2xx and 3xx are healthy.
-async fn health(engine: &LinuxEngine, id: &InstanceId, to: SocketAddr, check: HealthCheck<'_>) -> Result<(), String> {
+async fn health(socket: TcpSocket, to: SocketAddr, check: HealthCheck<'_>) -> Result<(), String> {
     let HealthCheck { host, path, proxy_header } = check;
-    let mut stream = connect(engine, id, to).await?;
+    let mut stream = connect(socket, to).await?;
     if let Some(version) = proxy_header {
         stream.write_all(moat_ingress::own_header(version)).await.map_err(|error| format!("no connection ({error})"))?;
     }

@@ -1,7 +1,7 @@
 //! The folder of a live instance, and what can be told from it.
 //!
 //! Invariant: what is said about an instance comes from its folder and `/proc`, never from this process' memory, so any
-//! engine that opens the same runtime folder says the same.
+//! engine that opens the same runtime folder says the same. What can't be told (no descriptor is left) is an error, never an end.
 
 use super::Inner;
 use crate::monitor::files::{self, ProcessId};
@@ -81,8 +81,11 @@ fn fail(id: &str, error: io::Error) -> EngineError {
 /// Looks at one instance; `None` when it has no folder.
 pub fn look(inner: &Inner, id: &InstanceId) -> Result<Option<Look>, EngineError> {
     let dir = inner.paths.instance(id.as_str());
-    if !dir.is_dir() {
-        return Ok(None);
+    match fs::metadata(&dir) {
+        Ok(about) if about.is_dir() => {}
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail(id.as_str(), error)),
     }
     let starting = inner.starting.lock().unwrap_or_else(PoisonError::into_inner).contains(id);
     read(&dir, starting).map(Some).map_err(|error| fail(id.as_str(), error))
@@ -90,8 +93,7 @@ pub fn look(inner: &Inner, id: &InstanceId) -> Result<Option<Look>, EngineError>
 
 fn read(dir: &Path, starting: bool) -> io::Result<Look> {
     let facts = files::read_json(&dir.join(FACTS))?;
-    let monitor: Option<ProcessId> = files::read_json(&dir.join(files::MONITOR))?;
-    let monitor = monitor.filter(|process| process.alive());
+    let monitor = alive(files::read_json(&dir.join(files::MONITOR))?)?;
     let program: Option<ProcessId> = files::read_json(&dir.join(files::PROGRAM))?;
     // After the monitor: one that has just ended wrote its report before.
     let status: Option<ExitReport> = files::read_json(&dir.join(files::STATUS))?;
@@ -102,7 +104,15 @@ fn read(dir: &Path, starting: bool) -> io::Result<Look> {
         (None, None, _) if starting => InstancePhase::Preparing,
         (None, None, _) => InstancePhase::Lost,
     };
-    Ok(Look { facts, phase, monitor, program: program.filter(|process| process.alive()), began: program.is_some() })
+    Ok(Look { facts, phase, monitor, program: alive(program)?, began: program.is_some() })
+}
+
+/// The process, if it lives.
+fn alive(process: Option<ProcessId>) -> io::Result<Option<ProcessId>> {
+    match process {
+        Some(process) if process.alive()? => Ok(Some(process)),
+        Some(_) | None => Ok(None),
+    }
 }
 
 /// Ids of every folder there is.
@@ -112,7 +122,9 @@ pub fn ids(inner: &Inner) -> Result<Vec<InstanceId>, EngineError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(fail("instances", error)),
     };
-    Ok(entries.flatten().filter_map(|entry| InstanceId::new(entry.file_name().into_string().ok()?).ok()).collect())
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<Vec<_>, _>>();
+    let names = names.map_err(|error| fail("instances", error))?;
+    Ok(names.into_iter().filter_map(|name| InstanceId::new(name.into_string().ok()?).ok()).collect())
 }
 
 /// Everything that can be told of every instance.

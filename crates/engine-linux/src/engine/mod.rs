@@ -10,6 +10,7 @@ mod stop;
 
 use crate::cgroup::{Controllers, Layout};
 use crate::lower::sandbox::{HOST_ETC, Machine};
+use crate::monitor::files::ProcessId;
 use crate::paths::Paths;
 use crate::ranges::Ranges;
 use crate::toolchain::{self, Toolchain};
@@ -28,6 +29,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// The embedded engine. Clones share everything.
 #[derive(Clone)]
@@ -47,6 +49,8 @@ pub(crate) struct Inner {
     pub starting: Mutex<BTreeSet<InstanceId>>,
     /// Held for reading while a control group may be made, for writing while the parent group is removed.
     pub groups: tokio::sync::RwLock<()>,
+    /// Held while old releases are removed.
+    pub removing: Mutex<()>,
     toolchains: Mutex<Toolchains>,
 }
 
@@ -81,6 +85,7 @@ impl LinuxEngine {
             pass_env,
             starting: Mutex::default(),
             groups: tokio::sync::RwLock::default(),
+            removing: Mutex::default(),
             toolchains: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -94,6 +99,11 @@ impl LinuxEngine {
     /// The log of an instance, in the form that [`crate::log`] describes. Kept after the instance has ended.
     pub fn log_path(&self, id: &InstanceId) -> PathBuf {
         self.inner.paths.log(id)
+    }
+
+    /// How long a process has run; nothing for one that has ended, or that can't be looked at.
+    pub fn age(&self, pid: u32) -> Option<Duration> {
+        ProcessId::of(i32::try_from(pid).ok()?).ok()?.map(ProcessId::age)
     }
 
     /// Bytes that a service's disk takes now.
@@ -141,7 +151,7 @@ impl LinuxEngine {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
             Err(error) => return Err(fail(error)),
         };
-        if monitor.alive() {
+        if monitor.alive().map_err(fail)? {
             crate::sys::ended(pidfd).await.map_err(fail)?;
         }
         Ok(())
@@ -294,7 +304,7 @@ impl Engine for LinuxEngine {
             let Some(look) = folder::look(&self.inner, id)? else { return Ok(InstancePhase::Lost) };
             match look.phase {
                 InstancePhase::Exited(_) | InstancePhase::Lost => return Ok(look.phase),
-                InstancePhase::Preparing if look.monitor.is_none() => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                InstancePhase::Preparing if look.monitor.is_none() => tokio::time::sleep(Duration::from_millis(20)).await,
                 InstancePhase::Preparing | InstancePhase::Running => self.monitor_ends(&look).await?,
             }
         }
@@ -326,7 +336,8 @@ fn namespace(inner: &Inner, id: &InstanceId) -> Result<OwnedFd, EngineError> {
     let ns = fs::File::open(format!("/proc/{}/ns/net", monitor.pid));
     let ns = ns.map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;
     // Still the same process, so the namespace was its own.
-    if monitor.alive() { Ok(ns.into()) } else { Err(EngineError::new(doing, "the instance has just ended")) }
+    let same = monitor.alive().map_err(|error| EngineError::new(&doing, error.to_string()).caused_by(error))?;
+    if same { Ok(ns.into()) } else { Err(EngineError::new(doing, "the instance has just ended")) }
 }
 
 fn changed(changed: bool) -> StepOutcome {

@@ -87,7 +87,7 @@ impl LinuxEngine {
             Err(error) => return Err(failed(id, &error.to_string()).caused_by(error)),
         };
         // Looked at again with the handle open: from here on the number can't mean another process.
-        if !monitor.alive() {
+        if !monitor.alive().map_err(|error| failed(id, &error.to_string()).caused_by(error))? {
             return Ok(());
         }
         match sys::pidfd_kill(pidfd.as_fd(), signal) {

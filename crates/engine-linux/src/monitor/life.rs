@@ -9,7 +9,7 @@
 //! Invariant: `status.json` is written last, when nothing of the sandbox is left but its folder and its log.
 
 use super::files::{self, Job, ProcessId};
-use super::pump::{Lines, LogFile};
+use super::pump::{Allowance, BURST, Lines, LogFile};
 use crate::log::Stream;
 use crate::lower::sandbox::MountOp;
 use crate::{cgroup, mounts, sys, tree};
@@ -58,7 +58,8 @@ fn live(dir: &Path) -> Result<(), String> {
     nix::sys::prctl::set_child_subreaper(true).map_err(errno("becoming the reaper"))?;
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).map_err(errno("making the namespaces"))?;
     own_mounts(&job).map_err(text("making the mount namespace private"))?;
-    let me = ProcessId::of(i32::try_from(std::process::id()).unwrap_or_default()).ok_or("the monitor can't see itself in /proc")?;
+    let me = ProcessId::of(i32::try_from(std::process::id()).unwrap_or_default()).map_err(text("looking at /proc"))?;
+    let me = me.ok_or("the monitor can't see itself in /proc")?;
     files::write_json(&dir.join(files::MONITOR), &me).map_err(text("writing the monitor's number"))?;
     engine.write_all(READY).map_err(text("telling the engine"))?;
     // While the engine attaches the network, the root file system is made.
@@ -240,7 +241,7 @@ impl Running {
             return Err(failure);
         }
         if status != WaitStatus::Exited(self.runtime, 0) {
-            self.pump(log);
+            self.pump(BURST, log);
             let said = fs::read_to_string(dir.join(files::RUNTIME_LOG)).unwrap_or_default();
             let said = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
             return Err(format!("the runtime could not start the sandbox: {}", if said.is_empty() { format!("{status:?}") } else { said }));
@@ -248,7 +249,7 @@ impl Running {
         let text = fs::read_to_string(dir.join(files::INIT_PID)).map_err(|error| format!("reading the first process' number: {error}"))?;
         let pid: i32 = text.trim().parse().map_err(|error| format!("reading the first process' number: {error}"))?;
         // It may have ended already: then only its number is known, and the reaper finds it.
-        Ok(ProcessId::of(pid).unwrap_or(ProcessId { pid, start: 0 }))
+        Ok(ProcessId::of(pid).ok().flatten().unwrap_or(ProcessId { pid, start: 0 }))
     }
 
     /// Keeps the log and waits for the end.
@@ -256,10 +257,11 @@ impl Running {
         let program = Pid::from_raw(process.pid);
         let mut kill_at: Option<Instant> = None;
         let mut words = Words::default();
+        let mut allowance = Allowance::new(Instant::now());
         sys::trim();
         let mut ended = reap(program);
         while ended.is_none() {
-            self.wait(wakeups, kill_at);
+            self.wait(wakeups, kill_at, allowance.next());
             while let Ok(Some(signal)) = wakeups.read_signal() {
                 if signal.ssi_signo != Signal::SIGCHLD as u32 && kill_at.is_none() {
                     let grace = files::read_json(&dir.join(files::GRACE)).ok().flatten().unwrap_or(job.grace_seconds);
@@ -275,12 +277,13 @@ impl Running {
                 let _ = kill(program, Signal::SIGKILL);
                 kill_at = Some(Instant::now() + Duration::from_hours(1));
             }
-            self.pump(log);
+            let most = allowance.at(Instant::now());
+            allowance.take(self.pump(most, log));
             words.read(&mut self.lifeline);
             ended = reap(program);
         }
         // Everything in the sandbox is dead: what the pipes hold (1 MiB at most) is all there will be.
-        self.pump(log);
+        self.pump(BURST, log);
         for (_, lines) in &mut self.pipes {
             lines.finish(log);
         }
@@ -296,28 +299,44 @@ impl Running {
         }
     }
 
-    fn wait(&self, wakeups: &SignalFd, until: Option<Instant>) {
+    /// Waits for a signal, for output, or until then; for output only from `reads` on.
+    fn wait(&self, wakeups: &SignalFd, until: Option<Instant>, reads: Option<Instant>) {
+        let until = until.into_iter().chain(reads).min();
         let timeout = until.map_or(PollTimeout::NONE, |until| {
             let left = until.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         let mut fds = vec![PollFd::new(wakeups.as_fd(), PollFlags::POLLIN)];
-        fds.extend(self.pipes.iter().filter(|(file, _)| !finished(file)).map(|(file, _)| PollFd::new(file.as_fd(), PollFlags::POLLIN)));
+        fds.extend(
+            self.pipes
+                .iter()
+                .filter(|(file, _)| reads.is_none() && !finished(file))
+                .map(|(file, _)| PollFd::new(file.as_fd(), PollFlags::POLLIN)),
+        );
         // An interrupted wait is a wake-up like another.
         let _ = poll(&mut fds, timeout);
     }
 
-    /// Reads what the pipes hold, a bounded amount so that signals are seen as well.
-    fn pump(&mut self, log: &mut LogFile) {
+    /// Reads what the pipes hold, a bounded amount of each so that signals are seen as well, and about `most` in all: how much it was.
+    fn pump(&mut self, most: u64, log: &mut LogFile) -> u64 {
         let mut buffer = [0; 16 * 1024];
-        for (file, lines) in &mut self.pipes {
+        let mut read = 0;
+        // Half for each: what floods one pipe must not have the other wait for ever.
+        for (nth, (file, lines)) in (1..).zip(&mut self.pipes) {
             for _ in 0..64 {
+                if read * 2 >= most * nth {
+                    break;
+                }
                 match file.read(&mut buffer) {
                     Ok(0) | Err(_) => break,
-                    Ok(length) => lines.take(&buffer[..length], log),
+                    Ok(length) => {
+                        lines.take(&buffer[..length], log);
+                        read += length as u64;
+                    }
                 }
             }
         }
+        read
     }
 }
 

@@ -86,7 +86,7 @@ pub fn into_scope() -> Result<(), NoGroups> {
         return Err(NoGroups::new(format!("`{PROGRAM} --user --scope`: {}", said.lines().next().unwrap_or("failed"))));
     }
     let again = env::current_exe().map_err(|error| NoGroups::new(format!("can't find my own program: {error}")))?;
-    let own = i32::try_from(std::process::id()).ok().and_then(ProcessId::of);
+    let own = i32::try_from(std::process::id()).ok().and_then(|own| ProcessId::of(own).ok().flatten());
     let name = own.map_or_else(|| "moat".to_owned(), |own| format!("moat-{}-{}", own.pid, own.start));
     let error = scope()
         .args([format!("--unit={name}.scope"), "--description=Moat and its services".to_owned(), "--".to_owned()])

@@ -143,8 +143,12 @@ pub fn ensure(run: &Path, own_exe: &Path, scope: &Result<(), NoGroups>) -> Resul
         return Ok(());
     }
     let held = run.join(HELD);
+    let look = || RootlessError::io("look at the process that holds the namespaces");
     // Where whoever was outside is gone, the namespaces and what runs in them are not.
-    let lives = files::read_json::<ProcessId>(&held).ok().flatten().filter(|holder| holder.alive());
+    let lives = match files::read_json::<ProcessId>(&held).ok().flatten() {
+        Some(holder) if holder.alive().map_err(look())? => Some(holder),
+        Some(_) | None => None,
+    };
     let (holder, groups) = if let Some(holder) = lives {
         let none = || NoGroups {
             why: "this Moat began where no control groups were given to you".to_owned(),
@@ -160,7 +164,8 @@ pub fn ensure(run: &Path, own_exe: &Path, scope: &Result<(), NoGroups>) -> Resul
             }
         };
         let holder = Holder::make(Some(run), groups.as_deref().ok(), own_exe).inspect_err(undo)?.keep();
-        let holder = ProcessId::of(holder).ok_or_else(|| RootlessError::new("the process that holds the namespaces ended at once"))?;
+        let ended = || RootlessError::new("the process that holds the namespaces ended at once");
+        let holder = ProcessId::of(holder).map_err(look())?.ok_or_else(ended)?;
         files::write_json(&held, &holder).map_err(RootlessError::io(format!("write `{}`", held.display())))?;
         (holder, groups)
     };

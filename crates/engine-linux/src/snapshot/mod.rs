@@ -186,12 +186,13 @@ impl LinuxEngine {
     }
 
     /// Removes snapshots whose names `over` says it of, of whatever was ever kept. Returns how many.
-    pub async fn remove_snapshots(&self, over: impl Fn(&str) -> bool + Send + 'static) -> Result<usize, EngineError> {
+    pub async fn remove_snapshots(&self, over: impl Fn(Vec<String>) -> Vec<String> + Send + 'static) -> Result<usize, EngineError> {
         self.blocking(move |inner| {
             let mut count = 0;
             for kept in below(&inner.paths.snapshots()) {
                 let folder = inner.paths.snapshots().join(kept.path());
-                for name in names(&folder).into_iter().filter(|name| !is_in_the_making(name) && over(name)) {
+                let whole = names(&folder).into_iter().filter(|name| !is_in_the_making(name)).collect();
+                for name in over(whole) {
                     let path = folder.join(name);
                     tree::remove(&path).map_err(failed("remove an old snapshot", &path))?;
                     count += 1;

@@ -1,6 +1,6 @@
 //! Sources, builds, releases.
 
-use crate::bed::{Bed, holds, test};
+use crate::bed::{Bed, holds, test, until};
 use moat_engine::Engine;
 use moat_engine_linux::{BuildRequest, Release};
 use moat_model::NativeRuntime::{Node, Python, Rust};
@@ -77,9 +77,48 @@ fn the_same_source_is_built_once() {
         native(&mut spec).build_command = Some("true".to_owned());
         assert_ne!(bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release.name, second.name);
         bed.engine.collect_garbage(&BTreeSet::from([first.name.clone()])).await.unwrap();
-        let left: Vec<_> =
-            std::fs::read_dir(bed.state.join("releases")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        assert_eq!(left, [first.name]);
+        let left = || {
+            let entries = std::fs::read_dir(bed.state.join("releases")).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        // Their names are gone at once, their files by and by.
+        let found: Vec<String> = left().into_iter().filter(|name| !name.starts_with('.')).collect();
+        assert_eq!(found, [first.name.clone()]);
+        until(|| left() == [first.name.clone()]).await;
+    });
+}
+
+/// A power cut comes when it likes: what says that a release is finished is written after all that is in it has come to the disk,
+/// and is on the disk itself before anybody hears of it.
+#[test]
+fn a_release_is_on_the_disk_before_it_is_said_to_be_finished() {
+    test(async |bed: &Bed| {
+        bed.write("a.txt", "1");
+        let mut spec = bed.native(Python, "cat a.txt");
+        let release = bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release;
+        let trace = bed.source.parent().unwrap().join("trace");
+        let traced = std::process::Command::new("strace")
+            .args(["-f", "-y", "-e", "trace=syncfs,fsync,fdatasync,rename,renameat,renameat2", "-o"])
+            .arg(&trace)
+            .arg(bed.config().own_exe)
+            .arg("seal")
+            .args([&bed.state, &bed.run])
+            .arg(&release.name)
+            .status()
+            .expect("`strace` is missing: `cargo xtask test` installs it");
+        assert!(traced.success());
+        let trace = std::fs::read_to_string(trace).unwrap();
+        let folder = bed.state.join("releases").join(&release.name);
+        // Of each call what it is called and the path that matters, in the order in which they came back well.
+        let calls: Vec<(&str, bool, bool)> = trace
+            .lines()
+            .filter(|line| line.contains(folder.to_str().unwrap()) && line.trim_end().ends_with("= 0"))
+            .filter_map(|line| {
+                Some((line.split_once('(')?.0.rsplit(' ').next()?, line.contains("/sealed.new"), line.contains("/sealed\"")))
+            })
+            .collect();
+        assert_eq!(calls, [("syncfs", false, false), ("fsync", true, false), ("rename", true, true), ("fsync", false, false)], "{trace}");
+        assert!(bed.engine.prepare_release(request(&mut spec), |_| ()).await.unwrap().release.cached);
     });
 }
 

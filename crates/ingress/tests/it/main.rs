@@ -32,11 +32,11 @@ mod outside;
 mod passing;
 #[cfg(test)]
 mod peers;
+mod proxies;
 #[cfg(test)]
 mod repeats;
 #[cfg(test)]
 mod routing;
-mod proxies;
 #[cfg(test)]
 mod secure;
 #[cfg(test)]

@@ -56,7 +56,7 @@ fn every_kind_is_known_by_its_word() {
 fn a_flood_is_bounded_and_whoever_records_never_waits() {
     let folder = tempfile::tempdir().unwrap();
     let path = EventLog::path(folder.path());
-    let log = open(&path, Bounds { count: 300, age: i64::MAX });
+    let log = open(&path, Bounds { count: 300, age: i64::MAX, least: 0 });
     let mut large = event(0, EventKind::Denied, "a");
     large.message = "ü".repeat(100_000);
     large.details = json!("x".repeat(100_000));
@@ -77,7 +77,7 @@ fn a_flood_is_bounded_and_whoever_records_never_waits() {
 fn what_is_too_old_goes() {
     let folder = tempfile::tempdir().unwrap();
     let path = EventLog::path(folder.path());
-    let bounds = Bounds { count: 1_000, age: 10 };
+    let bounds = Bounds { count: 1_000, age: 10, least: 1 };
     let log = open(&path, bounds);
     log.record(event(1, EventKind::Ready, "a"));
     drop(log);
@@ -86,6 +86,24 @@ fn what_is_too_old_goes() {
     drop(log);
     let kept = EventLog::read(&path, &EventFilter::default()).unwrap();
     assert_eq!(kept.iter().map(|e| (e.id, e.event.time)).collect::<Vec<_>>(), [(2, 100)], "an id is not used twice");
+}
+
+#[test]
+fn a_clock_that_is_ahead_does_not_empty_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = EventLog::path(folder.path());
+    let bounds = Bounds { count: 1_000, age: 10, least: 5 };
+    let log = open(&path, bounds);
+    for time in 1..=8 {
+        log.record(event(time, EventKind::Ready, "a"));
+    }
+    drop(log);
+    // The first event of each that writes has the log looked through.
+    let log = open(&path, bounds);
+    log.record(event(4_000_000_000_000, EventKind::Ready, "a"));
+    drop(log);
+    let kept = EventLog::read(&path, &EventFilter::default()).unwrap();
+    assert_eq!(kept.iter().map(|e| e.id).collect::<Vec<_>>(), [5, 6, 7, 8, 9]);
 }
 
 #[test]

@@ -118,8 +118,8 @@ impl Writer {
         }
         if self.since_look >= LOOK_EVERY {
             let oldest = self.batch.back().map_or(0, |event| event.time) - self.bounds.age;
-            transaction
-                .execute("DELETE FROM events WHERE id <= ?1 OR time < ?2", params![newest - i64::from(self.bounds.count), oldest])?;
+            let (most, least) = (newest - i64::from(self.bounds.count), newest - i64::from(self.bounds.least));
+            transaction.execute("DELETE FROM events WHERE id <= ?1 OR (time < ?2 AND id <= ?3)", params![most, oldest, least])?;
             self.since_look = 0;
         }
         transaction.commit()

@@ -1,4 +1,4 @@
-//! Snapshots of disks: each day, and when somebody asks; kept for a week.
+//! Snapshots of disks: each day, and when somebody asks; kept for a week, and the newest of each disk for longer.
 
 use super::Job;
 use crate::core::requests::{Reply, end};
@@ -9,13 +9,14 @@ use moat_engine_linux::{Kept, LinuxEngine, Snapshot};
 use moat_model::{Service, Slug};
 use std::collections::BTreeSet;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// Between two snapshots of a disk.
 const EVERY: SignedDuration = SignedDuration::from_hours(24);
 /// How long a snapshot is kept.
 const KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// So many of each disk are kept, the newest, whatever the clock says: one that is ahead must not take them all.
+const ALWAYS_KEPT: usize = 3;
 /// Between two looks whether one is due.
 const LOOK_EVERY: Duration = Duration::from_mins(10);
 
@@ -32,9 +33,13 @@ fn is_due<'a>(now: Timestamp, made: Timestamp, names: impl Iterator<Item = &'a s
     now.duration_since(last.filter(|last| *last <= now).unwrap_or(made)) >= EVERY
 }
 
-/// Whether a snapshot's time is over.
-fn is_over(now: Timestamp, name: &str) -> bool {
-    SnapshotKind::of(name).is_some_and(|(taken, _)| now.duration_since(taken) > KEPT)
+/// The snapshots of one disk whose time is over.
+fn over(now: Timestamp, names: Vec<String>) -> Vec<String> {
+    let mut known: Vec<(Timestamp, String)> =
+        names.into_iter().filter_map(|name| SnapshotKind::of(&name).map(|(taken, _)| (taken, name))).collect();
+    known.sort();
+    known.truncate(known.len().saturating_sub(ALWAYS_KEPT));
+    known.into_iter().filter(|(taken, _)| now.duration_since(*taken) > KEPT).map(|(_, name)| name).collect()
 }
 
 impl Core {
@@ -50,7 +55,7 @@ impl Core {
             deployed.filter_map(|deployed| Some((deployed.service.slug.clone(), Kept::of(&deployed.service)?))).collect();
         let (tx, now) = (self.tx.clone(), self.engine.now());
         tokio::spawn(async move {
-            if let Err(error) = engine.remove_snapshots(move |name| is_over(now, name)).await {
+            if let Err(error) = engine.remove_snapshots(move |names| over(now, names)).await {
                 tracing::warn!(%error, "old snapshots stay");
             }
             let mut due = Vec::new();
@@ -71,7 +76,7 @@ impl Core {
         self.copies.due = Some(Instant::now() + LOOK_EVERY);
         for slug in due {
             // Nobody waits for it: a failure is told as a problem.
-            let (nobody, _) = mpsc::unbounded_channel();
+            let (nobody, _) = crate::reply::channel();
             self.take_snapshot(&slug, SnapshotKind::Daily, nobody);
         }
     }
@@ -168,6 +173,7 @@ mod tests {
         ] {
             assert_eq!(is_due(now, at(made), names.iter().copied()), expect, "{made} {names:?}");
         }
+        let newest = ["20261121T100000Z-daily", "20261121T110000Z-daily", "20261121T115000Z-asked"];
         for (name, expect) in [
             ("20261114T115900Z-daily", true),
             ("20261114T120100Z-daily", false),
@@ -175,7 +181,24 @@ mod tests {
             ("20261101T000000Z-asked", true),
             ("something", false),
         ] {
-            assert_eq!(is_over(now, name), expect, "{name}");
+            let names = [name].into_iter().chain(newest).map(str::to_owned).collect();
+            assert_eq!(over(now, names), Vec::from_iter(expect.then_some(name)), "{name}");
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_takes_no_more_snapshots_than_the_old_ones() {
+        let ahead = "2031-01-01T00:00:00Z".parse().unwrap();
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let all = names(&[
+            "20261121T000000Z-daily",
+            "20261114T000000Z-daily",
+            "20261120T120000Z-before-restore",
+            "20261119T000000Z-asked",
+            "new.part",
+            "20261118T000000Z-daily",
+        ]);
+        assert_eq!(over(ahead, all), names(&["20261114T000000Z-daily", "20261118T000000Z-daily"]));
+        assert_eq!(over(ahead, names(&["20200101T000000Z-daily", "20200102T000000Z-daily"])), names(&[]));
     }
 }

@@ -84,7 +84,9 @@ impl Core {
         }
         self.hook_is_due(slug);
         // Its schedule may be another.
-        self.cron_next.remove(slug);
+        if let Some(cron) = self.durable.cron.get_mut(slug) {
+            cron.at = None;
+        }
         self.save();
         if deploy.changes {
             let (release, commit) = self.deployed(slug).map(|d| (d.release.clone(), d.commit.clone())).unwrap_or_default();

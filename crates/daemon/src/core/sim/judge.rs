@@ -206,6 +206,7 @@ impl World {
             ("deploys", durable.history.all().count()),
             ("settings", durable.settings.len()),
             ("sleepers", durable.sleep.len()),
+            ("cron jobs", durable.cron.len()),
             ("addresses", used(&durable.memory).len()),
         ];
         for (what, _) in left.iter().filter(|(_, count)| *count > 0) {

@@ -3,7 +3,7 @@
 use super::programs::Program;
 use super::world::World;
 use crate::dataplane::PlaneError;
-use crate::machine::{Doing, HealthCheck, Machine, Plane, Tell};
+use crate::machine::{Doing, HealthCheck, Machine, Plane, Tell, Unwell};
 use crate::protocol::Failure;
 use jiff::{SignedDuration, Timestamp};
 use moat_dataplane::message::Measures;
@@ -15,7 +15,7 @@ use moat_engine_linux::{
 };
 use moat_ingress::LogFormat;
 use moat_model::policy::NetPolicy;
-use moat_model::state::{InstancePhase, Listener, ObservedState, PostgresWorkload, Source, StaticWorkload};
+use moat_model::state::{InstancePhase, Listener, ObservedInstance, ObservedState, PostgresWorkload, Source, StaticWorkload};
 use moat_model::{Endpoint, InstanceId, Proto, ServiceId};
 use moat_planner::Step;
 use moat_testkit::{Fault, now};
@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The first day of a world.
-const DAY_ONE: i64 = 1_700_000_000;
+pub(super) const DAY_ONE: i64 = 1_700_000_000;
 
 impl World {
     async fn apply_step(&self, step: &Step) -> Result<StepOutcome, EngineError> {
@@ -58,7 +58,10 @@ impl World {
         self.step(&name).await;
         let fault = {
             let mut inner = self.inner();
-            inner.fails(30).then(|| *inner.rng.pick(&[Fault::Before, Fault::Half, Fault::After]))
+            let is_hook = matches!(step, Step::StartInstance { instance } if instance.command.as_deref() == Some("hook"));
+            let hook_fails = is_hook && std::mem::take(&mut inner.hook_fails);
+            let any = inner.fails(30).then(|| *inner.rng.pick(&[Fault::Before, Fault::Half, Fault::After]));
+            any.or(hook_fails.then_some(Fault::Before))
         };
         if let Step::StartInstance { instance } = step {
             self.judge_start(instance);
@@ -76,6 +79,7 @@ impl World {
                 let time = inner.time();
                 let program = Program::of(instance, time, &mut inner.rng);
                 inner.programs.entry(instance.id.clone()).or_insert(program);
+                inner.starts.push((instance.slug.clone(), instance.purpose, time));
                 inner.hooks += usize::from(instance.command.as_deref() == Some("hook"));
             }
             Step::StopInstance { id, .. } if self.engine.spec(id).is_none() => {
@@ -110,6 +114,11 @@ impl World {
     }
 }
 
+/// What a look gives where nothing can be looked at.
+fn unseen() -> EngineError {
+    EngineError::new("look", "an injected fault: too many open files")
+}
+
 fn never<'a, T: Send + 'a>(what: &'static str) -> Doing<'a, Result<T, EngineError>> {
     Box::pin(async move { Err(EngineError::new(what, "no blueprint of the simulation asks for it")) })
 }
@@ -124,6 +133,10 @@ impl Machine for World {
     fn observe(&self) -> Doing<'_, Result<ObservedState, EngineError>> {
         Box::pin(async {
             self.step("observe").await;
+            if self.inner().blinks(6) {
+                self.tell("what runs can't be seen");
+                return Err(unseen());
+            }
             Ok(self.observed())
         })
     }
@@ -131,7 +144,18 @@ impl Machine for World {
         Box::pin(self.apply_step(step))
     }
     fn wait<'a>(&'a self, id: &'a InstanceId) -> Doing<'a, Result<InstancePhase, EngineError>> {
-        Box::pin(async move { Ok(self.ended(id).await) })
+        Box::pin(async move {
+            if self.inner().blinks(3) {
+                return Err(unseen());
+            }
+            let phase = self.ended(id).await;
+            if self.inner().blinks(3) { Err(unseen()) } else { Ok(phase) }
+        })
+    }
+    fn age(&self, found: &ObservedInstance) -> Duration {
+        let inner = self.inner();
+        let time = inner.time();
+        inner.programs.get(&found.id).map_or(Duration::ZERO, |program| time.saturating_sub(program.began))
     }
     fn policy(&self) -> Arc<NetPolicy> {
         Arc::new(now(self.engine.observe()).unwrap().policy)
@@ -140,7 +164,10 @@ impl Machine for World {
     fn listeners<'a>(&'a self, id: &'a InstanceId) -> Doing<'a, Result<Vec<Listener>, EngineError>> {
         Box::pin(async move {
             self.settle();
-            let inner = self.inner();
+            let mut inner = self.inner();
+            if inner.blinks(3) {
+                return Err(unseen());
+            }
             let time = inner.time();
             let Some(program) = inner.programs.get(id) else { return Err(EngineError::new("look", "it does not run")) };
             let endpoint = Endpoint { proto: Proto::Tcp, port: program.port };
@@ -148,12 +175,15 @@ impl Machine for World {
             Ok(listens.then_some(Listener { endpoint, loopback_only: false }).into_iter().collect())
         })
     }
-    fn ask_health<'a>(&'a self, id: &'a InstanceId, _to: SocketAddr, _check: HealthCheck<'a>) -> Doing<'a, Result<(), String>> {
+    fn ask_health<'a>(&'a self, id: &'a InstanceId, _to: SocketAddr, _check: HealthCheck<'a>) -> Doing<'a, Result<(), Unwell>> {
         Box::pin(async move {
-            let inner = self.inner();
+            let mut inner = self.inner();
+            if inner.blinks(3) {
+                return Err(Unwell::NotAsked("an injected fault".to_owned()));
+            }
             let time = inner.time();
             let healthy = inner.programs.get(id).is_some_and(|program| program.is_listening(time) && !program.is_sick(time));
-            if healthy { Ok(()) } else { Err("answered 503".to_owned()) }
+            if healthy { Ok(()) } else { Err(Unwell::Answer("answered 503".to_owned())) }
         })
     }
     fn ask_postgres<'a>(&'a self, _id: &'a InstanceId, _to: SocketAddr, _server: &'a PostgresWorkload) -> Doing<'a, Result<(), String>> {
@@ -161,9 +191,13 @@ impl Machine for World {
     }
     fn connections<'a>(&'a self, id: &'a InstanceId) -> Doing<'a, Result<usize, EngineError>> {
         Box::pin(async move {
-            let inner = self.inner();
+            let mut inner = self.inner();
             let time = inner.time();
-            Ok(usize::from(inner.programs.get(id).is_some_and(|program| program.connected > time)))
+            if inner.blinks(3) {
+                return Err(unseen());
+            }
+            let Some(program) = inner.programs.get(id) else { return Err(EngineError::new("look", "it does not run")) };
+            Ok(usize::from(program.connected > time))
         })
     }
     fn usage(&self, _ids: Vec<InstanceId>) -> Doing<'_, Result<Vec<(InstanceId, Usage)>, EngineError>> {

@@ -7,6 +7,7 @@
 //! * [`world`], [`machine`], [`programs`] – what outlives daemons, and what they work with.
 //! * [`people`], [`text`] – what is done to them.
 //! * [`judge`] – what must hold.
+//! * [`scenes`] – what seeds seldom come to, done step by step.
 //!
 //! `MOAT_SIM_SEED=N` runs one seed alone, `MOAT_SIM_SEEDS=N` so many; `MOAT_SIM_TELL=1` tells what happens.
 
@@ -16,11 +17,12 @@ mod machine;
 mod people;
 mod programs;
 mod rng;
+mod scenes;
 mod text;
 mod world;
 
 use super::record::Writing;
-use super::{Core, Parts, Rests};
+use super::{Core, Msg, Parts, Rests};
 use crate::Paths;
 use crate::blueprints::seed;
 use machine::Desk;
@@ -36,19 +38,22 @@ use world::{Killed, World};
 /// Lives of daemons after which a seed has gone astray.
 const MOST_LIVES: u32 = 60;
 
+/// A daemon, until it ends.
+async fn daemon(world: &Arc<World>, serves: bool, tx: mpsc::UnboundedSender<Msg>, rx: mpsc::UnboundedReceiver<Msg>) {
+    match Core::of(parts(world, serves), tx, std::iter::empty()).await {
+        Ok(core) => core.run(rx).await,
+        Err(error) => world.tell(format!("the daemon begins nothing: {error}")),
+    }
+}
+
 /// One daemon's life, until it ends, is killed, or all is over.
 async fn live(world: &Arc<World>, people: &mut People, serves: bool) {
     world.begin();
     let (tx, rx) = mpsc::unbounded_channel();
-    let parts = parts(world, serves);
-    let daemon = async {
-        let core = Core::of(parts, tx.clone(), std::iter::empty()).await;
-        core.run(rx).await;
-    };
     tokio::select! {
         biased;
         () = world.death() => {}
-        () = daemon => world.tell("the daemon ends"),
+        () = daemon(world, serves, tx.clone(), rx) => world.tell("the daemon ends"),
         () = people.live(world, &tx) => {}
     }
 }

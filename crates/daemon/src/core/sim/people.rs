@@ -6,6 +6,7 @@ use super::text::{SERVICES, Text, blueprint};
 use super::world::World;
 use crate::core::Msg;
 use crate::protocol::{Event, Request, ServiceVerb, UpRequest};
+use crate::reply::Answers;
 use moat_model::{InstanceId, Secret, Slug};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,7 +36,7 @@ struct Accepted(Option<String>);
 
 /// An answer that is waited for.
 struct Open {
-    events: mpsc::UnboundedReceiver<Event>,
+    events: Answers,
     what: String,
     /// The index of what it asked for, in [`People::asked`].
     asked: Option<usize>,
@@ -83,6 +84,7 @@ impl People {
                     if !gentle {
                         world.inner().faults = !self.rng.once_in(4);
                     }
+                    world.inner().blind = self.rng.once_in(2);
                     self.one(world, tx, gentle);
                     let pause = *self.rng.pick(&[0, 0, 5, 60, 400, 1500, 4000, 25_000]);
                     tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -101,6 +103,7 @@ impl People {
                         self.quiet(world).await;
                         world.judge_quiet();
                         self.judge_clean(world);
+                        self.cron_goes_on(world).await;
                         (self.stage, self.tries) = (Stage::Down, 0);
                     }
                 }
@@ -253,7 +256,7 @@ impl People {
     /// Asks; what an accepted request makes of the blueprint is noted.
     fn ask(&mut self, world: &World, tx: &mpsc::UnboundedSender<Msg>, what: &str, request: Request, makes: Option<Accepted>) {
         world.tell(format!("asked: {what}"));
-        let (reply, events) = mpsc::unbounded_channel();
+        let (reply, events) = crate::reply::channel();
         let asked = makes.map(|Accepted(blueprint)| {
             self.asked.push(blueprint);
             self.asked.len() - 1
@@ -319,6 +322,7 @@ impl People {
     /// Waits until everything has come about, nothing failing any more.
     async fn quiet(&mut self, world: &World) {
         world.inner().faults = false;
+        world.inner().blind = false;
         world.inner().steady.clear();
         world.spare();
         let mut before = None;
@@ -333,6 +337,31 @@ impl People {
             before = missing;
         }
         world.wrong(format!("it does not come about: {}", before.unwrap_or_default()));
+    }
+
+    /// Cron jobs run on, whatever the clock does.
+    async fn cron_goes_on(&mut self, world: &World) {
+        let tick = Slug::new("tick").unwrap();
+        let durable = world.durable();
+        let runs = durable.deployed.get(&tick).is_some_and(|deployed| deployed.good)
+            && durable.settings.get(&tick).is_none_or(|settings| !settings.suspended);
+        if !runs || self.rng.once_in(2) {
+            return;
+        }
+        // In its own time, or as the clock is set to another: back, mostly.
+        let jump = *self.rng.pick(&[0, -20, -3600, -100_000, 5000]);
+        world.tell(format!("the clock jumps by {jump} s"));
+        world.inner().off += jump;
+        let count = |world: &World| world.inner().starts.iter().filter(|(slug, ..)| *slug == tick).count();
+        let before = count(world);
+        // Every other minute, once the one before is over, which takes 200 s at most.
+        for _ in 0..36 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            if count(world) > before {
+                return;
+            }
+        }
+        world.wrong("no cron run was started for six minutes");
     }
 
     /// What was accepted is what was asked for.

@@ -2,7 +2,7 @@
 
 use super::rng::Rng;
 use moat_model::Purpose;
-use moat_model::state::Workload;
+use moat_model::state::{NativeWorkload, Workload};
 use moat_planner::plan::InstanceSpec;
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub(super) struct Program {
     pub(super) purpose: Purpose,
+    /// When it was started.
+    pub(super) began: Duration,
     /// Where it listens, and from when on; nowhere is 0.
     pub(super) port: u16,
     pub(super) listens: Option<Duration>,
@@ -21,15 +23,33 @@ pub(super) struct Program {
     pub(super) connected: Duration,
 }
 
+/// The last word of what an instance runs, where that is no server.
+fn said<'a>(spec: &'a InstanceSpec, native: &'a NativeWorkload) -> Option<&'a str> {
+    let command = match spec.purpose {
+        Purpose::Build => native.build_command.as_deref(),
+        Purpose::PreDeploy => native.pre_deploy_command.as_deref(),
+        Purpose::Cron => Some(native.start_command.as_str()),
+        Purpose::Job => spec.command.as_deref(),
+        Purpose::Serve => None,
+    };
+    command.and_then(|command| command.rsplit(' ').next())
+}
+
 impl Program {
     /// What an instance that is started at `time` does.
     pub(super) fn of(spec: &InstanceSpec, time: Duration, rng: &mut Rng) -> Self {
         let after = |rng: &mut Rng, most: u64| time + Duration::from_millis(1 + rng.below(most));
         let port = spec.env.get("PORT").and_then(|port| port.expose().parse().ok()).unwrap_or(4000);
-        let mut program = Self { purpose: spec.purpose, port, listens: None, ends: None, sick: None, connected: Duration::ZERO };
+        let mut program =
+            Self { purpose: spec.purpose, began: time, port, listens: None, ends: None, sick: None, connected: Duration::ZERO };
         let ends = |fails: bool| i32::from(fails);
         let says = |command: Option<&str>, word: &str| command.is_some_and(|command| command.ends_with(word));
         match (spec.purpose, &spec.workload) {
+            (_, Workload::Native(native)) if said(spec, native) == Some("hangs") => {}
+            (_, Workload::Native(native)) if said(spec, native).is_some_and(|word| word.starts_with("lasts-")) => {
+                let seconds = said(spec, native).and_then(|word| word.strip_prefix("lasts-")?.parse().ok());
+                program.ends = seconds.map(|seconds| (time + Duration::from_secs(seconds), 0));
+            }
             (Purpose::Build, Workload::Native(native)) => {
                 program.ends = Some((after(rng, 3000), ends(says(native.build_command.as_deref(), "fails"))));
             }

@@ -7,7 +7,7 @@ use super::rng::Rng;
 use crate::blueprints::Doors;
 use crate::state::{Disk, Durable, State};
 use moat_model::state::{InstancePhase, ObservedInstance, ObservedState};
-use moat_model::{DesiredState, Generation, InstanceId, Slug};
+use moat_model::{DesiredState, Generation, InstanceId, Purpose, Slug};
 use moat_store::{Changes, Documents, StoreError};
 use moat_testkit::{FakeEngine, now};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +44,12 @@ pub(super) struct Inner {
     dead: bool,
     /// Steps and writes fail now and then.
     pub(super) faults: bool,
+    /// So do looks at what runs.
+    pub(super) blind: bool,
+    /// All looks see nothing.
+    pub(super) sees_nothing: bool,
+    /// The start of the next hook's job fails.
+    pub(super) hook_fails: bool,
     pub(super) programs: BTreeMap<InstanceId, Program>,
     /// Every instance that was ever started.
     pub(super) known: BTreeSet<InstanceId>,
@@ -62,6 +68,8 @@ pub(super) struct Inner {
     pub(super) deaf: bool,
     /// Services that the ingress would have woken.
     pub(super) asleep: BTreeSet<Slug>,
+    /// Everything that was started, and when.
+    pub(super) starts: Vec<(Slug, Purpose, Duration)>,
     /// How often the hook of a first deploy was started.
     pub(super) hooks: usize,
     pub(super) wrong: Vec<String>,
@@ -79,6 +87,9 @@ impl World {
             dies_at: None,
             dead: false,
             faults: false,
+            blind: false,
+            sees_nothing: false,
+            hook_fails: false,
             programs: BTreeMap::new(),
             known: BTreeSet::new(),
             sealed: BTreeSet::new(),
@@ -90,6 +101,7 @@ impl World {
             upstreams: BTreeMap::new(),
             deaf: false,
             asleep: BTreeSet::new(),
+            starts: Vec::new(),
             hooks: 0,
             wrong: Vec::new(),
             told: std::collections::VecDeque::new(),
@@ -301,6 +313,11 @@ impl Inner {
     /// Whether something fails now, once in so many times where anything fails at all.
     pub(super) fn fails(&mut self, once_in: u64) -> bool {
         self.faults && self.rng.once_in(once_in)
+    }
+
+    /// Whether a look sees nothing, once in so many times where that happens at all. It changes nothing, and nothing may come of it.
+    pub(super) fn blinks(&mut self, once_in: u64) -> bool {
+        self.sees_nothing || self.blind && self.rng.once_in(once_in)
     }
 }
 
