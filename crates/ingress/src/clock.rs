@@ -81,11 +81,11 @@ mod tests {
     fn a_wait_that_is_set_anew_ends() {
         let clock = Clock::default();
         let mut wait = clock.sleep(Duration::from_secs(9));
-        clock.look(Duration::ZERO);
+        clock.look(Duration::ZERO, false);
         let mut context = Context::from_waker(Waker::noop());
         assert!(wait.as_mut().poll(&mut context).is_pending());
         clock.reset(&mut wait, Instant::now());
-        clock.look(Duration::ZERO);
+        clock.look(Duration::ZERO, false);
         assert!(wait.as_mut().poll(&mut context).is_ready());
     }
 }

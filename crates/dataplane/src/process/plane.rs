@@ -4,7 +4,7 @@ use super::dial::RouterDial;
 use super::shown::Shown;
 use crate::channel::Channel;
 use crate::message::{Hello, Measures, Order, PROTOCOL, ROLE, Report};
-use crate::{CertificateSet, Config, DatabaseHost, Host, HostState, Public, SiteFiles, Sockets, Stamp};
+use crate::{CertificateSet, Config, DatabaseHost, Host, HostState, SiteFiles, Sockets, Stamp};
 use arc_swap::ArcSwap;
 use http::{HeaderValue, StatusCode};
 use moat_dns::Zones;

@@ -30,7 +30,7 @@ services:
 async fn daemon(world: &Arc<World>) -> (Core, mpsc::UnboundedReceiver<Msg>) {
     world.begin();
     let (tx, rx) = mpsc::unbounded_channel();
-    let mut core = Core::of(parts(world, true), tx, std::iter::empty()).await;
+    let mut core = Core::of(parts(world, true), tx, std::iter::empty()).await.unwrap();
     let all = BTreeMap::from([(PathBuf::from("/app/render.yaml"), UpRequest::new("/app/render.yaml", SERVICES))]);
     let outcome = read_and_resolve(&all, &mut core.durable.memory, Doors { http: "127.0.0.1:8080", https: None });
     core.desired = outcome.state;
