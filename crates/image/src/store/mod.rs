@@ -188,8 +188,8 @@ impl Store {
             let mut called: Vec<_> = mine().map(|name| name.reference.clone()).collect();
             called.sort();
             let written = |name: &names::NameRecord| fs::metadata(self.name_path(&name.reference)).ok()?.modified().ok();
-            let (loaded, named) = (mine().any(|name| !name.pulled), mine().filter_map(written).max());
-            list.push(Listed { id, names: called, loaded, named, layers: record.layers, bytes });
+            let (loaded, latest) = (mine().any(|name| !name.pulled), mine().filter_map(written).max());
+            list.push(Listed { id, names: called, loaded, named: latest, layers: record.layers, bytes });
         }
         list.sort_by_key(|listed| listed.id);
         Ok(list)
