@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// What came here within this time may be what a deploy is about to run.
 const YOUNG: Duration = Duration::from_mins(10);
+/// So long a pulled image stays without a release: a deploy that failed is tried again, and not with another download.
+const PULLED_AGAIN: Duration = Duration::from_hours(24);
 /// How often a pull says how far it is.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
@@ -37,7 +39,8 @@ pub struct PullRequest {
 /// Which images are removed that nothing is known to need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prune {
-    /// What deploys have left: images that were pulled or built. Those that were loaded stay, since no registry may have them.
+    /// What deploys have left: images that were built, and those that were pulled a day ago. Those that were loaded stay, since no
+    /// registry may have them.
     Left,
     /// All, and downloads that nobody continues now: by a person's word.
     All {
@@ -110,7 +113,9 @@ impl LinuxEngine {
             let collected = store(inner).and_then(|store| {
                 let options = match prune {
                     Prune::Left => {
-                        ids.extend(store.list()?.into_iter().filter(|image| image.loaded).map(|image| image.id));
+                        let is_new = |image: &Listed| image.named.is_some_and(|at| at.elapsed().is_ok_and(|age| age < PULLED_AGAIN));
+                        let stays = |image: &Listed| image.loaded || is_new(image);
+                        ids.extend(store.list()?.into_iter().filter(stays).map(|image| image.id));
                         CollectOptions::default()
                     }
                     Prune::All { under_way } => {

@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// An engine that starts nothing; none without root, which unpacking needs.
 fn engine(folder: &Path) -> Option<LinuxEngine> {
@@ -161,7 +161,12 @@ fn what_no_deploy_needs_goes_and_what_was_loaded_stays() {
         assert!(engine.image_notices(&ids[0], Some(PathBuf::from("/data"))).await.is_empty());
         assert!(engine.image_notices(&loaded[0].1, None).await.is_empty());
 
-        // After a deploy of the second, the first is nobody's: a name in a registry keeps it no longer.
+        // After a deploy of the second, the first is nobody's. For a day it may be tried again; then its name keeps it no longer.
+        assert_eq!(engine.prune_images(&of(&[&ids[1]]), Prune::Left).await.unwrap().0, 0);
+        let long_ago = SystemTime::now() - Duration::from_hours(25);
+        for name in fs::read_dir(folder.path().join("state/images/names")).unwrap() {
+            fs::File::options().write(true).open(name.unwrap().path()).unwrap().set_modified(long_ago).unwrap();
+        }
         assert_eq!(engine.prune_images(&of(&[&ids[1]]), Prune::Left).await.unwrap().0, 1);
         assert_eq!(there().await, of(&[&ids[1], &loaded[0].1]));
         // By a person's word all goes, but what a deploy under way may just have brought.

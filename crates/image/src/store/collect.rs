@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::FlockOperation;
 
-use super::{ImageId, Store, entries, names, sync_folder};
+use super::names::NameRecord;
+use super::{ImageId, Store, entries, sync_folder};
 use crate::digest::Digest;
 use crate::error::{Doing as _, ImageError};
 
@@ -58,12 +59,12 @@ impl Store {
             let mut blobs = leased.clone();
             let names = self.names()?;
             let is_young = |path: &Path| age(path).is_some_and(|age| age < options.spare);
-            let name_file = |name: &names::NameRecord| self.root.join("names").join(names::file_name(&name.reference));
-            let mut young: BTreeSet<ImageId> = names.iter().filter(|name| is_young(&name_file(name))).map(|name| name.image).collect();
+            let is_new = |name: &&NameRecord| is_young(&self.name_path(&name.reference));
+            let mut young: BTreeSet<ImageId> = names.iter().filter(is_new).map(|name| name.image).collect();
             young.extend(self.image_ids()?.into_iter().filter(|id| is_young(&self.record_path(id))));
             let stays = |id: &ImageId| keep.contains(id) || young.contains(id) || leased.contains(&id.0);
             for name in names.iter().filter(|name| !stays(&name.image)) {
-                remove(&name_file(name))?;
+                remove(&self.name_path(&name.reference))?;
             }
             for id in self.image_ids()? {
                 let Some(record) = self.record(&id)? else { continue };

@@ -28,6 +28,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,8 @@ pub struct Listed {
     pub names: Vec<Reference>,
     /// One of these came with an archive: no registry may have it.
     pub loaded: bool,
+    /// When it was given one of these last.
+    pub named: Option<SystemTime>,
     /// Its layers by diff id, lowest first.
     pub layers: Vec<Digest>,
     /// Bytes of the files of all layers.
@@ -184,7 +187,9 @@ impl Store {
             let mine = || names.iter().filter(|name| name.image == id);
             let mut called: Vec<_> = mine().map(|name| name.reference.clone()).collect();
             called.sort();
-            list.push(Listed { id, names: called, loaded: mine().any(|name| !name.pulled), layers: record.layers, bytes });
+            let written = |name: &names::NameRecord| fs::metadata(self.name_path(&name.reference)).ok()?.modified().ok();
+            let (loaded, latest) = (mine().any(|name| !name.pulled), mine().filter_map(written).max());
+            list.push(Listed { id, names: called, loaded, named: latest, layers: record.layers, bytes });
         }
         list.sort_by_key(|listed| listed.id);
         Ok(list)

@@ -1,5 +1,7 @@
 //! References and the images they stand for.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ImageId, Lease, Name, Store, entries, read_json};
@@ -38,7 +40,7 @@ impl Store {
     /// The record of a reference: its own, or for a pinned one that of any name of the repository with this digest.
     pub(crate) fn find_name(&self, reference: &Reference, platform: Option<&Platform>) -> Result<Option<NameRecord>, ImageError> {
         let fits = |record: &NameRecord| platform.is_none_or(|platform| record.platform == *platform);
-        let own: Option<NameRecord> = read_json(&self.root.join("names").join(file_name(reference)))?;
+        let own: Option<NameRecord> = read_json(&self.name_path(reference))?;
         let found = match (own.filter(fits), reference.digest()) {
             (None, Some(digest)) => self.names()?.into_iter().find(|record| {
                 let same = record.reference.registry() == reference.registry() && record.reference.repository() == reference.repository();
@@ -47,6 +49,11 @@ impl Store {
             (own, _) => own,
         };
         Ok(found)
+    }
+
+    /// The file of a reference's record.
+    pub(super) fn name_path(&self, reference: &Reference) -> PathBuf {
+        self.root.join("names").join(format!("{}.json", Digest::of(reference.to_string().as_bytes()).hex()))
     }
 
     pub(super) fn names(&self) -> Result<Vec<NameRecord>, ImageError> {
@@ -62,10 +69,6 @@ impl Store {
         let Name { reference, digests, platform, pulled } = name;
         let record =
             NameRecord { reference: (*reference).clone(), image, digests: digests.clone(), platform: (*platform).clone(), pulled: *pulled };
-        super::write_json(lease, &self.root.join("names").join(file_name(name.reference)), &record)
+        super::write_json(lease, &self.name_path(reference), &record)
     }
-}
-
-pub(super) fn file_name(reference: &Reference) -> String {
-    format!("{}.json", Digest::of(reference.to_string().as_bytes()).hex())
 }
