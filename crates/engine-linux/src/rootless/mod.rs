@@ -143,10 +143,10 @@ pub fn ensure(run: &Path, own_exe: &Path, scope: &Result<(), NoGroups>) -> Resul
         return Ok(());
     }
     let held = run.join(HELD);
-    let look = || RootlessError::io("look at the process that holds the namespaces");
+    let unseen = || RootlessError::io("look at the process that holds the namespaces");
     // Where whoever was outside is gone, the namespaces and what runs in them are not.
     let lives = match files::read_json::<ProcessId>(&held).ok().flatten() {
-        Some(holder) if holder.alive().map_err(look())? => Some(holder),
+        Some(holder) if holder.alive().map_err(unseen())? => Some(holder),
         Some(_) | None => None,
     };
     let (holder, groups) = if let Some(holder) = lives {
