@@ -75,17 +75,16 @@ struct Download {
 impl Download {
     /// A download that has begun: its first piece is here.
     fn begin(host: &Host) -> Self {
-        let mut download = Self::ask(host, &["http://talker.localhost:8080/slow"]);
+        let mut child = host
+            .command("curl")
+            .args(["-sN", "-m", "120", "-H", "Host: talker.localhost", "http://127.0.0.1:8080/slow"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut download = Self { out: child.stdout.take().unwrap(), child };
         step(host, 0);
         download.piece();
         download
-    }
-
-    fn ask(host: &Host, how: &[&str]) -> Self {
-        let mut curl = host.command("curl");
-        curl.args(["-sNk", "-m", "120", "--connect-to", "::127.0.0.1:"]).args(how);
-        let mut child = curl.stdout(Stdio::piped()).spawn().unwrap();
-        Self { out: child.stdout.take().unwrap(), child }
     }
 
     fn piece(&mut self) {
@@ -461,41 +460,6 @@ fn another_program_takes_over_under_load() {
     host.moat(&["down"]).ok();
     wait_for("the daemon's end", || host.daemon().is_none());
     assert_eq!(host.inventory(), before);
-}
-
-#[test]
-fn a_restarted_ingress_cuts_no_client_of_http2_or_tls() {
-    let Some(host) = host() else { return };
-    let file = talker(&host, "");
-    host.moat(&["up", "-d", "--listen-tls", "127.0.0.1:8443", &file]).ok();
-    let (plain, tls) = ("http://talker.localhost:8080", "https://talker.localhost:8443");
-    let ways = [(plain, "--http2-prior-knowledge"), (tls, "--http2"), (tls, "--http1.1")];
-    let mut downloads = ways.map(|(url, how)| Download::ask(&host, &[how, &format!("{url}/slow")]));
-    step(&host, 0);
-    downloads.iter_mut().for_each(Download::piece);
-    // Each asks thirty times in three seconds, over one connection as long as that may be used.
-    let asking = ways.map(|(url, how)| {
-        let mut curl = host.command("curl");
-        curl.args(["-sk", "--connect-to", "::127.0.0.1:", "--rate", "600/m", "-o", "/dev/null", "-w", "%{http_code} "]);
-        curl.args([how, &format!("{url}/[1-30]")]).stdout(Stdio::piped()).spawn().unwrap()
-    });
-    for n in 1..4 {
-        let before = dataplane(&host);
-        host.moat(&["ingress", "--restart"]).ok();
-        assert_ne!(dataplane(&host), before);
-        step(&host, n);
-        downloads.iter_mut().for_each(Download::piece);
-    }
-    for (asking, way) in asking.into_iter().zip(ways) {
-        let said = asking.wait_with_output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&said.stdout), "200 ".repeat(30), "{way:?}");
-    }
-    for n in 4..8 {
-        step(&host, n);
-        downloads.iter_mut().for_each(Download::piece);
-    }
-    downloads.into_iter().for_each(Download::end);
-    host.moat(&["down"]).ok();
 }
 
 #[test]

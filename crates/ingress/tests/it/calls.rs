@@ -78,7 +78,7 @@ async fn more_calls_than_a_connection_takes_get_another_one() {
             let mut sender = connect(&ingress).await;
             if n % 2 == 0 {
                 // Some come one after the other.
-                let response = sender.send_request(call("/")).await.unwrap();
+                let response = timeout(PATIENCE, sender.send_request(call("/"))).await.expect("it waits for others").unwrap();
                 assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "alone");
             }
             all.spawn(async move { sender.send_request(call("/together")).await.unwrap().into_body().collect().await.unwrap().to_bytes() });
