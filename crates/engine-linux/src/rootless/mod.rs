@@ -165,7 +165,7 @@ pub fn ensure(run: &Path, own_exe: &Path, scope: &Result<(), NoGroups>) -> Resul
         };
         let holder = Holder::make(Some(run), groups.as_deref().ok(), own_exe).inspect_err(undo)?.keep();
         let ended = || RootlessError::new("the process that holds the namespaces ended at once");
-        let holder = ProcessId::of(holder).map_err(look())?.ok_or_else(ended)?;
+        let holder = ProcessId::of(holder).map_err(unseen())?.ok_or_else(ended)?;
         files::write_json(&held, &holder).map_err(RootlessError::io(format!("write `{}`", held.display())))?;
         (holder, groups)
     };
