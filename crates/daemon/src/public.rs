@@ -202,7 +202,6 @@ impl PublicSettings {
             "client-connections" if !self.client_connections.set(value, count) => {
                 return wrong("write how many connections each client may have, such as `500`, `off`, or `default` (2048)");
             }
-            "max-body" | "client-idle" | "client-connections" => {}
             "free-plans-sleep" => match (value, span(value)) {
                 ("off", _) => self.free_plans_sleep = None,
                 ("on", _) => self.free_plans_sleep = Some(SLEEP_AFTER),
@@ -215,7 +214,7 @@ impl PublicSettings {
             "keyvalue" if !set_door(&mut self.keyvalue, value) => {
                 return wrong("write the address and port where clients come to Key Values, such as `0.0.0.0:6379`, or `off`");
             }
-            "postgres" | "keyvalue" => {}
+            "max-body" | "client-idle" | "client-connections" | "postgres" | "keyvalue" => {}
             "traces" => match (value, collector(value)) {
                 ("off", _) => self.traces = None,
                 (_, Some(url)) => self.traces = Some(url),
