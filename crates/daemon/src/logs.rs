@@ -385,6 +385,7 @@ async fn tell(lines: Vec<LogLine>, reply: &Reply) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Write as _;
 
     fn reader(folder: &Path) -> Reader {
         Reader::new(folder.to_owned(), BTreeSet::from([Slug::new("web").unwrap()]), None, Wanted::default())
@@ -464,7 +465,7 @@ mod tests {
         let at = |n: usize| format!("T{:06}", n / 6);
         let mut texts: Vec<String> = vec![String::new(); 3];
         for n in 0..count {
-            texts[n % 3].push_str(&format!("{} stdout F {n}\n", at(n)));
+            writeln!(texts[n % 3], "{} stdout F {n}", at(n)).unwrap();
         }
         fs::write(web.join("a.log"), &texts[0]).unwrap();
         fs::write(web.join("b.log"), &texts[1]).unwrap();
@@ -513,7 +514,7 @@ mod tests {
         fs::create_dir(&web).unwrap();
         let mut text = String::new();
         for n in 0..3 * LOOKED {
-            text.push_str(&format!("T{n:06} stdout F {}\n", if n == 5 || n == 2 * LOOKED + 7 { "here" } else { "there" }));
+            writeln!(text, "T{n:06} stdout F {}", if n == 5 || n == 2 * LOOKED + 7 { "here" } else { "there" }).unwrap();
         }
         fs::write(web.join("a.log"), text).unwrap();
         let filter = LogFilter { grep: Some("^here".to_owned()), ..LogFilter::default() };
@@ -532,7 +533,7 @@ mod tests {
         let count = 20 * BATCH;
         let mut text = String::new();
         for n in 0..count {
-            text.push_str(&format!("T{n:06} stdout F {n}\n"));
+            writeln!(text, "T{n:06} stdout F {n}").unwrap();
         }
         fs::write(web.join("a.log"), text).unwrap();
         let (reply, mut answers) = crate::reply::channel();
@@ -540,18 +541,17 @@ mod tests {
         let task = tokio::spawn(serve(folder.path().to_owned(), services, None, Wanted::default(), None, None, reply));
         let mut told = 0;
         let ended = loop {
-            match answers.recv().await.unwrap() {
-                Event::Log(line) => {
-                    assert_eq!(line.text, told.to_string());
-                    told += 1;
-                    if told == BATCH {
-                        // The file is gone when the rest would be read, had it not been read before: it was not.
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                        fs::write(web.join("a.log"), "").unwrap();
-                    }
-                }
-                Event::End { error } => break error,
-                other => panic!("{other:?}"),
+            let event = answers.recv().await.unwrap();
+            if let Event::End { error } = event {
+                break error;
+            }
+            let Event::Log(line) = event else { panic!("{event:?}") };
+            assert_eq!(line.text, told.to_string());
+            told += 1;
+            if told == BATCH {
+                // The file is gone when the rest would be read, had it not been read before: it was not.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                fs::write(web.join("a.log"), "").unwrap();
             }
         };
         assert!(ended.is_none());

@@ -204,7 +204,7 @@ fn sweep(folder: &Path, keep: &BTreeSet<String>) -> Result<Vec<PathBuf>, EngineE
             gone.push(path);
             continue;
         }
-        let aside = (0..u32::MAX).map(|n| folder.join(format!("{GONE}{n}-{name}"))).find(|aside| !aside.exists());
+        let aside = (0..=u32::MAX).map(|n| folder.join(format!("{GONE}{n}-{name}"))).find(|aside| !aside.exists());
         let Some(aside) = aside else { continue };
         fs::rename(&path, &aside).map_err(|error| fail("old releases", &path, error))?;
         gone.push(aside);

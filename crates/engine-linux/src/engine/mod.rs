@@ -196,7 +196,13 @@ impl Inner {
 }
 
 pub(crate) fn network_error(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> EngineError {
-    EngineError::new(doing, error.to_string()).caused_by(error)
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(why) = cause {
+        message = format!("{message}: {why}");
+        cause = why.source();
+    }
+    EngineError::new(doing, message).caused_by(error)
 }
 
 fn machine(config: &Config, base: Option<&str>) -> Result<Machine, EngineError> {

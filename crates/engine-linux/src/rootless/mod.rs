@@ -143,10 +143,10 @@ pub fn ensure(run: &Path, own_exe: &Path, scope: &Result<(), NoGroups>) -> Resul
         return Ok(());
     }
     let held = run.join(HELD);
-    let unseen = || RootlessError::io("look at the process that holds the namespaces");
+    let seeing = || RootlessError::io("look at the process that holds the namespaces");
     // Where whoever was outside is gone, the namespaces and what runs in them are not.
     let lives = match files::read_json::<ProcessId>(&held).ok().flatten() {
-        Some(holder) if holder.alive().map_err(unseen())? => Some(holder),
+        Some(holder) if holder.alive().map_err(seeing())? => Some(holder),
         Some(_) | None => None,
     };
     let (holder, groups) = if let Some(holder) = lives {
@@ -165,7 +165,7 @@ pub fn ensure(run: &Path, own_exe: &Path, scope: &Result<(), NoGroups>) -> Resul
         };
         let holder = Holder::make(Some(run), groups.as_deref().ok(), own_exe).inspect_err(undo)?.keep();
         let ended = || RootlessError::new("the process that holds the namespaces ended at once");
-        let holder = ProcessId::of(holder).map_err(unseen())?.ok_or_else(ended)?;
+        let holder = ProcessId::of(holder).map_err(seeing())?.ok_or_else(ended)?;
         files::write_json(&held, &holder).map_err(RootlessError::io(format!("write `{}`", held.display())))?;
         (holder, groups)
     };

@@ -83,7 +83,7 @@ fn the_same_source_is_built_once() {
         };
         // Their names are gone at once, their files by and by.
         let found: Vec<String> = left().into_iter().filter(|name| !name.starts_with('.')).collect();
-        assert_eq!(found, [first.name.clone()]);
+        assert_eq!(found, std::slice::from_ref(&first.name));
         until(|| left() == [first.name.clone()]).await;
     });
 }
