@@ -32,6 +32,7 @@ mod outside;
 mod passing;
 #[cfg(test)]
 mod peers;
+#[cfg(test)]
 mod proxies;
 #[cfg(test)]
 mod repeats;

@@ -338,14 +338,14 @@ fn row_30_one_source_does_not_fill_the_table_of_flows() {
             let to = b.both()[i];
             let mut other = ns::in_ns(&c, || std::net::TcpStream::connect((to, 80)).unwrap()).unwrap();
             assert_eq!(world.network.relieve().await.unwrap(), [], "there is room");
-            let mut sent = 0;
+            let mut datagrams_sent = 0;
             while number("nf_conntrack_count") <= most / 2 {
                 let datagrams = ns::in_ns(&a, || UdpSocket::bind((a.both()[i], 0)).unwrap()).unwrap();
                 for port in 20_000..52_000 {
                     datagrams.send_to(b"x", (to, port)).unwrap();
                 }
-                sent += 32_000;
-                assert!(sent < 2 * most, "{} of {sent}", number("nf_conntrack_count"));
+                datagrams_sent += 32_000;
+                assert!(datagrams_sent < 2 * most, "{} of {datagrams_sent}", number("nf_conntrack_count"));
             }
             let found = world.network.relieve().await.unwrap();
             assert!(matches!(found[..], [crowd] if crowd.source == a.both()[i] && crowd.flows > most / 8), "{found:?}");
