@@ -167,6 +167,10 @@ fn what_services_keep_comes_back_here_and_on_another_machine() {
         // A daily snapshot is due by now, and another is over.
         let snapshots = only(&host.path("state/snapshots/disks")).join("numbers");
         let _ = fs::rename(snapshots.join(name), snapshots.join("20200101T000000Z-daily"));
+        // The newest three stay, however old they are.
+        for day in 2..5 {
+            fs::create_dir_all(snapshots.join(format!("2020010{day}T000000Z-daily"))).unwrap();
+        }
         up();
         wait_for("what services keep", || ["first first", "third third", "first third", "third first"].contains(&found(&host).as_str()));
         wait_for("the order of things", || half_made(&host).lines().all(|line| line.contains(".killed.moat.new")));
