@@ -2,7 +2,7 @@
 
 use crate::host::{host, service, wait_for};
 
-/// Says what it does before each attack, and does each for two seconds, again and again.
+/// Says what it does before each attack, and does each for two seconds, again and again but for the flood of lines.
 const GREEDY: &str = r#"
 import os, random, signal, socket, sys, time
 
@@ -75,11 +75,14 @@ def flows(on):
             except OSError:
                 pass
 
+attacks = [lines, processes, files, connections, names, flows]
 while True:
-    for attack in (lines, processes, files, connections, names, flows):
+    for attack in attacks:
         print("attack:", attack.__name__, flush=True)
         attack(until())
     print("attack: over", flush=True)
+    # Of a log the newest lines are kept: another flood would wash away what was said.
+    attacks = attacks[-5:]
 "#;
 
 const SHOP: &str = r#"

@@ -255,7 +255,7 @@ fn a_service_manager_hands_in_ports_that_are_roots() {
         "https://hello.localhost"
     );
     assert!(first.wait().unwrap().success(), "who came first waited");
-    assert_eq!(host.http(80, "hello.localhost", "/healthz").0, 200);
+    assert_eq!(host.http(80, "hello.localhost", "/healthz").0, 301, "to HTTPS");
     let https = || host.sh("curl -sk -o /dev/null -w '%{http_code}' --connect-to ::127.0.0.1: https://hello.localhost/healthz").out;
     assert_eq!(https(), "200");
 
