@@ -275,9 +275,9 @@ fn a_service_manager_hands_in_ports_that_are_roots() {
 
     // The next one goes on with them, whether it is another program or this one after a crash.
     user.moat(&["upgrade", "--binary", host.path("moat-copy").to_str().unwrap()]).ok();
-    assert_eq!(host.http(80, "hello.localhost", "/healthz").0, 200);
+    assert_eq!(host.http(80, "hello.localhost", "/healthz").0, 301);
     host.kill(u32::try_from(ps()["dataplane_pid"].as_u64().unwrap()).unwrap(), "KILL");
-    assert_eq!((host.http(80, "hello.localhost", "/healthz").0, https().as_str()), (200, "200"));
+    assert_eq!((host.http(80, "hello.localhost", "/healthz").0, https().as_str()), (301, "200"));
     user.moat(&["up", "-d", file.to_str().unwrap()]).ok();
     user.moat(&["down"]).ok();
     host.kill(serve.id(), "TERM");
