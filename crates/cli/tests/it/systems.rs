@@ -75,9 +75,11 @@ def bus(value):
     import nats
     async def talk():
         client = await nats.connect("nats://%s:%d" % where("BUS"), connect_timeout=5, max_reconnect_attempts=0)
-        heard = await client.subscribe("v")
-        await client.publish("v", (value or "again").encode())
-        message = await heard.next_msg(timeout=5)
+        stream = client.jetstream(timeout=5)
+        if value:
+            await stream.add_stream(name="v", subjects=["v"])
+            await stream.publish("v", value.encode())
+        message = await stream.get_last_msg("v", "v")
         await client.close()
         return message.data.decode()
     return asyncio.run(talk())
@@ -123,7 +125,14 @@ const SYSTEMS: [(&str, &str, moat_testkit::images::Recipe, u16, &str, bool); 7] 
         true,
     ),
     ("rows", "library/postgres:15", recipes::POSTGRES, 5432, "disk: {name: rows, mountPath: /var/lib/postgresql/data, sizeGB: 1}", true),
-    ("bus", "library/nats:2", recipes::NATS, 4222, "", false),
+    (
+        "bus",
+        "library/nats:2",
+        recipes::NATS,
+        4222,
+        "disk: {name: bus, mountPath: /data, sizeGB: 1}\n    dockerCommand: nats-server --jetstream --store_dir /data --http_port 8222",
+        true,
+    ),
     ("search", "opensearchproject/opensearch:2", recipes::OPENSEARCH, 9200, "", false),
 ];
 
