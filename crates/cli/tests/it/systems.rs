@@ -283,3 +283,44 @@ fn instances_of_rabbitmq_find_each_other_by_dns() {
     host.moat(&["down"]).ok();
     wait_for("the daemon to end", || host.daemon().is_none());
 }
+
+/// RabbitMQ as the example has it: its page is public, AMQP is for one service of the private network.
+#[test]
+fn one_service_has_a_public_page_and_a_private_protocol() {
+    let Some(host) = host() else { return };
+    let layout = layout(&recipes::RABBITMQ).unwrap();
+    let registry = registry(&host, &[("library/rabbitmq:3-management", layout.as_path())]);
+    let image = registry.reference("library/rabbitmq:3-management");
+    let python = |name: &str| {
+        format!(
+            "  - type: worker\n    name: {name}\n    runtime: python\n    buildCommand: pip install --quiet --no-index --find-links wheels -r requirements.txt\n    startCommand: sleep 100000\n    envVars:\n      - {{key: AT, fromService: {{type: web, name: queue, property: host}}}}\n      - {{key: SECRET, fromService: {{type: web, name: queue, envVarKey: RABBITMQ_DEFAULT_PASS}}}}\n"
+        )
+    };
+    let file = host.write(
+        "page/render.yaml",
+        &format!(
+            "services:\n  - type: web\n    name: queue\n    runtime: image\n    plan: standard\n    image: {{url: '{image}'}}\n    healthCheckPath: /\n    envVars:\n      - {{key: PORT, value: 15672}}\n      - {{key: RABBITMQ_NODENAME, value: rabbit@localhost}}\n      - {{key: RABBITMQ_DEFAULT_USER, value: app}}\n      - {{key: RABBITMQ_DEFAULT_PASS, generateValue: true}}\n    disk: {{name: queue, mountPath: /var/lib/rabbitmq, sizeGB: 1}}\n    x-moat: {{allowFrom: [client], egress: none}}\n{}{}",
+            python("client"),
+            python("other")
+        ),
+    );
+    host.write("page/client.py", APP);
+    host.write("page/requirements.txt", CLIENTS);
+    assert!(Command::new("cp").arg("-r").arg(wheels()).arg(host.path("page/wheels")).status().unwrap().success());
+    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    let (status, page) = host.http(8080, "queue.localhost", "/");
+    assert!(status == 200 && page.contains("RabbitMQ Management"), "{status} {page}");
+    let talk = |who: &str, value: &str| {
+        let command = format!("QUEUE=$AT:5672 timeout 20 python client.py queue '{value}'");
+        host.moat(&["exec", who, "--", "sh", "-c", &command])
+    };
+    assert_eq!(talk("client", "a job").ok().out.trim(), "a job");
+    assert_ne!(talk("other", "another").code, 0, "AMQP is for `client`");
+    for (from, to, answer) in [("internet", "queue:5672", "deny"), ("ingress", "queue:5672", "deny"), ("ingress", "queue:15672", "allow")] {
+        let said = host.moat(&["explain", from, to]).out;
+        assert!(said.starts_with(answer), "{from} {to}: {said}");
+    }
+    host.moat(&["verify"]).ok();
+    host.moat(&["down"]).ok();
+    wait_for("the daemon to end", || host.daemon().is_none());
+}
