@@ -324,3 +324,42 @@ fn one_service_has_a_public_page_and_a_private_protocol() {
     host.moat(&["down"]).ok();
     wait_for("the daemon to end", || host.daemon().is_none());
 }
+
+const HASHED: &str = r#"
+import os, socket
+from pymemcache.client.base import Client
+from pymemcache.client.hash import HashClient
+
+found = socket.getaddrinfo(os.environ["MEMCACHED"], 11211, socket.AF_INET, socket.SOCK_STREAM)
+servers = sorted({entry[4] for entry in found})
+client = HashClient(servers)
+for n in range(60):
+    client.set("k%d" % n, str(n), noreply=False)
+assert all(client.get("k%d" % n) == str(n).encode() for n in range(60))
+print(*(int(Client(server).stats()[b"curr_items"]) for server in servers))
+"#;
+
+/// The clients' own spread of keys over the instances that the discovery name has.
+#[test]
+fn keys_are_spread_over_the_instances_of_memcached() {
+    let Some(host) = host() else { return };
+    let layout = layout(&recipes::MEMCACHED).unwrap();
+    let registry = registry(&host, &[("library/memcached:1.6", layout.as_path())]);
+    let image = registry.reference("library/memcached:1.6");
+    let file = host.write(
+        "hashed/render.yaml",
+        &format!(
+            "services:\n  - type: pserv\n    name: memory\n    runtime: image\n    numInstances: 3\n    image: {{url: '{image}'}}\n    envVars: [{{key: PORT, value: 11211}}]\n  - type: worker\n    name: client\n    runtime: python\n    buildCommand: pip install --quiet --no-index --find-links wheels -r requirements.txt\n    startCommand: sleep 100000\n    envVars:\n      - {{key: MEMCACHED, fromService: {{type: pserv, name: memory, envVarKey: RENDER_DISCOVERY_SERVICE}}}}\n"
+        ),
+    );
+    host.write("hashed/client.py", HASHED);
+    host.write("hashed/requirements.txt", CLIENTS);
+    assert!(Command::new("cp").arg("-r").arg(wheels()).arg(host.path("hashed/wheels")).status().unwrap().success());
+    host.moat(&["up", "-d", file.to_str().unwrap()]).ok();
+    let said = host.moat(&["exec", "client", "--", "python", "client.py"]).ok().out;
+    let counts: Vec<u32> = said.split_whitespace().map(|count| count.parse().unwrap()).collect();
+    assert!(counts.len() == 3 && counts.iter().all(|count| *count > 0) && counts.iter().sum::<u32>() == 60, "{said}");
+    host.moat(&["verify"]).ok();
+    host.moat(&["down"]).ok();
+    wait_for("the daemon to end", || host.daemon().is_none());
+}
