@@ -154,3 +154,109 @@ fn after_many_deploys_there_is_no_more_than_after_a_few() {
     let verify = host.moat(&["verify"]);
     assert_eq!(verify.code, 0, "{}\n{}", verify.out, verify.err);
 }
+
+/// What is killed.
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Daemon,
+    DataPlane,
+    Monitor,
+    Program,
+    Up,
+}
+
+/// Numbers that a seed decides (SplitMix64, Steele and others, 2014).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % most
+    }
+
+    fn pick<T: Clone>(&mut self, all: &[T]) -> Option<T> {
+        (!all.is_empty()).then(|| all[usize::try_from(self.below(all.len() as u64)).unwrap()].clone())
+    }
+}
+
+fn number(key: &str) -> Option<u64> {
+    std::env::var(key).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("`{key}` holds `{text}`, which is no number")))
+}
+
+/// A process of the kind, of those that are there now.
+fn victim(host: &Host, dice: &mut Dice, kind: Victim, up: u32) -> Option<u32> {
+    let named = |word: &str| host.processes().into_iter().filter(|(_, line)| line.contains(word)).map(|(pid, _)| pid).collect::<Vec<_>>();
+    match kind {
+        Victim::Daemon => host.daemon(),
+        Victim::DataPlane => named("__dataplane").first().copied(),
+        Victim::Monitor => dice.pick(&named("__monitor")),
+        Victim::Program => {
+            let folders = fs::read_dir(host.path("run/instances")).into_iter().flatten().flatten();
+            let pids = folders.filter_map(|entry| {
+                let text = fs::read(entry.path().join("program.json")).ok()?;
+                serde_json::from_slice::<serde_json::Value>(&text).ok()?["pid"].as_u64()
+            });
+            dice.pick(&pids.collect::<Vec<_>>()).and_then(|pid| u32::try_from(pid).ok())
+        }
+        Victim::Up => Some(up),
+    }
+}
+
+/// Anything is killed at any moment of a deploy over what runs: the next `up` brings all, and nothing is left of what was before.
+/// `MOAT_KILL_SEED` has the same happen again, `MOAT_KILL_ROUNDS` says how often.
+#[test]
+fn whatever_is_killed_while_deploys_go_on_all_comes_about_and_nothing_is_left() {
+    let Some(host) = host() else { return };
+    let chance = || -> u64 { std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos().into() };
+    let seed = number("MOAT_KILL_SEED").unwrap_or_else(chance);
+    let rounds = number("MOAT_KILL_ROUNDS").unwrap_or(6);
+    println!("MOAT_KILL_SEED={seed}");
+    let mut dice = Dice(seed);
+    host.write("app/server.pl", SERVER);
+    let file = host.write("app/render.yaml", BLUEPRINT);
+    let file = file.to_str().unwrap();
+    // Of other processes than before, which open what they need.
+    let counted = |host: &Host| {
+        // What the filter learned of `verify`'s attempts is none of its rules.
+        host.router("for set in denied4 denied6 denied_proto4 denied_proto6; do nft flush set inet moat $set; done").ok();
+        counts(host).into_iter().filter(|(what, _)| !what.starts_with("open files")).collect::<BTreeMap<_, _>>()
+    };
+    let up = |release: &str| ["up", "-d", "--set", &format!("RELEASE={release}"), file].map(str::to_owned);
+    let mut before = BTreeMap::new();
+    for n in 0..2 {
+        host.moat(&up(&format!("r{n}")).each_ref().map(String::as_str)).ok();
+        settled(&host);
+        host.moat(&["verify"]).ok();
+        before = counted(&host);
+    }
+    for round in 0..rounds {
+        let release = format!("r{}", round % 2);
+        let mut asked = host.spawn(&up(&release).each_ref().map(String::as_str));
+        let millis = dice.below(2500);
+        std::thread::sleep(Duration::from_millis(millis));
+        let kind = dice.pick(&[Victim::Daemon, Victim::DataPlane, Victim::Monitor, Victim::Program, Victim::Up]).unwrap();
+        let pid = victim(&host, &mut dice, kind, asked.id());
+        println!("round {round}: {kind:?} ({pid:?}) after {millis} ms");
+        if let Some(pid) = pid {
+            // It may have ended just now.
+            let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+        // Whatever it answers.
+        let _ = asked.wait();
+        host.moat(&up(&release).each_ref().map(String::as_str)).ok();
+        settled(&host);
+        wait_for("the page of this release", || host.http(8080, "site.localhost", "/") == (200, release.clone()));
+        let verify = host.moat(&["verify"]);
+        assert_eq!(verify.code, 0, "seed {seed}, round {round}: {}\n{}", verify.out, verify.err);
+        let until = Instant::now() + Duration::from_secs(20);
+        let mut after = counted(&host);
+        while after != before && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(200));
+            after = counted(&host);
+        }
+        assert_eq!(after, before, "seed {seed}, round {round}: {kind:?} after {millis} ms");
+    }
+}
