@@ -11,6 +11,7 @@
 //! Invariants: only hosts in the routes lead anywhere; what an instance reads about the client (`X-Forwarded-*`, the
 //! request id, `Host`) was written here; each message is framed anew, and nothing behind a doubtful one is read.
 
+mod alarm;
 mod announce;
 mod arrival;
 mod bell;

@@ -4,6 +4,7 @@
 //! Where the task may wait for something else meanwhile (a request's body is still on its way, or bytes go both ways), the
 //! connection gets a task of its own.
 
+use crate::alarm::Alarm;
 use crate::bell::Bell;
 use crate::body::RequestBody;
 use crate::received::Upload;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::task::unconstrained;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 
 /// What a connection does until it ends.
 type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -39,8 +40,8 @@ pub(crate) struct Link {
     run: Option<Run>,
     bell: Arc<Bell>,
     waker: Waker,
-    /// Rings a while after the last answer was waited for, or later.
-    late: Pin<Box<Sleep>>,
+    /// Rings when an answer is late.
+    late: Alarm,
     /// Whether the instance said anything since the last request.
     heard: Sign,
 }
@@ -60,17 +61,15 @@ pub(crate) fn moved(upload: Option<&Upload>, began: Instant) -> Instant {
 #[derive(Debug)]
 pub(crate) struct Late;
 
+/// What comes of sending a request: an answer, or the request with the error where nothing of it left.
+pub(crate) type Sent = Result<Result<Response<Incoming>, TrySendError<Request<RequestBody>>>, Late>;
+
 impl Link {
-    /// A connection whose answers may take so long; `heard` is set by its socket.
-    pub fn new(
-        sender: http1::SendRequest<RequestBody>,
-        run: impl Future<Output = ()> + Send + 'static,
-        wait: Duration,
-        heard: Sign,
-    ) -> Self {
+    /// A connection; `heard` is set by its socket.
+    pub fn new(sender: http1::SendRequest<RequestBody>, run: impl Future<Output = ()> + Send + 'static, heard: Sign) -> Self {
         let bell = Arc::new(Bell::new());
         let waker = Arc::clone(&bell).into();
-        Self { sender, run: Some(Box::pin(run)), bell, waker, late: Box::pin(sleep(wait)), heard }
+        Self { sender, run: Some(Box::pin(run)), bell, waker, late: Alarm::default(), heard }
     }
 
     /// Whether the instance said anything since the last request was sent.
@@ -151,11 +150,7 @@ impl Link {
     ///
     /// # Errors
     /// As that of `try_send_request` of hyper; or it is late.
-    pub async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-        wait: Duration,
-    ) -> Result<Result<Response<Incoming>, TrySendError<Request<RequestBody>>>, Late> {
+    pub async fn send(&mut self, request: Request<RequestBody>, wait: Duration) -> Sent {
         let (upload, began) = (request.body().upload(), Instant::now());
         self.heard.set(false);
         let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
@@ -163,15 +158,7 @@ impl Link {
             if let Poll::Ready(answer) = self.poll(context, |context| answer.as_mut().poll(context)) {
                 return Poll::Ready(Ok(answer));
             }
-            // Set anew only when it rings: it was set for an earlier request, which was answered.
-            while self.late.as_mut().poll(context).is_ready() {
-                let due = moved(upload.as_deref(), began) + wait;
-                if Instant::now() >= due {
-                    return Poll::Ready(Err(Late));
-                }
-                self.late.as_mut().reset(due);
-            }
-            Poll::Pending
+            self.late.poll(context, || moved(upload.as_deref(), began) + wait).map(|()| Err(Late))
         })
         .await
     }

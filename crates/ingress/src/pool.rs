@@ -2,14 +2,12 @@
 
 use crate::body::RequestBody;
 use crate::failure::Failure;
-use crate::link::{Late, Link};
+use crate::link::{Link, Sent};
 use crate::shared::{Call, Shared};
 use crate::socket::{Heard, Sign};
 use crate::{Dial, Settings, silence};
 use http::Request;
-use hyper::Response;
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -40,11 +38,7 @@ pub(crate) enum Sender {
 
 impl Sender {
     /// Sends a request whose answer may take so long once the request was sent; one of which nothing left comes back with the error.
-    pub async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-        wait: Duration,
-    ) -> Result<Result<Response<Incoming>, TrySendError<Request<RequestBody>>>, Late> {
+    pub async fn send(&mut self, request: Request<RequestBody>, wait: Duration) -> Sent {
         match self {
             Self::One(link) => link.send(request, wait).await,
             Self::Two(call) => call.send(request, wait).await,
@@ -262,7 +256,7 @@ pub(crate) async fn connect(
                     tracing::debug!(%address, %error, "a connection to an instance ended");
                 }
             };
-            Ok(Sender::One(Box::new(Link::new(sender, run, settings.response_wait, heard))))
+            Ok(Sender::One(Box::new(Link::new(sender, run, heard))))
         }
         Speak::Two => {
             let shared = Shared::open(stream, address, settings).await?;

@@ -1,5 +1,6 @@
 //! A request's body on its way: counted, within its limits, and how far it is.
 
+use crate::alarm::Alarm;
 use crate::counters::Counters;
 use crate::heads;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
@@ -7,7 +8,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 
 /// How much of a body is taken, and how long it may pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,7 +68,7 @@ pub(crate) struct Received<B> {
     bytes: u64,
     /// Since when more of it is waited for.
     paused: Option<Instant>,
-    late: Option<Pin<Box<Sleep>>>,
+    late: Alarm,
     /// None of a body that is empty.
     upload: Option<Arc<Upload>>,
 }
@@ -76,7 +77,7 @@ impl<B: Body> Received<B> {
     pub fn new(body: B, counters: &Arc<Counters>, limits: Limits) -> Self {
         let upload = || Arc::new(Upload(Mutex::new(Progress { moved: Instant::now(), is_over: false })));
         let upload = (!body.is_end_stream()).then(upload);
-        Self { body, counters: Arc::clone(counters), limits, bytes: 0, paused: None, late: None, upload }
+        Self { body, counters: Arc::clone(counters), limits, bytes: 0, paused: None, late: Alarm::default(), upload }
     }
 
     /// Counts by others from now on.
@@ -101,15 +102,7 @@ impl<B> Received<B> {
     fn is_late(&mut self, context: &mut Context<'_>) -> Option<Duration> {
         let pause = self.limits.pause?;
         let since = *self.paused.get_or_insert_with(Instant::now);
-        // Set anew only when it rings: it was set for an earlier part, which came.
-        let late = self.late.get_or_insert_with(|| Box::pin(sleep(pause)));
-        while late.as_mut().poll(context).is_ready() {
-            if Instant::now() >= since + pause {
-                return Some(pause);
-            }
-            late.as_mut().reset(since + pause);
-        }
-        None
+        self.late.poll(context, || since + pause).is_ready().then_some(pause)
     }
 }
 

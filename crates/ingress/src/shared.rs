@@ -4,15 +4,14 @@
 //! a further one is made for more.
 
 use crate::Settings;
+use crate::alarm::Alarm;
 use crate::body::RequestBody;
 use crate::failure::Failure;
-use crate::link::{Late, moved};
+use crate::link::{Late, Sent, moved};
 use crate::together::Together;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use http::Request;
-use hyper::Response;
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -23,7 +22,7 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 /// Calls that one connection carries at most.
 const CALLS: u16 = 100;
@@ -121,25 +120,13 @@ impl Call {
     }
 
     /// As [`Sender::send`](crate::pool::Sender::send).
-    pub async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-        wait: Duration,
-    ) -> Result<Result<Response<Incoming>, TrySendError<Request<RequestBody>>>, Late> {
+    pub async fn send(&mut self, request: Request<RequestBody>, wait: Duration) -> Sent {
         let (upload, began) = (request.body().upload(), Instant::now());
-        let late = async {
-            loop {
-                let due = moved(upload.as_deref(), began) + wait;
-                if due <= Instant::now() {
-                    return;
-                }
-                sleep_until(due).await;
-            }
-        };
+        let mut late = Alarm::default();
         tokio::select! {
             biased;
             answer = self.sender.try_send_request(request) => Ok(answer),
-            () = late => Err(Late),
+            () = poll_fn(|context| late.poll(context, || moved(upload.as_deref(), began) + wait)) => Err(Late),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The requests of one connection of HTTP/2, run by the task of the connection: many are begun by one read, and many answers leave
 //! by one write.
 
+use crate::alarm::Alarm;
 use crate::bell::Bell;
 use crate::cork::Cork;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -11,10 +12,10 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::task::unconstrained;
-use tokio::time::{Sleep, sleep};
+use tokio::time::Instant;
 
 type Request = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -115,7 +116,7 @@ impl Taken {
 async fn while_taken(request: impl Future<Output = ()>, taken: Arc<Taken>, limit: Duration) {
     let mut request = pin!(request);
     let mut wait: Option<(usize, Instant)> = None;
-    let mut late: Option<Pin<Box<Sleep>>> = None;
+    let mut late = Alarm::default();
     poll_fn(|context| {
         if request.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
@@ -125,17 +126,11 @@ async fn while_taken(request: impl Future<Output = ()>, taken: Arc<Taken>, limit
             Some(wait) if wait.0 == part => wait,
             _ => *wait.insert((part, Instant::now())),
         };
-        // Set anew only when it rings: it was set for an earlier part, which was taken.
-        let late = late.get_or_insert_with(|| Box::pin(sleep(limit)));
-        while late.as_mut().poll(context).is_ready() {
-            let due = since + limit;
-            if Instant::now() >= due {
-                tracing::debug!("a client takes nothing of an answer: it ends");
-                return Poll::Ready(());
-            }
-            late.as_mut().reset(due.into());
+        let late = late.poll(context, || since + limit);
+        if late.is_ready() {
+            tracing::debug!("a client takes nothing of an answer: it ends");
         }
-        Poll::Pending
+        late
     })
     .await;
 }
